@@ -1,0 +1,158 @@
+//! Base64 as Fernet uses it: canonical base64url out; in, whatever pyca takes.
+
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::PAD;
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+type Engine = base64::engine::Simd;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+type Engine = base64::engine::GeneralPurpose;
+
+static BASE64URL: LazyLock<Engine> = LazyLock::new(|| {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    return Engine::url_safe(PAD);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return Engine::new(&base64::alphabet::URL_SAFE, PAD);
+});
+
+/// Returns how many characters `len` bytes take in base64, or `None` past the end of `usize`.
+pub(super) const fn encoded_len(len: usize) -> Option<usize> {
+    base64::encoded_len(len, true)
+}
+
+/// Decodes `encoded` into the front of `buf` and returns the number of bytes, or `None` if pyca
+/// would refuse it. Three bytes for every four characters are always enough.
+pub(super) fn decode(encoded: &[u8], buf: &mut [u8]) -> Option<usize> {
+    BASE64URL
+        .decode_slice(encoded, buf)
+        .ok()
+        .or_else(|| decode_lenient(encoded, buf))
+}
+
+/// Decodes as CPython's `binascii.a2b_base64` does when it is not strict, with both alphabets.
+/// `None` if the input ends inside a group of four characters, or `out` is too small.
+///
+/// Foreign bytes are skipped. A `=` ends the input once it completes a group that has at least two
+/// characters; before that it is skipped too. Bits that fill no byte are dropped.
+pub(super) fn decode_lenient(encoded: &[u8], out: &mut [u8]) -> Option<usize> {
+    let mut written = 0;
+    let mut put = |byte: u8| {
+        *out.get_mut(written)? = byte;
+        written += 1;
+        Some(())
+    };
+    // The current group: its last character's value, its characters so far, the `=` since then.
+    let (mut last, mut chars, mut pads) = (0u8, 0, 0);
+    for &byte in encoded {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' | b'-' => 62,
+            b'/' | b'_' => 63,
+            b'=' if chars >= 2 => {
+                pads += 1;
+                if chars + pads >= 4 {
+                    return Some(written);
+                }
+                continue;
+            }
+            _ => continue,
+        };
+        pads = 0;
+        match chars {
+            0 => {}
+            1 => put(last << 2 | value >> 4)?,
+            2 => put(last << 4 | value >> 2)?,
+            _ => put(last << 6 | value)?,
+        }
+        last = value;
+        chars = (chars + 1) % 4;
+    }
+    (chars == 0).then_some(written)
+}
+
+/// How many bytes are encoded at a time: a multiple of three, so that groups never straddle.
+const CHUNK: usize = 768;
+
+/// Replaces the first `len` bytes of `buf` by their base64url form and returns its length.
+///
+/// Works from the last chunk to the first: a chunk's characters start at 4/3 of its own offset, so
+/// they overwrite no byte that is still to be read.
+pub(super) fn encode_in_place(buf: &mut [u8], len: usize) -> usize {
+    let mut end = 0;
+    for start in (0..len).step_by(CHUNK).rev() {
+        let size = CHUNK.min(len - start);
+        let mut chunk = [0; CHUNK];
+        chunk[..size].copy_from_slice(&buf[start..start + size]);
+        let to = start / 3 * 4;
+        // The caller's buffer holds `encoded_len(len)` bytes, so every chunk has room.
+        let written = BASE64URL
+            .encode_slice(&chunk[..size], &mut buf[to..])
+            .expect("the buffer holds the encoded form");
+        end = end.max(to + written);
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lenient(encoded: &[u8]) -> Option<Vec<u8>> {
+        let mut out = vec![0; encoded.len()];
+        let len = decode_lenient(encoded, &mut out)?;
+        out.truncate(len);
+        Some(out)
+    }
+
+    #[test]
+    fn lenient_takes_both_alphabets_and_skips_the_rest() {
+        assert_eq!(lenient(b"-_+/").unwrap(), [0xfb, 0xff, 0xbf]);
+        assert_eq!(lenient(b" 'Zm\n9v\xff' ").unwrap(), b"foo");
+        assert_eq!(lenient(b"").unwrap(), b"");
+        assert_eq!(lenient(b"%%%").unwrap(), b"");
+    }
+
+    #[test]
+    fn lenient_ends_at_the_padding_that_completes_a_group() {
+        assert_eq!(lenient(b"Zg==Zm9v").unwrap(), b"f");
+        assert_eq!(lenient(b"Zm8=!").unwrap(), b"fo");
+        assert_eq!(lenient(b"Zm8==").unwrap(), b"fo");
+        // Too early to count, then cancelled by a further character.
+        assert_eq!(lenient(b"=Z=m9v").unwrap(), b"foo");
+        assert_eq!(lenient(b"Zm=9v").unwrap(), b"foo");
+        // Bits left over are ignored.
+        assert_eq!(lenient(b"Zh==").unwrap(), b"f");
+    }
+
+    #[test]
+    fn lenient_refuses_an_unfinished_group() {
+        for encoded in [&b"Z"[..], b"Zg", b"Zg=", b"Zm8", b"Zm9vZ", b"Z==="] {
+            assert_eq!(lenient(encoded), None, "{}", encoded.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn lenient_refuses_what_does_not_fit() {
+        assert_eq!(decode_lenient(b"Zm9v", &mut [0; 2]), None);
+    }
+
+    #[test]
+    fn encodes_in_place_at_every_length_around_a_chunk() {
+        let bytes: Vec<u8> = (0..3000u32).map(|i| (i * 7 % 251) as u8).collect();
+        for len in (0..40)
+            .chain(CHUNK - 4..CHUNK + 5)
+            .chain(2 * CHUNK - 2..2 * CHUNK + 4)
+            .chain([3000])
+        {
+            let expected = base64::engine::general_purpose::URL_SAFE.encode(&bytes[..len]);
+            let mut buf = vec![0; encoded_len(len).unwrap()];
+            buf[..len].copy_from_slice(&bytes[..len]);
+            assert_eq!(encode_in_place(&mut buf, len), buf.len());
+            assert_eq!(buf, expected.as_bytes(), "length {len}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+use aes::{Aes128Dec, Aes128Enc, Block};
+use cbc::cipher::block_padding::{Padding as _, Pkcs7};
+use cbc::cipher::{BlockModeDecrypt as _, BlockModeEncrypt as _, InnerIvInit as _, KeyInit as _};
+use hmac::{Hmac, Mac as _};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use super::codec;
+use super::token::{BLOCK, HMAC, IV, Token};
+
+/// Size of a key in bytes: one half signs, the other encrypts.
+const KEY: usize = 32;
+
+/// A Fernet key, ready to use: the HMAC state and both key schedules are computed, and wiped when
+/// the key is dropped. The bytes of the key itself are not kept.
+pub struct Key {
+    mac: Hmac<Sha256>,
+    encryptor: Aes128Enc,
+    decryptor: Aes128Dec,
+    fingerprint: [u8; 8],
+}
+
+impl Key {
+    /// Reads a key: 32 bytes in base64, decoded as leniently as pyca does it.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let mut bytes = Zeroizing::new([0; KEY]);
+        if codec::decode_lenient(text, &mut bytes[..]) != Some(KEY) {
+            return None;
+        }
+        let (signing, encryption) = bytes.split_at(KEY / 2);
+        let encryptor = Aes128Enc::new_from_slice(encryption).ok()?;
+        Some(Self {
+            mac: Hmac::new_from_slice(signing).ok()?,
+            decryptor: Aes128Dec::from(&encryptor),
+            encryptor,
+            fingerprint: *Sha256::digest(&bytes[..]).first_chunk()?,
+        })
+    }
+
+    /// Returns the first eight bytes of the SHA-256 of the key: enough to tell keys apart, and of
+    /// no use to find one.
+    pub fn fingerprint(&self) -> [u8; 8] {
+        self.fingerprint
+    }
+
+    /// Tells, in constant time, whether the token's HMAC was made with this key.
+    pub(super) fn authenticates(&self, token: &Token<'_>) -> bool {
+        let mac = self.mac.clone().chain_update(token.signed());
+        mac.verify_slice(token.hmac()).is_ok()
+    }
+
+    /// Returns the HMAC of a token's other bytes.
+    pub(super) fn sign(&self, signed: &[u8]) -> [u8; HMAC] {
+        self.mac
+            .clone()
+            .chain_update(signed)
+            .finalize()
+            .into_bytes()
+            .into()
+    }
+
+    /// Returns the HMAC of nothing: the same for two keys exactly if their signing halves are.
+    pub(super) fn signing_id(&self) -> [u8; HMAC] {
+        self.sign(&[])
+    }
+
+    /// Returns the plaintext's length, or `None` if the padding is wrong under this key. Looks at
+    /// the last block alone, so that nothing is decrypted in vain. `blocks` is IV and ciphertext.
+    pub(super) fn plaintext_len(&self, blocks: &[u8]) -> Option<usize> {
+        let (before, last) = blocks.split_last_chunk::<BLOCK>()?;
+        let mut block = Zeroizing::new(Block::from(*last));
+        self.decrypt(before.last_chunk()?, &mut block[..]);
+        let tail = Pkcs7::unpad(&block).ok()?.len();
+        Some(before.len() - BLOCK + tail)
+    }
+
+    /// Decrypts whole blocks in place, and leaves their padding.
+    pub(super) fn decrypt(&self, iv: &IV, blocks: &mut [u8]) {
+        let (blocks, _) = Block::slice_as_chunks_mut(blocks);
+        cbc::Decryptor::inner_iv_init(&self.decryptor, &(*iv).into()).decrypt_blocks(blocks);
+    }
+
+    /// Encrypts whole blocks in place; they are padded already.
+    pub(super) fn encrypt(&self, iv: &IV, blocks: &mut [u8]) {
+        let (blocks, _) = Block::slice_as_chunks_mut(blocks);
+        cbc::Encryptor::inner_iv_init(&self.encryptor, &(*iv).into()).encrypt_blocks(blocks);
+    }
+}

@@ -1,0 +1,169 @@
+use std::cell::Cell;
+use std::iter;
+
+use zeroize::zeroize_bytes;
+
+use super::token::{BLOCK, CIPHERTEXT_AT, HMAC, IV, IV_AT, TIMESTAMP_AT, Token, VERSION};
+use super::{Error, Key, codec, sealed_len};
+
+/// One or more keys, newest first. The first, the primary key, makes all new tokens; each of them
+/// opens tokens.
+pub struct Keyring {
+    keys: Vec<Key>,
+    /// Whether no two keys share the half that signs. Then at most one key authenticates a token,
+    /// and the order in which they are tried is free.
+    distinct: bool,
+    /// The key that opened the token before this one. During a rotation it opens nearly all of
+    /// them, so it is tried first where the order is free.
+    last: Cell<usize>,
+}
+
+impl Keyring {
+    /// Reads a list of keys, newest first.
+    ///
+    /// # Errors
+    /// [`Error::EmptyKeyList`], or [`Error::InvalidKey`] with the position of the first bad key.
+    pub fn parse<'a>(list: impl Iterator<Item = &'a [u8]> + Clone) -> Result<Self, Error> {
+        let mut keys = Vec::new();
+        // Room for all of them at once: a vector that grows leaves unwiped copies behind.
+        keys.try_reserve_exact(list.clone().count())
+            .map_err(|_| Error::OutOfMemory)?;
+        for (index, text) in list.enumerate() {
+            let position = index + 1;
+            keys.push(Key::parse(text).ok_or(Error::InvalidKey { position })?);
+        }
+        if keys.is_empty() {
+            return Err(Error::EmptyKeyList);
+        }
+        Ok(Self {
+            distinct: all_distinct(&keys)?,
+            keys,
+            last: Cell::new(0),
+        })
+    }
+
+    /// Returns the keys in their order. There is at least one.
+    pub fn keys(&self) -> &[Key] {
+        &self.keys
+    }
+
+    /// Makes a token under the primary key, in the first [`sealed_len`] bytes of `buf`, and
+    /// returns that length.
+    ///
+    /// # Panics
+    /// If `buf` is too small.
+    pub fn seal(&self, plaintext: &[u8], timestamp: u64, iv: &IV, buf: &mut [u8]) -> usize {
+        let padding = BLOCK - plaintext.len() % BLOCK;
+        let padded = CIPHERTEXT_AT + plaintext.len() + padding;
+        assert!(sealed_len(plaintext.len()).is_some_and(|len| len <= buf.len()));
+
+        buf[0] = VERSION;
+        buf[TIMESTAMP_AT..IV_AT].copy_from_slice(&timestamp.to_be_bytes());
+        buf[CIPHERTEXT_AT..padded - padding].copy_from_slice(plaintext);
+        buf[padded - padding..padded].fill(padding as u8); // PKCS#7: 1 to 16
+        self.finish(iv, padded + HMAC, buf)
+    }
+
+    /// Decrypts a token with the key that opens it. The plaintext is at the front of the token's
+    /// buffer, the rest of which is wiped; returns its length.
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`], [`Error::BadPadding`]: nothing was decrypted.
+    pub fn open(&self, token: Token<'_>) -> Result<usize, Error> {
+        let (index, len) = self.opener(&token)?;
+        let Token { buf, len: end } = token;
+        decrypt(&self.keys[index], &mut buf[..end]);
+        buf.copy_within(CIPHERTEXT_AT..CIPHERTEXT_AT + len, 0);
+        zeroize_bytes(&mut buf[len..end]);
+        Ok(len)
+    }
+
+    /// Re-encrypts a token under the primary key, with its own timestamp. Replaces it in its buffer
+    /// by the new token and returns that one's length, or `None` if the token is under the primary
+    /// key already.
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`], [`Error::BadPadding`]: nothing was decrypted.
+    ///
+    /// # Panics
+    /// If the buffer has no room for the new token. As many bytes as the old one has characters
+    /// are always enough.
+    pub fn rotate(&self, token: Token<'_>, iv: &IV) -> Result<Option<usize>, Error> {
+        let (index, _) = self.opener(&token)?;
+        if index == 0 {
+            return Ok(None);
+        }
+        let Token { buf, len } = token;
+        decrypt(&self.keys[index], &mut buf[..len]);
+        // The padding stays, and with it every length.
+        Ok(Some(self.finish(iv, len, buf)))
+    }
+
+    /// Returns the index of the key that authenticates the token, if one does.
+    pub fn key_index(&self, token: &Token<'_>) -> Option<usize> {
+        let index = self
+            .search_order()
+            .find(|&i| self.keys[i].authenticates(token))?;
+        self.remember(index);
+        Some(index)
+    }
+
+    /// Finds the key that authenticates the token and under which its padding is right, with the
+    /// length of the plaintext. Like pyca's `MultiFernet` it goes on to the next key after a bad
+    /// padding: keys may share the half that signs.
+    fn opener(&self, token: &Token<'_>) -> Result<(usize, usize), Error> {
+        let mut refusal = Error::Unauthenticated;
+        for index in self.search_order() {
+            let key = &self.keys[index];
+            if !key.authenticates(token) {
+                continue;
+            }
+            if let Some(len) = key.plaintext_len(&token.buf[IV_AT..token.len - HMAC]) {
+                self.remember(index);
+                return Ok((index, len));
+            }
+            refusal = Error::BadPadding;
+        }
+        Err(refusal)
+    }
+
+    fn search_order(&self) -> impl Iterator<Item = usize> {
+        let last = self.last.get();
+        iter::once(last).chain((0..self.keys.len()).filter(move |&index| index != last))
+    }
+
+    fn remember(&self, index: usize) {
+        if self.distinct {
+            self.last.set(index);
+        }
+    }
+
+    /// Turns `buf[..len]`, where version, timestamp and padded plaintext stand, into a token under
+    /// the primary key.
+    fn finish(&self, iv: &IV, len: usize, buf: &mut [u8]) -> usize {
+        let primary = &self.keys[0];
+        let signed = len - HMAC;
+        buf[IV_AT..CIPHERTEXT_AT].copy_from_slice(iv);
+        primary.encrypt(iv, &mut buf[CIPHERTEXT_AT..signed]);
+        let hmac = primary.sign(&buf[..signed]);
+        buf[signed..len].copy_from_slice(&hmac);
+        codec::encode_in_place(buf, len)
+    }
+}
+
+/// Decrypts the ciphertext of a whole token in place.
+fn decrypt(key: &Key, token: &mut [u8]) {
+    let signed = token.len() - HMAC;
+    let (header, ciphertext) = token[..signed].split_at_mut(CIPHERTEXT_AT);
+    let iv = header.last_chunk().expect("the header ends in the IV");
+    key.decrypt(iv, ciphertext);
+}
+
+fn all_distinct(keys: &[Key]) -> Result<bool, Error> {
+    let mut ids = Vec::new();
+    ids.try_reserve_exact(keys.len())
+        .map_err(|_| Error::OutOfMemory)?;
+    ids.extend(keys.iter().map(Key::signing_id));
+    ids.sort_unstable();
+    Ok(ids.windows(2).all(|pair| pair[0] != pair[1]))
+}

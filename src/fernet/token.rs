@@ -1,0 +1,74 @@
+use super::{Error, codec};
+
+/// Size of an AES block, and of an initialisation vector.
+pub const BLOCK: usize = 16;
+
+/// An initialisation vector. It must be unpredictable, and used once.
+pub type IV = [u8; BLOCK];
+
+// version ‖ timestamp ‖ IV ‖ ciphertext ‖ HMAC
+pub(super) const VERSION: u8 = 0x80;
+pub(super) const TIMESTAMP_AT: usize = 1;
+pub(super) const IV_AT: usize = 9;
+pub(super) const CIPHERTEXT_AT: usize = IV_AT + BLOCK;
+pub(super) const HMAC: usize = 32;
+
+/// Returns the length in bytes of the token of a plaintext of `len` bytes, or `None` past the end
+/// of `usize`.
+pub const fn sealed_len(len: usize) -> Option<usize> {
+    let Some(padded) = (len / BLOCK + 1).checked_mul(BLOCK) else {
+        return None;
+    };
+    match padded.checked_add(CIPHERTEXT_AT + HMAC) {
+        Some(len) => codec::encoded_len(len),
+        None => None,
+    }
+}
+
+/// A token of the right form, decoded, in a buffer of the caller's. Nothing in it can be trusted
+/// until a key of a [`Keyring`](super::Keyring) has authenticated it.
+pub struct Token<'a> {
+    pub(super) buf: &'a mut [u8],
+    /// The token is `buf[..len]`.
+    pub(super) len: usize,
+}
+
+impl<'a> Token<'a> {
+    /// Returns the size of the buffer that takes the decoded form of any `len` characters.
+    pub const fn decoded_len_max(len: usize) -> usize {
+        len - len / 4
+    }
+
+    /// Decodes `encoded` into `buf`.
+    ///
+    /// # Errors
+    /// [`Error::NotAToken`] unless it is base64 (as pyca takes it) of the version, a timestamp, an
+    /// IV, one or more blocks of ciphertext and an HMAC.
+    ///
+    /// # Panics
+    /// If `buf` is smaller than [`decoded_len_max`](Self::decoded_len_max).
+    pub fn decode(encoded: &[u8], buf: &'a mut [u8]) -> Result<Self, Error> {
+        assert!(buf.len() >= Self::decoded_len_max(encoded.len()));
+        let len = codec::decode(encoded, buf).ok_or(Error::NotAToken)?;
+        let body = len.checked_sub(CIPHERTEXT_AT + HMAC);
+        if body.is_none_or(|body| body == 0 || body % BLOCK != 0) || buf[0] != VERSION {
+            return Err(Error::NotAToken);
+        }
+        Ok(Self { buf, len })
+    }
+
+    /// Returns when the token was made, in seconds since 1970.
+    pub fn timestamp(&self) -> u64 {
+        let bytes = self.buf[TIMESTAMP_AT..].first_chunk();
+        u64::from_be_bytes(*bytes.expect("a token holds a timestamp"))
+    }
+
+    /// Returns what the HMAC is over.
+    pub(super) fn signed(&self) -> &[u8] {
+        &self.buf[..self.len - HMAC]
+    }
+
+    pub(super) fn hmac(&self) -> &[u8] {
+        &self.buf[self.len - HMAC..self.len]
+    }
+}
