@@ -1,0 +1,159 @@
+-- The SQL surface of pg_fernet. Text and bytea have one layout in memory, so one C function serves
+-- both wherever only the bytes of a token matter.
+
+--
+-- Encrypt
+--
+
+CREATE FUNCTION fernet_encrypt(plaintext text) RETURNS text
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_encrypt_text_wrapper';
+COMMENT ON FUNCTION fernet_encrypt(text) IS
+    'encrypt text, as UTF-8, into a Fernet token under the first key';
+
+CREATE FUNCTION fernet_encrypt(plaintext bytea) RETURNS text
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_encrypt_wrapper';
+COMMENT ON FUNCTION fernet_encrypt(bytea) IS
+    'encrypt bytes into a Fernet token under the first key';
+
+--
+-- Decrypt
+--
+
+CREATE FUNCTION fernet_decrypt(token text) RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_wrapper';
+COMMENT ON FUNCTION fernet_decrypt(text) IS
+    'decrypt a Fernet token to text';
+
+CREATE FUNCTION fernet_decrypt(token bytea) RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_wrapper';
+COMMENT ON FUNCTION fernet_decrypt(bytea) IS
+    'decrypt a Fernet token to text';
+
+CREATE FUNCTION fernet_decrypt(token text, ttl interval, at timestamptz DEFAULT now()) RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_ttl_wrapper';
+COMMENT ON FUNCTION fernet_decrypt(text, interval, timestamptz) IS
+    'decrypt a Fernet token to text, unless it is older than ttl';
+
+CREATE FUNCTION fernet_decrypt(token bytea, ttl interval, at timestamptz DEFAULT now()) RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_ttl_wrapper';
+COMMENT ON FUNCTION fernet_decrypt(bytea, interval, timestamptz) IS
+    'decrypt a Fernet token to text, unless it is older than ttl';
+
+CREATE FUNCTION fernet_decrypt_bytea(token text) RETURNS bytea
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_wrapper';
+COMMENT ON FUNCTION fernet_decrypt_bytea(text) IS
+    'decrypt a Fernet token to bytes';
+
+CREATE FUNCTION fernet_decrypt_bytea(token bytea) RETURNS bytea
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_wrapper';
+COMMENT ON FUNCTION fernet_decrypt_bytea(bytea) IS
+    'decrypt a Fernet token to bytes';
+
+CREATE FUNCTION fernet_decrypt_bytea(token text, ttl interval, at timestamptz DEFAULT now()) RETURNS bytea
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_ttl_wrapper';
+COMMENT ON FUNCTION fernet_decrypt_bytea(text, interval, timestamptz) IS
+    'decrypt a Fernet token to bytes, unless it is older than ttl';
+
+CREATE FUNCTION fernet_decrypt_bytea(token bytea, ttl interval, at timestamptz DEFAULT now()) RETURNS bytea
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_ttl_wrapper';
+COMMENT ON FUNCTION fernet_decrypt_bytea(bytea, interval, timestamptz) IS
+    'decrypt a Fernet token to bytes, unless it is older than ttl';
+
+--
+-- Rotate
+--
+
+CREATE FUNCTION fernet_rotate(token text) RETURNS text
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_rotate_wrapper';
+COMMENT ON FUNCTION fernet_rotate(text) IS
+    're-encrypt a Fernet token under the first key, with its own timestamp; one that is under it already comes back unchanged';
+
+CREATE FUNCTION fernet_rotate(token bytea) RETURNS bytea
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_rotate_wrapper';
+COMMENT ON FUNCTION fernet_rotate(bytea) IS
+    're-encrypt a Fernet token under the first key, with its own timestamp; one that is under it already comes back unchanged';
+
+--
+-- Inspect
+--
+
+CREATE FUNCTION fernet_key_index(token text) RETURNS integer
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_key_index_wrapper';
+COMMENT ON FUNCTION fernet_key_index(text) IS
+    'place in the key list, counted from 1, of the key that authenticates the token; NULL where none does';
+
+CREATE FUNCTION fernet_key_index(token bytea) RETURNS integer
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_key_index_wrapper';
+COMMENT ON FUNCTION fernet_key_index(bytea) IS
+    'place in the key list, counted from 1, of the key that authenticates the token; NULL where none does';
+
+CREATE FUNCTION fernet_is_token(value text) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_is_token_wrapper';
+COMMENT ON FUNCTION fernet_is_token(text) IS
+    'does the value have the form of a Fernet token? Needs no key';
+
+CREATE FUNCTION fernet_is_token(value bytea) RETURNS boolean
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_is_token_wrapper';
+COMMENT ON FUNCTION fernet_is_token(bytea) IS
+    'does the value have the form of a Fernet token? Needs no key';
+
+CREATE FUNCTION fernet_timestamp(token text) RETURNS timestamptz
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_timestamp_wrapper';
+COMMENT ON FUNCTION fernet_timestamp(text) IS
+    'time at which a Fernet token was made';
+
+CREATE FUNCTION fernet_timestamp(token bytea) RETURNS timestamptz
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_timestamp_wrapper';
+COMMENT ON FUNCTION fernet_timestamp(bytea) IS
+    'time at which a Fernet token was made';
+
+--
+-- Keys
+--
+
+CREATE FUNCTION fernet_generate_key() RETURNS text
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_generate_key_wrapper';
+COMMENT ON FUNCTION fernet_generate_key() IS
+    'a new random Fernet key';
+
+CREATE FUNCTION fernet_keys() RETURNS TABLE (key_index integer, fingerprint text)
+    LANGUAGE c STABLE STRICT PARALLEL SAFE ROWS 2
+    AS 'MODULE_PATHNAME', 'fernet_keys_wrapper';
+COMMENT ON FUNCTION fernet_keys() IS
+    'the configured keys by place in the list and fingerprint: 16 hex digits of their SHA-256';
+
+--
+-- Privileges: what reads or uses the keys is granted function by function, so that a role can
+-- rotate without being able to decrypt. fernet_generate_key and fernet_is_token use none.
+--
+
+REVOKE ALL ON FUNCTION
+    fernet_encrypt(text), fernet_encrypt(bytea),
+    fernet_decrypt(text), fernet_decrypt(bytea),
+    fernet_decrypt(text, interval, timestamptz), fernet_decrypt(bytea, interval, timestamptz),
+    fernet_decrypt_bytea(text), fernet_decrypt_bytea(bytea),
+    fernet_decrypt_bytea(text, interval, timestamptz), fernet_decrypt_bytea(bytea, interval, timestamptz),
+    fernet_rotate(text), fernet_rotate(bytea),
+    fernet_key_index(text), fernet_key_index(bytea),
+    fernet_timestamp(text), fernet_timestamp(bytea),
+    fernet_keys()
+FROM PUBLIC;

@@ -1,0 +1,200 @@
+//! The SQL functions. `sql/pg_fernet.sql` declares, documents and protects them; where one serves
+//! text and bytea alike, it does so because both have the same layout.
+
+#![allow(
+    clippy::result_large_err,
+    reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
+)]
+
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::error::Error;
+use crate::fernet::{Keyring, Token, sealed_len};
+use crate::key_source::keyring;
+use crate::random;
+use crate::text::{self, Buffer, Value};
+
+type Result<T, E = ErrorReport> = std::result::Result<T, E>;
+
+#[pg_extern(sql = false)]
+fn fernet_encrypt<'fcx>(plaintext: Value<'fcx>) -> Result<Value<'fcx>> {
+    Ok(seal(&plaintext)?)
+}
+
+#[pg_extern(sql = false)]
+fn fernet_encrypt_text<'fcx>(plaintext: Value<'fcx>) -> Result<Value<'fcx>> {
+    Ok(text::with_utf8(&plaintext, seal)??)
+}
+
+#[pg_extern(sql = false)]
+fn fernet_decrypt<'fcx>(token: Value<'fcx>) -> Result<Value<'fcx>> {
+    let (buffer, len) = open(&token, |_| Ok(()))?;
+    Ok(text::text_from_utf8(buffer, len)?)
+}
+
+#[pg_extern(sql = false)]
+fn fernet_decrypt_ttl<'fcx>(
+    token: Value<'fcx>,
+    ttl: Interval,
+    at: TimestampWithTimeZone,
+) -> Result<Value<'fcx>> {
+    let (buffer, len) = open(&token, |timestamp| check_age(timestamp, ttl, at))?;
+    Ok(text::text_from_utf8(buffer, len)?)
+}
+
+#[pg_extern(sql = false)]
+fn fernet_decrypt_bytea<'fcx>(token: Value<'fcx>) -> Result<Value<'fcx>> {
+    let (buffer, len) = open(&token, |_| Ok(()))?;
+    Ok(buffer.finish(len))
+}
+
+#[pg_extern(sql = false)]
+fn fernet_decrypt_bytea_ttl<'fcx>(
+    token: Value<'fcx>,
+    ttl: Interval,
+    at: TimestampWithTimeZone,
+) -> Result<Value<'fcx>> {
+    let (buffer, len) = open(&token, |timestamp| check_age(timestamp, ttl, at))?;
+    Ok(buffer.finish(len))
+}
+
+#[pg_extern(sql = false)]
+fn fernet_rotate<'fcx>(token: Value<'fcx>) -> Result<Value<'fcx>> {
+    let keyring = keyring()?;
+    // As much room as the old token has: the new one has its length, or less if it was not canonical.
+    let mut buffer = Buffer::new(token.len())?;
+    let decoded = decode(&token, &mut buffer)?;
+    match keyring
+        .rotate(decoded, &random::iv()?)
+        .map_err(Error::from)?
+    {
+        Some(len) => Ok(buffer.finish(len)),
+        None => Ok(token),
+    }
+}
+
+#[pg_extern(sql = false)]
+fn fernet_key_index(token: Value<'_>) -> Result<Option<i32>> {
+    let keyring = keyring()?;
+    let mut buffer = scratch(&token)?;
+    let index = Token::decode(&token, &mut buffer)
+        .ok()
+        .and_then(|token| keyring.key_index(&token));
+    Ok(index.map(sql_index))
+}
+
+#[pg_extern(sql = false)]
+fn fernet_is_token(value: Value<'_>) -> Result<bool> {
+    let mut buffer = scratch(&value)?;
+    Ok(Token::decode(&value, &mut buffer).is_ok())
+}
+
+#[pg_extern(sql = false)]
+fn fernet_timestamp(token: Value<'_>) -> Result<TimestampWithTimeZone> {
+    let keyring = keyring()?;
+    let mut buffer = scratch(&token)?;
+    let token = decode(&token, &mut buffer)?;
+    match keyring.key_index(&token) {
+        Some(_) => Ok(timestamp_at(token.timestamp())),
+        None => Err(Error::from(crate::fernet::Error::Unauthenticated).into()),
+    }
+}
+
+#[pg_extern(sql = false)]
+fn fernet_generate_key() -> String {
+    ::fernet::Fernet::generate_key()
+}
+
+#[pg_extern(sql = false)]
+fn fernet_keys()
+-> Result<TableIterator<'static, (name!(key_index, i32), name!(fingerprint, String))>> {
+    let keyring: Rc<Keyring> = keyring()?;
+    let rows: Vec<_> = (keyring.keys().iter().enumerate())
+        .map(|(index, key)| {
+            let fingerprint = u64::from_be_bytes(key.fingerprint());
+            (sql_index(index), format!("{fingerprint:016x}"))
+        })
+        .collect();
+    Ok(TableIterator::new(rows))
+}
+
+/// Makes a token under the primary key, stamped with the time of the call.
+fn seal<'fcx>(plaintext: &[u8]) -> Result<Value<'fcx>, Error> {
+    let keyring = keyring()?;
+    let mut buffer = Buffer::new(sealed_len(plaintext.len()).ok_or(Error::TooLarge)?)?;
+    // A clock before 1970 has no other form in a token.
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let len = keyring.seal(plaintext, now.as_secs(), &random::iv()?, &mut buffer);
+    Ok(buffer.finish(len))
+}
+
+/// Decrypts a token that a key authenticates and whose timestamp passes `check`.
+fn open(
+    token: &[u8],
+    check: impl FnOnce(u64) -> Result<(), Error>,
+) -> Result<(Buffer, usize), Error> {
+    let keyring = keyring()?;
+    let mut buffer = scratch(token)?;
+    let token = decode(token, &mut buffer)?;
+    let timestamp = token.timestamp();
+    let len = keyring.open(token)?;
+    check(timestamp)?;
+    Ok((buffer, len))
+}
+
+fn scratch(token: &[u8]) -> Result<Buffer, Error> {
+    Buffer::new(Token::decoded_len_max(token.len()))
+}
+
+fn decode<'a>(token: &[u8], buffer: &'a mut Buffer) -> Result<Token<'a>, Error> {
+    Ok(Token::decode(token, buffer)?)
+}
+
+/// Refuses a token that is older than `ttl`, or more than a minute ahead, at the time `at`.
+fn check_age(timestamp: u64, ttl: Interval, at: TimestampWithTimeZone) -> Result<(), Error> {
+    let made = timestamp_at(timestamp);
+    // Both ends of the range of timestamptz, infinities included, order as they should.
+    if i64::from(made) > i64::from(at).saturating_add(MAX_CLOCK_SKEW) {
+        return Err(Error::FromTheFuture);
+    }
+    let expires = PgTryBuilder::new(|| i64::from(made + ttl))
+        // Past the range of timestamptz, at the end that the interval points to.
+        .catch_when(PgSqlErrorCode::ERRCODE_DATETIME_FIELD_OVERFLOW, |_| {
+            if ttl.is_negative() {
+                i64::MIN
+            } else {
+                i64::MAX
+            }
+        })
+        .execute();
+    if expires < i64::from(at) {
+        return Err(Error::Expired);
+    }
+    Ok(())
+}
+
+/// How far ahead the clock of the machine that made a token may be, in microseconds: pyca's minute.
+const MAX_CLOCK_SKEW: i64 = 60_000_000;
+
+/// Returns the time `seconds` after 1970, or infinity where that is past the range of timestamptz.
+fn timestamp_at(seconds: u64) -> TimestampWithTimeZone {
+    // PostgreSQL counts microseconds from 2000.
+    const EPOCH: i64 = 946_684_800;
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| (seconds - EPOCH).checked_mul(1_000_000))
+        .and_then(|micros| TimestampWithTimeZone::try_from(micros).ok())
+        .unwrap_or_else(TimestampWithTimeZone::positive_infinity)
+}
+
+/// Returns the number that SQL knows a key by: its 1-based place in the list.
+fn sql_index(index: usize) -> i32 {
+    // A list in a setting is shorter than 1 GB: it holds far less than 2^31 keys.
+    index as i32 + 1
+}

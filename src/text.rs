@@ -1,0 +1,220 @@
+//! Text and bytea in and out, and encodings: what touches the server's memory.
+//!
+//! Results are written straight into the memory that PostgreSQL gets them in.
+
+use std::ffi::{CStr, c_int};
+use std::mem;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::slice;
+
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
+use pgrx::prelude::*;
+use zeroize::zeroize_bytes;
+
+use crate::error::Error;
+
+/// The largest piece of memory that `palloc` gives.
+const MAX_ALLOC: usize = 0x3fff_ffff;
+
+/// A text or bytea value: an argument, or a finished result.
+pub(crate) struct Value<'fcx> {
+    datum: pg_sys::Datum,
+    bytes: &'fcx [u8],
+}
+
+impl Deref for Value<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+// Text and bytea have one layout, and `sql/pg_fernet.sql` declares every function itself.
+impl_sql_translatable!(Value<'_>, "bytea");
+
+impl FromDatum for Value<'_> {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _: pg_sys::Oid,
+    ) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: the caller's datum is a varlena that lives as long as the call; a detoasted copy
+        // is in the memory context of the call, and lives as long, too.
+        unsafe {
+            let varlena = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            let bytes = pgrx::varlena_to_byte_slice(varlena);
+            Some(Self { datum, bytes })
+        }
+    }
+}
+
+// SAFETY: as for FromDatum.
+unsafe impl<'fcx> ArgAbi<'fcx> for Value<'fcx> {
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+        // SAFETY: the argument is a text or bytea; every function is STRICT, so it is not null.
+        let value = unsafe { arg.unbox_arg_using_from_datum() };
+        value.expect("the function is STRICT")
+    }
+}
+
+// SAFETY: the datum is a varlena of the function call's memory context.
+unsafe impl BoxRet for Value<'_> {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        // SAFETY: see above.
+        unsafe { fcinfo.return_raw_datum(self.datum) }
+    }
+}
+
+/// Memory for a text or bytea value that is being made: zeroes at first.
+pub(crate) struct Buffer {
+    varlena: NonNull<pg_sys::varlena>,
+    capacity: usize,
+}
+
+impl Buffer {
+    /// Allocates memory for a value of up to `capacity` bytes.
+    pub(crate) fn new(capacity: usize) -> Result<Self, Error> {
+        let size = capacity
+            .checked_add(pg_sys::VARHDRSZ)
+            .filter(|&size| size <= MAX_ALLOC)
+            .ok_or(Error::TooLarge)?;
+        // SAFETY: palloc0 returns memory, or raises an error.
+        let varlena = unsafe { NonNull::new_unchecked(pg_sys::palloc0(size).cast()) };
+        Ok(Self { varlena, capacity })
+    }
+
+    /// Makes the first `len` bytes the value.
+    pub(crate) fn finish<'fcx>(self, len: usize) -> Value<'fcx> {
+        assert!(len <= self.capacity);
+        let varlena = self.varlena.as_ptr();
+        mem::forget(self);
+        // SAFETY: the memory holds the header and `len` bytes, and lives as long as the call.
+        unsafe {
+            pgrx::set_varsize_4b(varlena, (len + pg_sys::VARHDRSZ) as i32);
+            Value {
+                datum: pg_sys::Datum::from(varlena),
+                bytes: slice::from_raw_parts(pgrx::vardata_4b(varlena).cast(), len),
+            }
+        }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the memory holds the header and `capacity` initialised bytes.
+        unsafe {
+            slice::from_raw_parts(
+                pgrx::vardata_4b(self.varlena.as_ptr()).cast(),
+                self.capacity,
+            )
+        }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `self` is borrowed mutably.
+        unsafe {
+            let data = pgrx::vardata_4b(self.varlena.as_ptr()).cast::<u8>();
+            slice::from_raw_parts_mut(data.cast_mut(), self.capacity)
+        }
+    }
+}
+
+impl Drop for Buffer {
+    /// Wipes and frees a buffer that did not become a result: it may hold plaintext.
+    fn drop(&mut self) {
+        zeroize_bytes(self);
+        // SAFETY: the memory came from palloc0, and nothing refers to it any more.
+        unsafe { pg_sys::pfree(self.varlena.as_ptr().cast()) };
+    }
+}
+
+/// Calls `f` with the UTF-8 form of a text argument.
+pub(crate) fn with_utf8<R>(text: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<R, Error> {
+    match database_encoding() {
+        // The server has checked it.
+        UTF8 => Ok(f(text)),
+        // Text of no known encoding: it is UTF-8 if it looks like it, as for convert_to().
+        SQL_ASCII if is_valid_utf8(text) => Ok(f(text)),
+        SQL_ASCII => Err(Error::NotUtf8),
+        encoding => {
+            let (converted, len) = convert(text, encoding, UTF8)?.ok_or(Error::NotUtf8)?;
+            Ok(f(&converted[..len]))
+        }
+    }
+}
+
+/// Makes the first `len` bytes, UTF-8, a text value in the database's encoding.
+pub(crate) fn text_from_utf8<'fcx>(buffer: Buffer, len: usize) -> Result<Value<'fcx>, Error> {
+    let utf8 = &buffer[..len];
+    if !is_valid_utf8(utf8) {
+        return Err(Error::NotText);
+    }
+    match database_encoding() {
+        UTF8 | SQL_ASCII => Ok(buffer.finish(len)),
+        encoding => {
+            let (converted, len) = convert(utf8, UTF8, encoding)?.ok_or(Error::NotText)?;
+            Ok(converted.finish(len))
+        }
+    }
+}
+
+const UTF8: c_int = pg_sys::pg_enc::PG_UTF8 as c_int;
+const SQL_ASCII: c_int = pg_sys::pg_enc::PG_SQL_ASCII as c_int;
+
+fn database_encoding() -> c_int {
+    // SAFETY: no arguments, no side effects.
+    unsafe { pg_sys::GetDatabaseEncoding() }
+}
+
+/// Tells whether the bytes are text in UTF-8 as the server takes it: without a zero byte.
+fn is_valid_utf8(bytes: &[u8]) -> bool {
+    // SAFETY: pointer and length are those of a slice of less than 1 GB.
+    unsafe { pg_sys::pg_verify_mbstr(UTF8, bytes.as_ptr().cast(), bytes.len() as c_int, true) }
+}
+
+/// Converts text and returns it with its length, or `None` where a character has no equivalent.
+/// Quiet, unlike the server's own `pg_do_encoding_conversion`, whose error shows the character.
+fn convert(text: &[u8], from: c_int, to: c_int) -> Result<Option<(Buffer, usize)>, Error> {
+    // The server wants this much room, the last byte for a terminating zero.
+    const GROWTH: usize = pg_sys::MAX_CONVERSION_GROWTH as usize;
+    let mut converted = Buffer::new(text.len().saturating_add(1).saturating_mul(GROWTH))?;
+    // SAFETY: pointers and lengths are those of slices of less than 1 GB each; a conversion that
+    // does not exist is not called.
+    let done = unsafe {
+        let conversion = pg_sys::FindDefaultConversionProc(from, to);
+        if conversion == pg_sys::InvalidOid {
+            return Ok(None);
+        }
+        pg_sys::pg_do_encoding_conversion_buf(
+            conversion,
+            from,
+            to,
+            text.as_ptr().cast_mut(),
+            text.len() as c_int,
+            converted.as_mut_ptr(),
+            converted.len() as c_int,
+            true,
+        )
+    };
+    if done as usize != text.len() {
+        return Ok(None);
+    }
+    // No character of text is the zero that ends it.
+    let len = CStr::from_bytes_until_nul(&converted).map_or(0, CStr::count_bytes);
+    Ok(Some((converted, len)))
+}
+
+/// Returns the id of this server process.
+pub(crate) fn process_id() -> i32 {
+    // SAFETY: set once after the fork, and read by a single thread.
+    unsafe { pg_sys::MyProcPid }
+}
