@@ -1,0 +1,30 @@
+# The one front door. Each target is a script of a page or less in scripts/.
+#
+#   PG_CONFIG=FILE   the server to build for and to test on
+#   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test install installcheck lint clean
+
+export PG PG_CONFIG
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+demo: ## rotate an Airflow-shaped database on a throwaway server
+	@scripts/demo
+
+test: ## run all tests (PG=16 or PG=18: on that server)
+	@scripts/test
+
+install: ## install the extension into the server of PG_CONFIG
+	@scripts/install
+
+installcheck: ## run the regression tests on the running server that PGHOST, PGPORT … name
+	@scripts/regress
+
+lint: ## check formatting, lints, documentation
+	@scripts/lint
+
+clean: ## remove what was built here
+	@cargo clean

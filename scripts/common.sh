@@ -1,0 +1,78 @@
+# Sourced by the other scripts: where things are, and how we speak.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# shellcheck disable=SC2034 # setup reads it
+PGRX_VERSION=$(sed -n 's/^pgrx = "=\(.*\)"$/\1/p' Cargo.toml)
+
+# What outlives a clone: tools, servers, virtual environments. Readable by the user that a server
+# runs as, which /root is not.
+if [ "$(id -u)" = 0 ]; then
+    cache=${PG_FERNET_CACHE:-/var/cache/pg_fernet}
+else
+    cache=${PG_FERNET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pg_fernet}
+fi
+export PG_FERNET_CACHE=$cache
+mkdir -p "$cache"
+
+# Each major version of the server needs its own build: pgrx compiles against its headers.
+export PG_FERNET_TARGET=${PG_FERNET_TARGET:-${CARGO_TARGET_DIR:-$PWD/target}}
+
+export PATH=$cache/tools/bin:$PATH
+# cargo-pgrx wants it.
+export USER=${USER:-$(id -un)}
+# cargo-pgrx turns off the linker's --gc-sections for the sake of a linker that few have; then
+# `cargo test` and `cargo pgrx install` would each compile every dependency.
+export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1
+
+say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# Runs a long command with a dot every few seconds; shows what it printed only if it fails.
+quietly() {
+    local log pid
+    log=$(mktemp)
+    "$@" >"$log" 2>&1 </dev/null &
+    pid=$!
+    while kill -0 "$pid" 2>/dev/null; do
+        for _ in 1 2 3 4 5 6 7 8 9 10; do
+            sleep 0.3
+            kill -0 "$pid" 2>/dev/null || break
+        done
+        printf . >&2
+    done
+    echo >&2
+    if ! wait "$pid"; then
+        cat "$log" >&2
+        rm -f "$log"
+        die "failed: $*"
+    fi
+    rm -f "$log"
+}
+
+# Runs a command as root, if we are root or may become it without being asked for a password.
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+may_apt() { command -v apt-get >/dev/null && as_root true 2>/dev/null; }
+
+apt_install() {
+    say "Installing Debian packages: $*"
+    quietly as_root apt-get update
+    quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+}
+
+major_of() { "$1" --version | grep -oE '[0-9]+' | head -1; }
+
+# Builds the extension and installs it into the server of a pg_config.
+install_into() {
+    local major
+    major=$(major_of "$1")
+    cargo pgrx install --release --pg-config "$1" "${@:2}" --no-default-features --features "pg$major"
+}
