@@ -7,10 +7,14 @@ use pgrx::prelude::*;
 
 use crate::fernet;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) enum Error {
     /// No setting holds keys.
     NoKeys,
+    /// The file of `fernet.keys_file` cannot be read, or others can read it.
+    KeyFile { path: String, reason: String },
+    /// The command of `fernet.keys_command` failed.
+    KeyCommand { reason: String },
     /// The list in `setting` is refused.
     KeyList {
         setting: &'static str,
@@ -39,10 +43,13 @@ impl From<fernet::Error> for Error {
 }
 
 impl Error {
-    fn sqlstate(self) -> PgSqlErrorCode {
+    fn sqlstate(&self) -> PgSqlErrorCode {
         use fernet::Error as Refusal;
         match self {
             Self::NoKeys => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::KeyFile { .. } | Self::KeyCommand { .. } => {
+                PgSqlErrorCode::ERRCODE_CONFIG_FILE_ERROR
+            }
             Self::KeyList {
                 refusal: Refusal::OutOfMemory,
                 ..
@@ -57,10 +64,16 @@ impl Error {
         }
     }
 
-    pub(crate) fn message(self) -> String {
+    pub(crate) fn message(&self) -> String {
         use fernet::Error as Refusal;
         match self {
             Self::NoKeys => "no Fernet keys are configured".into(),
+            Self::KeyFile { path, reason } => {
+                format!("could not read Fernet keys from file \"{path}\": {reason}")
+            }
+            Self::KeyCommand { reason } => {
+                format!("could not get Fernet keys from fernet.keys_command: {reason}")
+            }
             Self::KeyList {
                 setting,
                 refusal: Refusal::InvalidKey { position },
@@ -81,12 +94,20 @@ impl Error {
         }
     }
 
-    pub(crate) fn hint(self) -> &'static str {
+    pub(crate) fn hint(&self) -> &'static str {
         use fernet::Error as Refusal;
         match self {
             Self::NoKeys => {
-                "Set fernet.keys to a comma-separated list of keys, the newest first. \
-                 fernet_generate_key() makes a key."
+                "Set fernet.keys to a comma-separated list of keys, the newest first, or \
+                 fernet.keys_file to a file that holds them. fernet_generate_key() makes a key."
+            }
+            Self::KeyFile { .. } => {
+                "fernet.keys_file must name a file that the server's user can read and others \
+                 cannot."
+            }
+            Self::KeyCommand { .. } => {
+                "Run the command by hand, as the server's user: it must print the keys and exit \
+                 with status 0 within 10 seconds."
             }
             Self::KeyList {
                 refusal: Refusal::OutOfMemory,

@@ -4,41 +4,95 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::error::Error;
-use crate::fernet::{self, Keyring};
-use crate::settings;
+use crate::fernet::Keyring;
+use crate::key_command;
+use crate::key_file::{self, Stamp};
+use crate::secret;
+use crate::server;
+use crate::settings::{self, Source};
 
 thread_local! {
-    static KEYRING: RefCell<Option<Rc<Keyring>>> = const { RefCell::new(None) };
+    static CACHE: RefCell<Option<Cached>> = const { RefCell::new(None) };
 }
 
-/// Returns the configured keys. The list is parsed at the first use after a change.
+struct Cached {
+    keyring: Rc<Keyring>,
+    /// What the file was when the keys were read, if they came from one, and the statement that
+    /// last compared it.
+    file: Option<(Stamp, i64)>,
+}
+
+/// Returns the configured keys. They are read at the first use after a change.
 pub(crate) fn keyring() -> Result<Rc<Keyring>, Error> {
-    KEYRING.with_borrow_mut(|cached| match cached {
-        Some(keyring) => Ok(Rc::clone(keyring)),
-        None => {
-            let keyring = Rc::new(settings::with_keys(|list| match list {
-                Some(list) => parse_setting(list),
-                None => Err(Error::NoKeys),
-            })?);
-            Ok(Rc::clone(cached.insert(keyring)))
-        }
-    })
+    if let Some(keyring) = CACHE.with_borrow_mut(current) {
+        return Ok(keyring);
+    }
+    forget();
+    let cached = settings::with_source(load)?;
+    let keyring = Rc::clone(&cached.keyring);
+    CACHE.with_borrow_mut(|cache| *cache = Some(cached));
+    Ok(keyring)
 }
 
-/// Drops the cached keyring, and with it the key material, because a setting changed.
+/// Drops the cached keyring, and with it the key material.
 pub(crate) fn forget() {
-    KEYRING.with_borrow_mut(|cached| *cached = None);
+    CACHE.with_borrow_mut(|cache| *cache = None);
+    secret::scrub_stack();
 }
 
-/// Reads the list in `fernet.keys`: keys between commas.
-pub(crate) fn parse_setting(list: &[u8]) -> Result<Keyring, Error> {
-    let keyring = if list.trim_ascii().is_empty() {
-        Err(fernet::Error::EmptyKeyList)
-    } else {
-        Keyring::parse(list.split(|&byte| byte == b','))
+/// Returns the cached keyring, unless the file it came from has changed since. A file is looked at
+/// once per statement: a statement has one keyring from its first row to its last.
+fn current(cache: &mut Option<Cached>) -> Option<Rc<Keyring>> {
+    let cached = cache.as_mut()?;
+    if let Some((stamp, checked_in)) = &mut cached.file {
+        let statement = server::statement();
+        if *checked_in != statement {
+            settings::with_source(|source| match source {
+                Source::File(path) => stamp.still_holds(path),
+                _ => false,
+            })
+            .then_some(())?;
+            *checked_in = statement;
+        }
+    }
+    Some(Rc::clone(&cached.keyring))
+}
+
+fn load(source: Source<'_>) -> Result<Cached, Error> {
+    let cached = match source {
+        Source::None => return Err(Error::NoKeys),
+        Source::Keys(list) => Cached {
+            keyring: Rc::new(parse_setting(list)?),
+            file: None,
+        },
+        Source::File(path) => {
+            let (text, stamp) = key_file::read(path)?;
+            Cached {
+                keyring: Rc::new(parse_lines(text.as_bytes(), "fernet.keys_file")?),
+                file: Some((stamp, server::statement())),
+            }
+        }
+        Source::Command(command) => {
+            let text = key_command::run(command)?;
+            Cached {
+                keyring: Rc::new(parse_lines(text.as_bytes(), "fernet.keys_command")?),
+                file: None,
+            }
+        }
     };
-    keyring.map_err(|refusal| Error::KeyList {
+    // Reading keys leaves copies behind on the stack.
+    secret::scrub_stack();
+    Ok(cached)
+}
+
+/// Reads the list in `fernet.keys`.
+pub(crate) fn parse_setting(list: &[u8]) -> Result<Keyring, Error> {
+    Keyring::parse_list(list).map_err(|refusal| Error::KeyList {
         setting: "fernet.keys",
         refusal,
     })
+}
+
+fn parse_lines(text: &[u8], setting: &'static str) -> Result<Keyring, Error> {
+    Keyring::parse_lines(text).map_err(|refusal| Error::KeyList { setting, refusal })
 }

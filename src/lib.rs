@@ -6,7 +6,9 @@
 //! | `functions`  | the SQL functions; `sql/pg_fernet.sql` declares them |
 //! | `settings`   | the settings `fernet.*` |
 //! | `key_source` | from the settings to the backend's cached keyring |
+//! | `key_file`, `key_command`, `secret` | keys from outside, and the memory they pass through |
 //! | `text`       | text and bytea in and out, encodings |
+//! | `server`     | what else the server is asked for |
 //! | `random`     | initialisation vectors |
 //! | `error`      | every error: SQLSTATE, message, hint |
 
@@ -15,8 +17,12 @@ use pgrx::prelude::*;
 mod error;
 pub mod fernet;
 mod functions;
+mod key_command;
+mod key_file;
 mod key_source;
 mod random;
+mod secret;
+mod server;
 mod settings;
 mod text;
 

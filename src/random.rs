@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use crate::error::Error;
 use crate::fernet::IV;
-use crate::text;
+use crate::server;
 
 thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool::EMPTY) };
@@ -12,7 +12,7 @@ thread_local! {
 
 /// Returns an initialisation vector from the operating system's generator.
 pub(crate) fn iv() -> Result<IV, Error> {
-    POOL.with_borrow_mut(|pool| pool.take(text::process_id()))
+    POOL.with_borrow_mut(|pool| pool.take(server::process_id()))
 }
 
 /// Random bytes that are still unused, fetched many at a time: a system call per row would cost

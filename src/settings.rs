@@ -1,47 +1,117 @@
 //! The settings `fernet.*` and their hooks.
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::cell::Cell;
+use std::ffi::{CStr, CString, OsStr, c_char, c_void};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
-use crate::key_source;
+use crate::{key_source, server};
 
-static KEYS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+type Setting = GucSetting<Option<CString>>;
+
+static KEYS: Setting = Setting::new(None);
+static KEYS_FILE: Setting = Setting::new(None);
+static KEYS_COMMAND: Setting = Setting::new(None);
+
+thread_local! {
+    /// Whether the keys stand where everybody could read them before the library was loaded.
+    static WERE_READABLE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Where the keys come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// No setting tells.
+    None,
+    /// The list itself.
+    Keys(&'a [u8]),
+    File(&'a Path),
+    Command(&'a OsStr),
+}
 
 /// Defines the settings, and reserves their prefix so that a typing mistake is an error.
 pub(crate) fn init() {
     // Secret: neither in SHOW ALL nor in pg_settings, and by name only to superusers and members
     // of pg_read_all_settings.
-    let flags = GucFlags::SUPERUSER_ONLY
-        | GucFlags::NO_SHOW_ALL
-        | GucFlags::from_bits_retain(pg_sys::GUC_LIST_INPUT as i32);
-    // SAFETY: both hooks are guarded.
+    let secret = GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL;
+    let list = GucFlags::from_bits_retain(pg_sys::GUC_LIST_INPUT as i32);
+    // SAFETY: all hooks are guarded.
     unsafe {
         GucRegistry::define_string_guc_with_hooks(
             c"fernet.keys",
             c"Fernet keys, separated by commas, the newest first.",
-            c"The first key encrypts, all of them decrypt.",
+            c"The first key encrypts, all of them decrypt. Goes before fernet.keys_file.",
             &KEYS,
             GucContext::Suset,
-            flags,
+            secret | list,
             Some(check_keys),
-            Some(assign_keys),
+            Some(assign),
+            None,
+        );
+        GucRegistry::define_string_guc_with_hooks(
+            c"fernet.keys_file",
+            c"File with Fernet keys, one a line, the newest first.",
+            c"Only the server's user may read it, as for ssl_key_file. Goes before fernet.keys_command.",
+            &KEYS_FILE,
+            GucContext::Suset,
+            GucFlags::SUPERUSER_ONLY,
+            None,
+            Some(assign),
+            None,
+        );
+        GucRegistry::define_string_guc_with_hooks(
+            c"fernet.keys_command",
+            c"Shell command that prints Fernet keys, one a line, the newest first.",
+            c"Each server process runs it when it first needs a key, and again after a reload.",
+            &KEYS_COMMAND,
+            GucContext::Sighup,
+            GucFlags::SUPERUSER_ONLY,
+            None,
+            Some(assign),
             None,
         );
     }
     // SAFETY: the argument is a C string.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"fernet".as_ptr()) };
+    if WERE_READABLE.get() && server::in_a_statement() {
+        warn_of_readable_keys();
+    }
 }
 
-/// Calls `f` with the value of `fernet.keys`, or `None` if it is not set.
-pub(crate) fn with_keys<R>(f: impl FnOnce(Option<&[u8]>) -> R) -> R {
-    // SAFETY: `f` gets a borrow that it cannot keep, of a string that only a change of the setting
-    // frees. `GucSetting::get` would leave a copy of the keys in memory.
-    unsafe {
-        let value: *const c_char = *KEYS.as_ptr();
-        f((!value.is_null()).then(|| CStr::from_ptr(value).to_bytes()))
-    }
+fn warn_of_readable_keys() {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_WARNING,
+        "fernet.keys stands in the configuration, but pg_fernet was not preloaded",
+        "pg_fernet",
+    )
+    .set_detail("In a session that has not loaded the library, any role can read it with SHOW.")
+    .set_hint("Add pg_fernet to session_preload_libraries, or use fernet.keys_file.")
+    .report(PgLogLevel::WARNING);
+}
+
+/// Calls `f` with the first of the settings that is set.
+pub(crate) fn with_source<R>(f: impl FnOnce(Source<'_>) -> R) -> R {
+    // SAFETY: `f` gets borrows that it cannot keep, of strings that only a change of the settings
+    // frees. `GucSetting::get` would leave copies of the keys in memory.
+    let value = |setting: &'static Setting| unsafe {
+        let value: *const c_char = *setting.as_ptr();
+        (!value.is_null()).then(|| CStr::from_ptr(value).to_bytes())
+    };
+    let path = |setting| value(setting).filter(|value| !value.is_empty());
+    let source = if let Some(list) = value(&KEYS) {
+        Source::Keys(list)
+    } else if let Some(path) = path(&KEYS_FILE) {
+        Source::File(Path::new(OsStr::from_bytes(path)))
+    } else if let Some(command) = path(&KEYS_COMMAND) {
+        Source::Command(OsStr::from_bytes(command))
+    } else {
+        Source::None
+    };
+    f(source)
 }
 
 /// Refuses a bad list, in words of our own: the server's would show the value.
@@ -49,7 +119,7 @@ pub(crate) fn with_keys<R>(f: impl FnOnce(Option<&[u8]>) -> R) -> R {
 unsafe extern "C-unwind" fn check_keys(
     new_value: *mut *mut c_char,
     _extra: *mut *mut c_void,
-    _source: pg_sys::GucSource::Type,
+    source: pg_sys::GucSource::Type,
 ) -> bool {
     // SAFETY: the server passes a pointer to a C string, or to null where the setting has no value.
     let list = unsafe {
@@ -58,6 +128,10 @@ unsafe extern "C-unwind" fn check_keys(
         }
         CStr::from_ptr(*new_value).to_bytes()
     };
+    use pg_sys::GucSource::{PGC_S_DATABASE_USER, PGC_S_FILE};
+    if (PGC_S_FILE..=PGC_S_DATABASE_USER).contains(&source) {
+        WERE_READABLE.set(true);
+    }
     let Err(refusal) = key_source::parse_setting(list) else {
         return true;
     };
@@ -71,7 +145,8 @@ unsafe extern "C-unwind" fn check_keys(
     false
 }
 
+/// Any of the settings changes, or, for a value in a configuration file, that file is read again.
 #[pg_guard]
-unsafe extern "C-unwind" fn assign_keys(_new_value: *const c_char, _extra: *mut c_void) {
+unsafe extern "C-unwind" fn assign(_new_value: *const c_char, _extra: *mut c_void) {
     key_source::forget();
 }

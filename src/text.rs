@@ -212,9 +212,3 @@ fn convert(text: &[u8], from: c_int, to: c_int) -> Result<Option<(Buffer, usize)
     let len = CStr::from_bytes_until_nul(&converted).map_or(0, CStr::count_bytes);
     Ok(Some((converted, len)))
 }
-
-/// Returns the id of this server process.
-pub(crate) fn process_id() -> i32 {
-    // SAFETY: set once after the fork, and read by a single thread.
-    unsafe { pg_sys::MyProcPid }
-}

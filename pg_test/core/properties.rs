@@ -11,7 +11,7 @@ use proptest::prelude::*;
 const LARGE: usize = 4000;
 
 fn keyring(keys: &[&str]) -> Keyring {
-    Keyring::parse(keys.iter().map(|key| key.as_bytes())).expect("valid keys")
+    Keyring::parse_list(keys.join(",").as_bytes()).expect("valid keys")
 }
 
 fn seal(keyring: &Keyring, plaintext: &[u8], timestamp: u64, iv: &IV) -> String {
@@ -163,11 +163,12 @@ proptest! {
 
     #[test]
     fn no_input_panics(value in vec(any::<u8>(), 0..300), iv: IV) {
-        let ring = keyring(&["cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="]);
+        let ring = keyring(&[KEY]);
         prop_assert!(open(&ring, &value).is_err());
         prop_assert!(rotate(&ring, &value, &iv).is_err());
         prop_assert_eq!(key_index(&ring, &value), None);
-        let _ = Keyring::parse(value.split(|&byte| byte == b','));
+        let _ = Keyring::parse_list(&value);
+        let _ = Keyring::parse_lines(&value);
     }
 }
 
@@ -209,41 +210,58 @@ fn duplicates_of_the_primary_key_are_the_primary_key() {
     }
 }
 
+const KEY: &str = "cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=";
+
 #[test]
 fn key_lists() {
-    let good = "cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=";
-    let parse = |list: &str| {
-        Keyring::parse(list.as_bytes().split(|&byte| byte == b',')).map(|ring| ring.keys().len())
-    };
-    assert_eq!(parse(good), Ok(1));
-    assert_eq!(parse(&format!("{good},{good} , '{good}'\n")), Ok(3));
-    assert_eq!(parse(&good.replace('_', "/").replace('-', "+")), Ok(1));
-    for (list, position) in [
-        ("".into(), 1),
-        ("secret".into(), 1),
-        (format!("{good},"), 2),
-        (format!(",{good}"), 1),
-        (format!("{good},,{good}"), 2),
-        (good.trim_end_matches('=').into(), 1),
-        (format!("{good}, {}", &good[4..]), 2),
-        (format!("{good},AAAA{good}"), 2),
-    ] {
-        assert_eq!(
-            parse(&list),
-            Err(Error::InvalidKey { position }),
-            "{list:?}"
-        );
+    let parse = |list: &str| Keyring::parse_list(list.as_bytes()).map(|ring| ring.keys().len());
+    assert_eq!(parse(KEY), Ok(1));
+    assert_eq!(parse(&format!("{KEY},{KEY} , '{KEY}'\n")), Ok(3));
+    assert_eq!(parse(&KEY.replace('_', "/").replace('-', "+")), Ok(1));
+    for empty in ["", " ", "\n\t"] {
+        assert_eq!(parse(empty), Err(Error::EmptyKeyList));
     }
+    for (list, position) in [
+        ("secret".into(), 1),
+        (",".into(), 1),
+        (format!("{KEY},"), 2),
+        (format!(",{KEY}"), 1),
+        (format!("{KEY},,{KEY}"), 2),
+        (KEY.trim_end_matches('=').into(), 1),
+        (format!("{KEY}, {}", &KEY[4..]), 2),
+        (format!("{KEY},AAAA{KEY}"), 2),
+    ] {
+        let refusal = Error::InvalidKey { position };
+        assert_eq!(parse(&list), Err(refusal), "{list:?}");
+    }
+}
+
+#[test]
+fn key_files() {
+    let parse = |text: &str| Keyring::parse_lines(text.as_bytes()).map(|ring| ring.keys().len());
+    assert_eq!(parse(KEY), Ok(1));
+    assert_eq!(parse(&format!("{KEY}\n{KEY}\r\n")), Ok(2));
+    assert_eq!(parse(&format!("{KEY},{KEY}\n\n, {KEY},\n")), Ok(3));
     assert_eq!(
-        Keyring::parse(std::iter::empty()).err(),
-        Some(Error::EmptyKeyList)
+        parse(&format!("# old, new\n\n  # {KEY}\n{KEY} # since May\n#")),
+        Ok(1)
     );
+    for empty in ["", "\n", "# nothing\n", " ,\n,"] {
+        assert_eq!(parse(empty), Err(Error::EmptyKeyList));
+    }
+    for (text, position) in [
+        ("secret".into(), 1),
+        (format!("# a comment\n\n{KEY}\nbad\n"), 2),
+    ] {
+        let refusal = Error::InvalidKey { position };
+        assert_eq!(parse(&text), Err(refusal), "{text:?}");
+    }
 }
 
 /// `printf KEY | base64 -d | sha256sum`
 #[test]
 fn fingerprint() {
-    let ring = keyring(&["cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="]);
+    let ring = keyring(&[KEY]);
     assert_eq!(
         ring.keys()[0].fingerprint(),
         [0xcb, 0xeb, 0x36, 0x2f, 0x1f, 0xa6, 0x9a, 0x66]

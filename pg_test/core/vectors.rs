@@ -35,7 +35,7 @@ fn unix_time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D
 
 impl Vector {
     fn keyring(&self) -> Keyring {
-        Keyring::parse([self.secret.as_bytes()].into_iter()).expect("a valid key")
+        Keyring::parse_list(self.secret.as_bytes()).expect("a valid key")
     }
 
     fn open(&self) -> Result<(u64, Vec<u8>), Error> {

@@ -19,11 +19,30 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// Reads a list of keys, newest first.
+    /// Reads keys between commas, newest first. Nothing may be missing between two commas.
     ///
     /// # Errors
     /// [`Error::EmptyKeyList`], or [`Error::InvalidKey`] with the position of the first bad key.
-    pub fn parse<'a>(list: impl Iterator<Item = &'a [u8]> + Clone) -> Result<Self, Error> {
+    pub fn parse_list(list: &[u8]) -> Result<Self, Error> {
+        if list.trim_ascii().is_empty() {
+            return Err(Error::EmptyKeyList);
+        }
+        Self::parse(list.split(|&byte| byte == b','))
+    }
+
+    /// Reads keys that stand on lines or between commas, newest first. Blank lines do not count,
+    /// nor does what follows a `#` on its line.
+    ///
+    /// # Errors
+    /// [`Error::EmptyKeyList`], or [`Error::InvalidKey`] with the position of the first bad key.
+    pub fn parse_lines(text: &[u8]) -> Result<Self, Error> {
+        let lines = text.split(|&byte| byte == b'\n');
+        let code = lines.filter_map(|line| line.split(|&byte| byte == b'#').next());
+        let elements = code.flat_map(|line| line.split(|&byte| byte == b','));
+        Self::parse(elements.filter(|element| !element.trim_ascii().is_empty()))
+    }
+
+    fn parse<'a>(list: impl Iterator<Item = &'a [u8]> + Clone) -> Result<Self, Error> {
         let mut keys = Vec::new();
         // Room for all of them at once: a vector that grows leaves unwiped copies behind.
         keys.try_reserve_exact(list.clone().count())
@@ -35,9 +54,10 @@ impl Keyring {
         if keys.is_empty() {
             return Err(Error::EmptyKeyList);
         }
+        let distinct = all_distinct(&keys)?;
         Ok(Self {
-            distinct: all_distinct(&keys)?,
             keys,
+            distinct,
             last: Cell::new(0),
         })
     }

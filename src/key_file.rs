@@ -1,0 +1,78 @@
+//! Keys from the file that `fernet.keys_file` names.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use crate::error::Error;
+use crate::secret::Secret;
+
+/// What tells one state of a file from another.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+    /// Whether the last change was long enough ago, when the file was read, that a further one
+    /// must show in the times: a file system's clock may tick as rarely as every two seconds.
+    settled: bool,
+}
+
+const COARSEST_CLOCK: Duration = Duration::from_secs(2);
+
+impl Stamp {
+    fn new(metadata: &Metadata) -> Self {
+        let changed = Duration::from_secs(metadata.ctime().max(0).unsigned_abs());
+        let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed);
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            settled: age.is_ok_and(|age| age > COARSEST_CLOCK),
+        }
+    }
+
+    /// Tells whether the file is for certain as it was when it was read.
+    pub(crate) fn still_holds(&self, path: &Path) -> bool {
+        self.settled && path.metadata().is_ok_and(|now| Self::new(&now) == *self)
+    }
+}
+
+/// Reads a key file that nobody else can read: the rule of `ssl_key_file`.
+pub(crate) fn read(path: &Path) -> Result<(Secret, Stamp), Error> {
+    read_private(path).map_err(|error| Error::KeyFile {
+        path: path.display().to_string(),
+        reason: error.to_string(),
+    })
+}
+
+fn read_private(path: &Path) -> io::Result<(Secret, Stamp)> {
+    let mut file = File::open(path)?;
+    // Of what was opened, not of what the path may name by now.
+    let metadata = file.metadata()?;
+    check_private(&metadata).map_err(io::Error::other)?;
+    let mut text = Secret::new()?;
+    while text.read_from(&mut file)? {}
+    Ok((text, Stamp::new(&metadata)))
+}
+
+fn check_private(metadata: &Metadata) -> Result<(), &'static str> {
+    let (owner, mode) = (metadata.uid(), metadata.mode());
+    if !metadata.is_file() {
+        Err("it is not a regular file")
+    } else if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        Err("it must be owned by the database user or root")
+    } else if owner == 0 && mode & 0o037 != 0 {
+        Err("a file of root's must have permissions u=rw,g=r (0640) or less")
+    } else if owner != 0 && mode & 0o077 != 0 {
+        Err("it must have permissions u=rw (0600) or less")
+    } else {
+        Ok(())
+    }
+}
