@@ -1,0 +1,54 @@
+"""A database with the extension on the server that PGHOST and so on name, and connections to it."""
+
+import os
+import random
+from contextlib import ExitStack
+
+import pytest
+
+from postgres import connect, create_database, drop_database
+
+DATABASE = "pg_fernet_interop"
+
+
+@pytest.fixture(scope="session")
+def database():
+    create_database(DATABASE)
+    with connect(DATABASE) as connection:
+        connection.execute("CREATE EXTENSION pg_fernet")
+    yield DATABASE
+    drop_database(DATABASE)
+
+
+@pytest.fixture
+def sessions(database):
+    """Opens sessions, which end with the test."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(connect(database, **options))
+
+
+@pytest.fixture
+def db(sessions):
+    """A session of a superuser, each statement a transaction."""
+    return sessions()
+
+
+@pytest.fixture
+def role(database):
+    """An ordinary role that may run every function of the extension."""
+    with connect(database) as admin:
+        admin.execute("CREATE ROLE fernet_user LOGIN")
+        for (function,) in admin.execute("SELECT objid::regprocedure::text FROM pg_depend WHERE deptype = 'e'"
+                                         " AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_fernet')"):
+            admin.execute(f"GRANT EXECUTE ON FUNCTION {function} TO fernet_user")
+        yield "fernet_user"
+        admin.execute("DROP OWNED BY fernet_user")
+        admin.execute("DROP ROLE fernet_user")
+
+
+@pytest.fixture
+def rng():
+    """Random numbers. PG_FERNET_SEED repeats a run; pytest shows the seed of a test that fails."""
+    seed = int(os.environ.get("PG_FERNET_SEED", random.SystemRandom().getrandbits(32)))
+    print(f"PG_FERNET_SEED={seed}")
+    return random.Random(seed)

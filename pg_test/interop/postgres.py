@@ -1,0 +1,109 @@
+"""Databases, sessions and servers for the tests."""
+
+import os
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+ROOT = Path(__file__).parents[2]
+
+
+def connect(database, **options):
+    return psycopg.connect(dbname=database, autocommit=True, **options)
+
+
+def create_database(name, encoding="UTF8", **options):
+    drop_database(name, **options)
+    with connect("postgres", **options) as server:
+        server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE 'C' LC_CTYPE 'C'")
+                       .format(sql.Identifier(name), sql.Literal(encoding)))
+
+
+def drop_database(name, **options):
+    with connect("postgres", **options) as server:
+        server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def set_keys(session, *keys):
+    session.execute("SELECT set_config('fernet.keys', %s, false)", [",".join(keys)])
+
+
+def value(session, query, *parameters):
+    """The one value of a query's one row."""
+    (row,) = session.execute(query, parameters).fetchall()
+    return row[0]
+
+
+def column(session, query, *parameters):
+    return [row[0] for row in session.execute(query, parameters)]
+
+
+def attempts(session, expression, tokens):
+    """Evaluates an SQL expression of text for each token, which is $1, a bytea. For each, what came
+    of it: (value, None) or (None, SQLSTATE)."""
+    session.execute("""
+        CREATE OR REPLACE FUNCTION pg_temp.attempt(expression text, token bytea, OUT result text, OUT code text)
+        LANGUAGE plpgsql AS $$
+        BEGIN
+            EXECUTE 'SELECT ' || expression INTO result USING token;
+        EXCEPTION WHEN OTHERS THEN
+            code := sqlstate;
+        END $$""")
+    return session.execute(
+        "SELECT result, code FROM unnest(%s::bytea[]) WITH ORDINALITY AS t (token, n),"
+        " LATERAL pg_temp.attempt(%s, token) ORDER BY n", [tokens, expression]).fetchall()
+
+
+def plan(session, query):
+    """Runs a query; returns its plan and how many parallel workers took part."""
+    (explained,) = value(session, "EXPLAIN (ANALYZE, FORMAT JSON) " + query)
+
+    def workers(node):
+        return node.get("Workers Launched", 0) + sum(map(workers, node.get("Plans", ())))
+
+    return explained["Plan"], workers(explained["Plan"])
+
+
+def force_parallel(session):
+    """Lets workers do all the work of a query on any table."""
+    for setting in ("parallel_setup_cost = 0", "parallel_tuple_cost = 0", "min_parallel_table_scan_size = 0",
+                    "max_parallel_workers_per_gather = 2", "parallel_leader_participation = off"):
+        session.execute("SET " + setting)
+
+
+def private_memory(session):
+    """Kilobytes that the session's process has to itself: what it shares with others aside."""
+    status = Path(f"/proc/{session.info.backend_pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
+    return int(line.split()[1])
+
+
+@contextmanager
+def server_log():
+    """Collects, into a list, the lines that the server logs meanwhile."""
+    lines = []
+    with Path(os.environ["PGDATA"], "server.log").open(errors="replace") as log:
+        log.seek(0, os.SEEK_END)
+        yield lines
+        lines.extend(log)
+
+
+@contextmanager
+def server(*settings):
+    """A throwaway server of its own with these lines in postgresql.conf; its PGHOST."""
+    # The server lasts until the input of its command ends.
+    process = subprocess.Popen(
+        [ROOT / "scripts" / "with-server", "sh", "-c", 'echo "$PGHOST"; cat >/dev/null'],
+        env=os.environ | {"PG_FERNET_CONF": "\n".join(settings)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    host = process.stdout.readline().strip()
+    try:
+        assert host, "the server did not start"
+        yield host
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        process.wait()

@@ -1,0 +1,108 @@
+"""Text is UTF-8 in a token, whatever the database's encoding."""
+
+import psycopg
+import pytest
+from cryptography.fernet import Fernet
+
+import pyca
+from postgres import connect, create_database, drop_database, server_log, set_keys, value
+
+FITS = {
+    "UTF8": ["", "plain", "naïve café", "žluťoučký kůň", "日本語", "🐘", "x" * 10_000 + "é" * 10_000],
+    "LATIN1": ["", "plain", "naïve café", "\u00a0\u00ff\u0080", "é" * 20_000],
+    "EUC_JP": ["", "plain", "日本語テキスト", "語" * 20_000],
+    "SQL_ASCII": ["", "plain", "naïve café", "žluťoučký kůň", "🐘", "é" * 20_000],
+}
+DOES_NOT_FIT = {
+    "LATIN1": ["žluťoučký", "5 €", "日本語", "🐘", "plain, then Ž"],
+    "EUC_JP": ["naïve 🐘", "\u0080"],
+}
+
+
+@pytest.fixture(scope="module", params=FITS)
+def encoding(request):
+    encoding = request.param
+    create_database(f"pg_fernet_{encoding}", encoding)
+    with connect(f"pg_fernet_{encoding}") as session:
+        session.execute("CREATE EXTENSION pg_fernet")
+    yield encoding
+    drop_database(f"pg_fernet_{encoding}")
+
+
+@pytest.fixture
+def session(encoding):
+    with connect(f"pg_fernet_{encoding}") as session:
+        # The driver converts from and to UTF-8. A server of SQL_ASCII does not, and psycopg gives bytes.
+        if encoding != "SQL_ASCII":
+            session.execute("SET client_encoding = 'UTF8'")
+        yield session
+
+
+@pytest.fixture
+def key(session, rng):
+    key = pyca.key_of(rng)
+    set_keys(session, key)
+    return key
+
+
+def decrypted(session, token):
+    text = value(session, "SELECT fernet_decrypt(%s::bytea)", token)
+    return text.decode() if isinstance(text, bytes) else text
+
+
+def test_python_to_sql(session, encoding, key):
+    for text in FITS[encoding]:
+        assert decrypted(session, Fernet(key).encrypt(text.encode())) == text
+
+
+def test_sql_to_python(session, encoding, key):
+    for text in FITS[encoding]:
+        token = value(session, "SELECT fernet_encrypt(%s::text)::bytea", text)
+        assert Fernet(key).decrypt(token) == text.encode()
+
+
+def test_the_database_holds_its_own_encoding(session, encoding, key):
+    """Not the UTF-8 bytes, which would look right to nobody but us."""
+    python_name = {"UTF8": "utf-8", "LATIN1": "latin-1", "EUC_JP": "euc_jp", "SQL_ASCII": "utf-8"}[encoding]
+    for text in FITS[encoding]:
+        token = Fernet(key).encrypt(text.encode())
+        stored = value(session, "SELECT convert_to(fernet_decrypt(%s::bytea), getdatabaseencoding())", token)
+        assert stored == text.encode(python_name)
+
+
+def test_bytes_are_left_alone(session, key):
+    plaintext = bytes(range(256))
+    token = Fernet(key).encrypt(plaintext)
+    assert value(session, "SELECT fernet_decrypt_bytea(%s::bytea)", token) == plaintext
+    token = value(session, "SELECT fernet_encrypt(%s::bytea)::bytea", plaintext)
+    assert Fernet(key).decrypt(token) == plaintext
+
+
+def test_what_does_not_fit_is_refused(session, encoding, key):
+    plaintexts = [text.encode() for text in DOES_NOT_FIT.get(encoding, [])]
+    # A zero byte, bytes that are no UTF-8: a start alone, an end alone, too long a form, a surrogate.
+    plaintexts += [b"secret\0", b"\0", b"secret caf\xe9", b"secret \xc5", b"\xbe secret", b"secret \xc0\xaf", b"secret \xed\xa0\x80"]
+    session.execute("SET log_min_error_statement = panic")
+    with server_log() as logged:
+        for plaintext in plaintexts:
+            token = Fernet(key).encrypt(plaintext)
+            for call in ("fernet_decrypt(%s::bytea)", "fernet_decrypt(convert_from(%s, 'SQL_ASCII'), '1 hour')"):
+                with pytest.raises(psycopg.errors.CharacterNotInRepertoire) as refusal:
+                    session.execute("SELECT " + call, [token])
+                diag = refusal.value.diag
+                # The server's own message would show the character.
+                assert diag.message_primary == "plaintext is not valid text in the database encoding"
+                assert diag.message_hint == "Use fernet_decrypt_bytea() to get the bytes as they are."
+                assert (diag.message_detail, diag.context) == (None, None)
+            assert value(session, "SELECT fernet_decrypt_bytea(%s::bytea)", token) == plaintext
+    refusals = [line for line in logged if "ERROR:" in line]
+    assert len(refusals) == 2 * len(plaintexts)
+    assert all(line.endswith("plaintext is not valid text in the database encoding\n") for line in refusals)
+    assert not [line for line in logged if "secret" in line or "0x" in line]
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII"], indirect=True)
+def test_text_that_is_not_utf8_is_refused(session, key):
+    """A database of SQL_ASCII may hold any bytes as text; only UTF-8 has a meaning to Python."""
+    with pytest.raises(psycopg.errors.CharacterNotInRepertoire):
+        session.execute("SELECT fernet_encrypt(convert_from('\\x636166e9', 'SQL_ASCII'))")

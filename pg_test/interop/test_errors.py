@@ -1,0 +1,119 @@
+"""Errors by the thousand, and what they must not say."""
+
+import psycopg
+import pytest
+
+import pyca
+from postgres import connect, private_memory, server_log, set_keys, value
+
+# A call that fails, of $1 (a token or a list of keys), by its SQLSTATE.
+FAILURES = {
+    "55000": "fernet_decrypt($1)",
+    "22023": "set_config('fernet.keys', $1, false)",
+    "22P02": "fernet_rotate($1)",
+    "39000": "fernet_decrypt_bytea($1)",
+    "22000": "fernet_decrypt($1, '1 s')",
+    "22021": "fernet_decrypt($1)",
+}
+PLAINTEXT = b"attack at dawn\xff"
+
+
+@pytest.fixture
+def secrets(rng):
+    """Keys, and by SQLSTATE the values that fail under them."""
+    keys = [pyca.key_of(rng) for _ in range(2)]
+    lost = pyca.key_of(rng)
+    token = pyca.encrypt(keys[0], PLAINTEXT, 0)
+    bad_padding = pyca.sign(keys[1], pyca.decode(token)[:-32])
+    return keys, {
+        "55000": [token.decode()],
+        "22023": [keys[0][1:], ",".join([*keys, lost[1:]]), f"{keys[0]},,{lost}", f"{keys[0]},{PLAINTEXT.decode('latin-1')}"],
+        "22P02": [PLAINTEXT.decode("latin-1"), token.decode()[:-4]],
+        "39000": [pyca.encrypt(lost, PLAINTEXT, 0).decode(), bad_padding.decode()],
+        "22000": [token.decode(), pyca.encrypt(keys[1], PLAINTEXT, 2**63).decode()],
+        "22021": [token.decode()],
+    }
+
+
+@pytest.mark.parametrize("code", FAILURES)
+def test_ten_thousand_caught(db, secrets, code):
+    keys, values = secrets
+    db.execute("LOAD 'pg_fernet'")
+    if code != "55000":
+        set_keys(db, *keys)
+    db.execute("CREATE FUNCTION pg_temp.catch(value text, code text, times int) RETURNS bigint LANGUAGE plpgsql AS $f$"
+               " DECLARE caught bigint := 0;"
+               " BEGIN"
+               "     FOR i IN 1..times LOOP"
+               f"        BEGIN PERFORM {FAILURES[code]};"
+               "         EXCEPTION WHEN OTHERS THEN IF sqlstate = code THEN caught := caught + 1; END IF; END;"
+               "     END LOOP;"
+               "     RETURN caught;"
+               " END $f$")
+    for failing in values[code]:
+        assert value(db, "SELECT pg_temp.catch(%s, %s, 1000)", failing, code) == 1000
+        before = private_memory(db)
+        assert value(db, "SELECT pg_temp.catch(%s, %s, 10000)", failing, code) == 10_000
+        assert private_memory(db) - before < 1024
+    # The session is as it was.
+    if code != "55000":
+        assert value(db, "SELECT fernet_key_index(fernet_encrypt('x'))") == 1
+
+
+def test_a_result_past_1_gb(db, rng):
+    available = next(int(line.split()[1]) for line in open("/proc/meminfo") if line.startswith("MemAvailable:"))
+    if available < 3_000_000:
+        pytest.skip("takes 1 GB of memory")
+    set_keys(db, pyca.key_of(rng))
+    # Three quarters of a gigabyte, of which base64 makes a whole one.
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded) as refusal:
+        db.execute("SELECT length(fernet_encrypt(repeat('x', 768 * 1024 * 1024)))")
+    assert refusal.value.diag.message_primary == "result would exceed the limit of 1 GB for a value"
+    assert refusal.value.diag.message_hint.startswith("Split the value")
+
+
+def test_no_secret_is_said(database, secrets):
+    """In nothing that reaches the client at the lowest level, nor in the log."""
+    keys, values = secrets
+    said = []
+
+    def collect(diag):
+        said.extend(str(getattr(diag, field)) for field in dir(psycopg.errors.Diagnostic) if field[0] != "_" and not callable(getattr(diag, field)))
+
+    with connect(database) as session, server_log() as logged:
+        session.add_notice_handler(collect)
+        for setting in ("log_min_messages = debug5", "client_min_messages = debug5", "log_error_verbosity = verbose",
+                        "log_min_error_statement = panic"):
+            session.execute("SET " + setting)
+
+        # Set before the library is loaded: the list is looked at, and refused, at the first call.
+        session.execute("SELECT set_config('fernet.keys', %s, false)", [values["22023"][1]])
+        assert value(session, "SELECT fernet_is_token('x')") is False
+        assert any("key 3 of fernet.keys is not a valid Fernet key" in text for text in said)
+
+        for code, failing in values.items():
+            if code != "55000":
+                set_keys(session, *keys)
+            for parameter in failing:
+                for call in (FAILURES[code], "pg_temp.wrapped($1)"):
+                    session.execute("CREATE OR REPLACE FUNCTION pg_temp.wrapped(text) RETURNS text LANGUAGE plpgsql"
+                                    f" AS $f$ BEGIN RETURN {FAILURES[code]}; END $f$")
+                    with pytest.raises(psycopg.Error) as error:
+                        value(session, "SELECT " + call.replace("$1", "%s::text"), parameter)
+                    assert error.value.sqlstate == code
+                    collect(error.value.diag)
+            session.execute("RESET fernet.keys")
+        set_keys(session, *keys)
+        assert value(session, "SELECT fernet_decrypt_bytea(%s::text)", values["22021"][0]) == PLAINTEXT
+
+    logged = "".join(logged)
+    assert logged.count("22P02") >= 4  # it is the right log, and verbose
+    for text in [*said, logged]:
+        for key in {key.strip(",") for listed in [*values["22023"], *keys] for key in listed.split(",")} - {""}:
+            # No part of it either.
+            pieces = [key[at:at + 10] for at in range(0, len(key) - 9)] or [key]
+            assert not [piece for piece in pieces if piece in text]
+            data = pyca.decode(key.encode())
+            assert data is None or data[:8].hex() not in text.lower()
+        assert "attack" not in text
+        assert PLAINTEXT[:8].hex() not in text.lower()
