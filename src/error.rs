@@ -2,6 +2,8 @@
 //!
 //! None of them holds key material or plaintext, so neither can reach a client or the server log.
 
+use std::io;
+
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -134,7 +136,9 @@ impl Error {
                 "Check the clock of the machine that made the token. \
                  Without a ttl, the timestamp is not looked at."
             }
-            Self::NotUtf8 => "Cast the value to bytea to encrypt its bytes as they are.",
+            Self::NotUtf8 => {
+                "To encrypt its bytes as they are, pass convert_to(value, getdatabaseencoding())."
+            }
             Self::NotText => "Use fernet_decrypt_bytea() to get the bytes as they are.",
             Self::TooLarge => {
                 "Split the value: a token takes a third more space than its plaintext."
@@ -147,5 +151,14 @@ impl Error {
 impl From<Error> for ErrorReport {
     fn from(error: Error) -> Self {
         Self::new(error.sqlstate(), error.message(), "pg_fernet").set_hint(error.hint())
+    }
+}
+
+/// Returns why input or output failed, as PostgreSQL says it: without the number of the error.
+pub(crate) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error ") {
+        Some((reason, _)) => reason.into(),
+        None => text,
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::error::Error;
+use crate::error::{Error, reason};
 use crate::secret::Secret;
 use crate::server;
 
@@ -18,7 +18,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// Runs a shell command and returns what it prints.
 pub(crate) fn run(command: &OsStr) -> Result<Secret, Error> {
     output(command).map_err(|error| Error::KeyCommand {
-        reason: error.to_string(),
+        reason: reason(&error),
     })
 }
 

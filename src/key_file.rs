@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::error::Error;
+use crate::error::{Error, reason};
 use crate::secret::Secret;
 
 /// What tells one state of a file from another.
@@ -48,7 +48,7 @@ impl Stamp {
 pub(crate) fn read(path: &Path) -> Result<(Secret, Stamp), Error> {
     read_private(path).map_err(|error| Error::KeyFile {
         path: path.display().to_string(),
-        reason: error.to_string(),
+        reason: reason(&error),
     })
 }
 

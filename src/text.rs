@@ -14,8 +14,8 @@ use zeroize::zeroize_bytes;
 
 use crate::error::Error;
 
-/// The largest piece of memory that `palloc` gives.
-const MAX_ALLOC: usize = 0x3fff_ffff;
+/// The most bytes in a value: with its header it must fit into what `palloc` gives.
+const MAX_VALUE: usize = 0x3fff_ffff - pg_sys::VARHDRSZ;
 
 /// A text or bytea value: an argument, or a finished result.
 pub(crate) struct Value<'fcx> {
@@ -79,18 +79,26 @@ pub(crate) struct Buffer {
 impl Buffer {
     /// Allocates memory for a value of up to `capacity` bytes.
     pub(crate) fn new(capacity: usize) -> Result<Self, Error> {
-        let size = capacity
-            .checked_add(pg_sys::VARHDRSZ)
-            .filter(|&size| size <= MAX_ALLOC)
-            .ok_or(Error::TooLarge)?;
-        // SAFETY: palloc0 returns memory, or raises an error.
-        let varlena = unsafe { NonNull::new_unchecked(pg_sys::palloc0(size).cast()) };
-        Ok(Self { varlena, capacity })
+        if capacity > MAX_VALUE {
+            return Err(Error::TooLarge);
+        }
+        Ok(Self::larger_than_a_value(capacity))
+    }
+
+    /// Allocates memory for what may turn out to be less, and a value.
+    fn larger_than_a_value(capacity: usize) -> Self {
+        let flags = (pg_sys::MCXT_ALLOC_HUGE | pg_sys::MCXT_ALLOC_ZERO) as c_int;
+        // SAFETY: the server returns memory, or raises an error.
+        let varlena = unsafe {
+            let memory = pg_sys::palloc_extended(capacity + pg_sys::VARHDRSZ, flags);
+            NonNull::new_unchecked(memory.cast())
+        };
+        Self { varlena, capacity }
     }
 
     /// Makes the first `len` bytes the value.
     pub(crate) fn finish<'fcx>(self, len: usize) -> Value<'fcx> {
-        assert!(len <= self.capacity);
+        assert!(len <= self.capacity && len <= MAX_VALUE);
         let varlena = self.varlena.as_ptr();
         mem::forget(self);
         // SAFETY: the memory holds the header and `len` bytes, and lives as long as the call.
@@ -184,11 +192,15 @@ fn is_valid_utf8(bytes: &[u8]) -> bool {
 /// Converts text and returns it with its length, or `None` where a character has no equivalent.
 /// Quiet, unlike the server's own `pg_do_encoding_conversion`, whose error shows the character.
 fn convert(text: &[u8], from: c_int, to: c_int) -> Result<Option<(Buffer, usize)>, Error> {
-    // The server wants this much room, the last byte for a terminating zero.
+    // The server wants this much room, the last byte for a terminating zero, and counts it in an int.
     const GROWTH: usize = pg_sys::MAX_CONVERSION_GROWTH as usize;
-    let mut converted = Buffer::new(text.len().saturating_add(1).saturating_mul(GROWTH))?;
-    // SAFETY: pointers and lengths are those of slices of less than 1 GB each; a conversion that
-    // does not exist is not called.
+    let room = (text.len() + 1) * GROWTH;
+    if c_int::try_from(room).is_err() {
+        return Err(Error::TooLarge);
+    }
+    let mut converted = Buffer::larger_than_a_value(room);
+    // SAFETY: pointers and lengths are those of slices, and fit; a conversion that does not exist
+    // is not called.
     let done = unsafe {
         let conversion = pg_sys::FindDefaultConversionProc(from, to);
         if conversion == pg_sys::InvalidOid {
@@ -210,5 +222,8 @@ fn convert(text: &[u8], from: c_int, to: c_int) -> Result<Option<(Buffer, usize)
     }
     // No character of text is the zero that ends it.
     let len = CStr::from_bytes_until_nul(&converted).map_or(0, CStr::count_bytes);
+    if len > MAX_VALUE {
+        return Err(Error::TooLarge);
+    }
     Ok(Some((converted, len)))
 }
