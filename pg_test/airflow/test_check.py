@@ -1,0 +1,85 @@
+"""check.sql: it succeeds only if everything is under the first key, and tells what is not."""
+
+import pytest
+from cryptography.fernet import Fernet
+
+ALL_CURRENT = {
+    ("connection.password", "current"): ("1", 3, "yes"),
+    ("connection.extra", "current"): ("1", 4, "yes"),
+    ("variable.val", "current"): ("1", 5, "yes"),
+    ("trigger.kwargs", "current"): ("1", 3, "yes"),
+}
+TESTS_CURRENT = {
+    ("connection_test_request.password", "current"): ("1", 1, "yes"),
+    ("connection_test_request.extra", "current"): ("1", 1, "yes"),
+}
+
+
+def all_current(airflow):
+    return ALL_CURRENT | (TESTS_CURRENT if airflow.has_connection_tests else {})
+
+
+def change(airflow, statement, *parameters):
+    with airflow.connect() as connection:
+        assert connection.execute(statement, parameters).rowcount == 1
+
+
+def test_everything_is_under_the_first_key(airflow, old):
+    assert airflow.check(old) == (True, all_current(airflow))
+
+
+def test_everything_is_under_an_old_key(airflow, both):
+    succeeded, states = airflow.check(both)
+    assert not succeeded
+    assert states == {
+        (column, "old key"): ("2", values, "no")
+        for (column, _), (_, values, _) in all_current(airflow).items()
+    }
+
+
+def test_no_key_opens_anything(airflow, new):
+    succeeded, states = airflow.check(new)
+    assert not succeeded
+    assert states["connection.password", "unknown key"] == ("", 3, "no")
+    assert not any(ok == "yes" for _, _, ok in states.values())
+
+
+def test_plaintext(half_encrypted_airflow, old):
+    succeeded, states = half_encrypted_airflow.check(old)
+    assert not succeeded
+    assert states["connection.extra", "plaintext"] == ("", 2, "no")
+    assert states["variable.val", "plaintext"] == ("", 2, "no")
+    # Airflow 3 stores the arguments of a deferred task as JSON: that is no failure.
+    assert states["trigger.kwargs", "plaintext"] == ("", 1, "yes")
+
+
+@pytest.mark.parametrize("statement, column, state", [
+    ("UPDATE connection SET password = 'no token' WHERE conn_id = 'both'",
+     "connection.password", "not a token"),
+    ("UPDATE connection SET is_extra_encrypted = false WHERE conn_id = 'both'",
+     "connection.extra", "flag missing"),
+    ("UPDATE variable SET val = '' WHERE key = 'empty'", "variable.val", "not a token"),
+    ("UPDATE trigger SET kwargs = 'no token' WHERE classpath = 'example.Nested'",
+     "trigger.kwargs", "not a token"),
+])
+def test_one_value_out_of_order(airflow, old, statement, column, state):
+    change(airflow, statement)
+    succeeded, states = airflow.check(old)
+    assert not succeeded
+    assert states[column, state][1:] == (1, "no")
+
+
+def test_the_values_out_of_order_are_named(airflow, old):
+    stranger = Fernet(Fernet.generate_key()).encrypt(b"x").decode()
+    change(airflow, "UPDATE connection SET password = %s WHERE conn_id = 'unicode'", stranger)
+    assert "connection.password,unicode,unknown key" in airflow.psql("check.sql", old).stdout
+
+
+def test_nothing_stored(empty_airflow, old):
+    assert empty_airflow.check(old) == (True, {})
+
+
+def test_nothing_is_changed(airflow, both):
+    before = airflow.snapshot()
+    airflow.check(both)
+    assert airflow.snapshot() == before

@@ -1,0 +1,127 @@
+"""Encryption: of plaintext by encrypt.sql, and by fernet_encrypt for Airflow to read."""
+
+import pytest
+
+from rows import ENCRYPTED, PLAINTEXT, SECRET
+
+
+def test_script(half_encrypted_airflow, old):
+    airflow = half_encrypted_airflow
+    succeeded, states = airflow.check(old)
+    assert not succeeded
+    assert states["connection.password", "plaintext"] == ("", 3, "no")
+
+    airflow.psql_ok("encrypt.sql", old)
+
+    assert airflow.check(old)[0]
+    assert SECRET not in repr(airflow.snapshot())
+    airflow.assert_reads(ENCRYPTED, PLAINTEXT, key=old)
+
+
+def test_encrypt_then_rotate(half_encrypted_airflow, old, new, both):
+    airflow = half_encrypted_airflow
+    airflow.psql_ok("encrypt.sql", old)
+    airflow.psql_ok("rotate.sql", both)
+    assert airflow.check(new)[0]
+    airflow.assert_reads(ENCRYPTED, PLAINTEXT, key=new)
+
+
+def test_second_run_changes_nothing(half_encrypted_airflow, old):
+    airflow = half_encrypted_airflow
+    airflow.psql_ok("encrypt.sql", old)
+    before = airflow.snapshot()
+    airflow.psql_ok("encrypt.sql", old)
+    assert airflow.snapshot() == before
+
+
+def test_flags_and_empty_values_are_left_as_airflow_leaves_them(half_encrypted_airflow, old):
+    airflow = half_encrypted_airflow
+    airflow.psql_ok("encrypt.sql", old)
+    with airflow.connect() as connection:
+        flags = dict(connection.execute(
+            "SELECT conn_id, ARRAY[is_encrypted, is_extra_encrypted] FROM connection").fetchall())
+        assert flags["empty"] == flags["neither"] == flags["plain_neither"] == [False, False]
+        assert flags["plain_both"] == [True, True]
+        assert flags["plain_password"] == [True, False]
+        assert flags["plain_extra"] == [False, True]
+        stored = connection.execute(
+            "SELECT password, extra FROM connection WHERE conn_id = 'empty'").fetchone()
+        assert stored == (None, "")
+        unflagged = connection.execute("SELECT count(*) FROM variable WHERE NOT is_encrypted")
+        assert unflagged.fetchone() == (0,)
+
+
+def test_one_half_of_a_connection(airflow, old):
+    """A connection whose password was set after Airflow got its key, and its extra before."""
+    airflow.seed({"connections": [{"conn_id": "half", "conn_type": "http", "extra": '{"a": 1}'}]},
+                 key=None)
+    editor = airflow.editor("half", key=old)
+    editor.do("load", "change hunter2", "commit")
+    editor.close()
+
+    airflow.psql_ok("encrypt.sql", old)
+
+    assert airflow.check(old)[0]
+    assert airflow.read(old)["connections"]["half"] == {"password": "hunter2", "extra": '{"a": 1}'}
+
+
+def test_token_without_its_flag_gets_the_flag_alone(airflow, old):
+    """What an encryption by hand leaves behind if it forgets the flags."""
+    with airflow.connect() as connection:
+        connection.execute("UPDATE connection SET is_encrypted = false, is_extra_encrypted = false")
+        connection.execute("UPDATE variable SET is_encrypted = false")
+    succeeded, states = airflow.check(old)
+    assert not succeeded
+    assert states["variable.val", "flag missing"] == ("1", 5, "no")
+
+    airflow.psql_ok("encrypt.sql", old)
+
+    assert airflow.check(old)[0]
+    airflow.assert_reads(ENCRYPTED, key=old)
+
+
+def test_an_error_leaves_everything_as_it_was(half_encrypted_airflow):
+    airflow = half_encrypted_airflow
+    before = airflow.snapshot()
+    assert airflow.psql("encrypt.sql").returncode == 3  # no keys are set
+    assert airflow.snapshot() == before
+
+
+def test_nulls_of_airflow_2(airflow, old):
+    """Airflow 2 allows NULL for a flag, which is plaintext, and for the value of a variable."""
+    if not airflow.version.startswith("2."):
+        pytest.skip("Airflow 3 allows neither")
+    with airflow.connect() as connection:
+        connection.execute("INSERT INTO connection (conn_id, conn_type, password, extra) VALUES"
+                           " ('ancient', 'http', 'secret', NULL), ('older', 'http', NULL, '{}')")
+        connection.execute("INSERT INTO variable (key, val, is_encrypted)"
+                           " VALUES ('none', NULL, NULL), ('ancient', 'secret', NULL)")
+
+    airflow.psql_ok("encrypt.sql", old)
+
+    assert airflow.check(old)[0]
+    read = airflow.read(old)
+    assert read["connections"]["ancient"] == {"password": "secret", "extra": None}
+    assert read["connections"]["older"] == {"password": None, "extra": "{}"}
+    assert (read["variables"]["none"], read["variables"]["ancient"]) == (None, "secret")
+
+
+def test_airflow_reads_what_fernet_encrypt_wrote(empty_airflow, new):
+    airflow, rows = empty_airflow, ENCRYPTED
+    with airflow.connect(keys=new) as connection:
+        for row in rows["connections"]:
+            connection.execute(
+                "INSERT INTO connection"
+                " (conn_id, conn_type, password, is_encrypted, extra, is_extra_encrypted)"
+                " VALUES (%s, %s, fernet_encrypt(%s), %s, fernet_encrypt(%s), %s)",
+                (row["conn_id"], row["conn_type"], row.get("password") or None,
+                 bool(row.get("password")), row.get("extra"), "extra" in row))
+        for row in rows["variables"]:
+            connection.execute("INSERT INTO variable (key, val, is_encrypted)"
+                               " VALUES (%s, fernet_encrypt(%s), true)", (row["key"], row["val"]))
+    read = airflow.read(new)
+    assert read["variables"] == {row["key"]: row["val"] for row in rows["variables"]}
+    assert read["connections"] == {
+        row["conn_id"]: {"password": row.get("password") or None, "extra": row.get("extra")}
+        for row in rows["connections"]
+    }

@@ -1,0 +1,98 @@
+"""Rotation: Airflow must read everything with the new key alone."""
+
+import json
+
+import pytest
+from psycopg import errors
+
+from documentation import code_block
+from rows import ENCRYPTED, PLAINTEXT
+
+
+def test_airflow_cannot_read_the_rows_with_the_new_key_alone(airflow, new, both):
+    """What the other tests rest on: without a rotation their last step fails."""
+    with pytest.raises(AssertionError, match="InvalidToken"):
+        airflow.read(new)
+    airflow.assert_reads(ENCRYPTED, key=both)
+
+
+def test_script(airflow, new, both):
+    assert not airflow.check(both)[0]
+
+    airflow.psql_ok("rotate.sql", both)
+
+    assert airflow.check(both)[0]
+    assert airflow.check(new)[0]
+    airflow.assert_reads(ENCRYPTED, key=new)
+
+
+def test_command_line(airflow, new, both):
+    airflow.psql_ok("rotate.sql", both)
+
+    for seeded in ENCRYPTED["connections"]:
+        if seeded["conn_id"] in ("both", "unicode"):
+            shown = airflow.cli("connections", "get", seeded["conn_id"], "-o", "json", key=new)
+            [connection] = json.loads(shown[shown.index("[{"):])
+            assert connection["password"] == seeded["password"]
+            assert connection["extra_dejson"] == json.loads(seeded["extra"])
+    assert "a value" in airflow.cli("variables", "get", "text", key=new)
+
+
+def test_plain_statements(airflow, new, both):
+    """The statements of the documentation, in a session of any client."""
+    with airflow.connect(keys=both) as connection:
+        connection.execute(code_block("Rotate without psql", "sql"))
+        if airflow.has_connection_tests:
+            connection.execute(code_block("From Airflow 3.3 on", "sql"))
+    airflow.assert_reads(ENCRYPTED, key=new)
+    assert airflow.check(new)[0]
+
+
+def test_second_run_changes_nothing(airflow, both):
+    airflow.psql_ok("rotate.sql", both)
+    before = airflow.snapshot()
+    output = airflow.psql_ok("rotate.sql", both)
+    assert airflow.snapshot() == before
+    assert "connection: 0 rows rotated" in output
+
+
+def test_plaintext_stays_as_it_is(half_encrypted_airflow, new, both):
+    airflow = half_encrypted_airflow
+    airflow.psql_ok("rotate.sql", both)
+    airflow.assert_reads(ENCRYPTED, PLAINTEXT, key=new)
+
+
+def test_a_role_that_cannot_decrypt_may_rotate(airflow, new, both, monkeypatch):
+    with airflow.connect() as connection:
+        connection.execute("DROP ROLE IF EXISTS airflow_rotator")
+        connection.execute(code_block("A role that rotates and cannot decrypt", "sql"))
+        if airflow.has_connection_tests:
+            connection.execute("GRANT SELECT, UPDATE ON connection_test_request TO airflow_rotator")
+    airflow.set_keys(both)
+    try:
+        monkeypatch.setenv("PGUSER", "airflow_rotator")
+        airflow.psql_ok("rotate.sql")
+        airflow.psql_ok("check.sql")
+        with airflow.connect() as connection, pytest.raises(errors.InsufficientPrivilege):
+            connection.execute("SELECT fernet_decrypt(password) FROM connection")
+    finally:
+        monkeypatch.setenv("PGUSER", "postgres")
+        with airflow.connect() as connection:
+            connection.execute("DROP OWNED BY airflow_rotator")
+            connection.execute("DROP ROLE airflow_rotator")
+    airflow.assert_reads(ENCRYPTED, key=new)
+
+
+def test_airflow_and_the_extension_in_schemas_of_their_own(airflow, new, both, monkeypatch):
+    with airflow.connect() as connection:
+        connection.execute("DROP EXTENSION pg_fernet")
+        connection.execute("ALTER SCHEMA public RENAME TO airflow")
+        connection.execute("CREATE SCHEMA fernet")
+        connection.execute("CREATE EXTENSION pg_fernet SCHEMA fernet")
+    airflow.set_keys(both)
+    assert "no Airflow tables" in airflow.psql("rotate.sql").stderr
+
+    monkeypatch.setenv("PGOPTIONS", "-c search_path=airflow,fernet")
+    airflow.psql_ok("rotate.sql")
+    airflow.psql_ok("check.sql")
+    airflow.assert_reads(ENCRYPTED, key=new)

@@ -1,0 +1,178 @@
+"""What can go wrong: errors must change nothing, and no change of Airflow's may be lost."""
+
+import subprocess
+import time
+
+import pytest
+
+from documentation import code_block
+from harness import SCRIPTS, psql_environment
+from rows import ENCRYPTED
+
+
+def damage(token):
+    """The same token with another last byte of its signature."""
+    return token[:-5] + ("A" if token[-5] != "A" else "B") + token[-4:]
+
+
+@pytest.mark.parametrize("table, column, where", [
+    ("connection", "extra", "conn_id = 'long'"),
+    ("variable", "val", "key = 'json'"),
+    ("trigger", "kwargs", "classpath = 'example.Nested'"),
+])
+def test_one_damaged_token_rolls_everything_back(airflow, both, table, column, where):
+    with airflow.connect() as connection:
+        token = connection.execute(f"SELECT {column} FROM {table} WHERE {where}").fetchone()[0]
+        connection.execute(f"UPDATE {table} SET {column} = %s WHERE {where}", [damage(token)])
+    before = airflow.snapshot()
+
+    done = airflow.psql("rotate.sql", both)
+
+    assert done.returncode == 3
+    assert "39000" in done.stderr
+    assert airflow.snapshot() == before
+
+
+@pytest.mark.parametrize("script", ["rotate.sql", "encrypt.sql", "check.sql"])
+def test_no_keys(half_encrypted_airflow, script):
+    before = half_encrypted_airflow.snapshot()
+    done = half_encrypted_airflow.psql(script)
+    assert done.returncode == 3
+    assert "55000" in done.stderr
+    assert half_encrypted_airflow.snapshot() == before
+
+
+@pytest.mark.parametrize("script", ["rotate.sql", "encrypt.sql", "check.sql"])
+def test_bad_key(half_encrypted_airflow, old, script):
+    before = half_encrypted_airflow.snapshot()
+    bad = old[:-5]
+    done = half_encrypted_airflow.psql(script, f"{old},{bad}")
+    assert done.returncode != 0
+    assert "key 2 of fernet.keys is not a valid Fernet key" in done.stderr
+    assert bad not in done.stdout + done.stderr
+    assert half_encrypted_airflow.snapshot() == before
+
+
+def test_new_key_alone(airflow, new):
+    before = airflow.snapshot()
+    done = airflow.psql("rotate.sql", new)
+    assert done.returncode == 3
+    assert "39000" in done.stderr
+    assert airflow.snapshot() == before
+
+
+def test_not_an_airflow_database(old):
+    done = subprocess.run(["psql", "-X", "-f", SCRIPTS / "rotate.sql"], env=psql_environment(old),
+                          text=True, capture_output=True)
+    assert done.returncode == 3
+    assert "no Airflow tables" in done.stderr
+
+
+def test_old_key_dropped_too_early(airflow, old, new, both):
+    """Airflow reads variables as None, and connections not at all, until the old key is back."""
+    airflow.seed({"variables": [{"key": "later", "val": "new value"}]}, key=both)
+    read = airflow.run("airflow", "variables", "get", "text", key=new, check=False)
+    assert "a value" not in read.stdout
+
+    airflow.psql_ok("rotate.sql", both)
+
+    assert "a value" in airflow.cli("variables", "get", "text", key=new)
+    assert "new value" in airflow.cli("variables", "get", "later", key=new)
+
+
+def test_row_inserted_under_the_old_key_during_the_pass(airflow, old, new, both):
+    """A process that was not restarted yet: the check finds its row, a second pass takes it."""
+    with airflow.connect(keys=both) as connection:
+        connection.execute(code_block("Rotate without psql", "sql"))
+        airflow.seed({"connections": [{"conn_id": "late", "conn_type": "http", "password": "p"}]},
+                     key=old)
+    assert not airflow.check(both)[0]
+    assert "connection.password,late,old key" in airflow.psql("check.sql", both).stdout
+
+    airflow.psql_ok("rotate.sql", both)
+
+    assert airflow.check(both)[0]
+    assert airflow.read(new)["connections"]["late"]["password"] == "p"
+
+
+def test_half_done_rotation(airflow, new, both):
+    with airflow.connect(keys=both) as connection:
+        connection.execute("UPDATE connection SET password = fernet_rotate(password)"
+                           " WHERE conn_id IN ('both', 'unicode')")
+    airflow.psql_ok("rotate.sql", both)
+    assert airflow.check(new)[0]
+    airflow.assert_reads(ENCRYPTED, key=new)
+
+
+def test_plaintext_under_a_flag(airflow, old):
+    """What a process without a key stores that had loaded the connection before encrypt.sql ran."""
+    airflow.seed({"connections": [{"conn_id": "broken", "conn_type": "http", "password": "first"}]},
+                 key=None)
+    editor = airflow.editor("broken", key=None)
+    editor.do("load")
+    airflow.psql_ok("encrypt.sql", old)
+    editor.do("change second", "commit")
+    editor.close()
+    assert "connection.password,broken,not a token" in airflow.psql("check.sql", old).stdout
+
+    with airflow.connect() as connection:
+        connection.execute(code_block("When something fails", "sql", containing="NOT fernet_is"))
+    airflow.psql_ok("encrypt.sql", old)
+
+    assert airflow.check(old)[0]
+    assert airflow.read(old)["connections"]["broken"]["password"] == "second"
+
+
+def test_connection_edited_while_the_update_waits_for_it(airflow, old, new, both):
+    """Airflow is first: the UPDATE waits, and rotates the new password."""
+    editor = airflow.editor("both", key=old)
+    editor.do("load", "change edited meanwhile", "flush")
+    rotation = subprocess.Popen(airflow.psql_command("rotate.sql"), env=psql_environment(both),
+                                stdout=subprocess.DEVNULL)
+    wait_for_lock(airflow)
+
+    editor.do("commit")
+    editor.close()
+
+    assert rotation.wait(timeout=60) == 0
+    assert airflow.check(new)[0]
+    assert airflow.read(new)["connections"]["both"]["password"] == "edited meanwhile"
+
+
+def test_connection_edited_after_the_update_and_before_its_commit(airflow, new, both):
+    """The UPDATE is first: Airflow waits, and what it had loaded before does no harm."""
+    editor = airflow.editor("both", key=both)
+    editor.do("load", "change edited meanwhile")
+    with airflow.connect(keys=both) as connection:
+        connection.execute(code_block("Rotate without psql", "sql"))
+        editor.start("commit")
+        wait_for_lock(airflow)
+    editor.wait("commit")
+    editor.close()
+
+    airflow.psql_ok("rotate.sql", both)  # on 3.3 there is connection_test_request left
+    assert airflow.check(new)[0]
+    both_now = airflow.read(new)["connections"]["both"]
+    assert both_now == {"password": "edited meanwhile", "extra": '{"sslmode": "require"}'}
+
+
+def wait_for_lock(airflow):
+    """Waits until a session in the database waits for another's row."""
+    waiting = ("SELECT count(*) FROM pg_stat_activity"
+               " WHERE datname = current_database() AND wait_event_type = 'Lock'")
+    deadline = time.monotonic() + 60
+    with airflow.connect(autocommit=True) as connection:
+        while connection.execute(waiting).fetchone()[0] == 0:
+            assert time.monotonic() < deadline, "nobody waits for a lock"
+            time.sleep(0.02)
+
+
+def test_airflow_itself_stops_at_a_plaintext_trigger(half_encrypted_airflow, old, both):
+    """Why the documentation says so of airflow rotate-fernet-key; rotate.sql passes over it."""
+    done = half_encrypted_airflow.run("airflow", "rotate-fernet-key", key=both, check=False)
+    assert done.returncode != 0
+    assert "InvalidToken" in done.stdout + done.stderr
+
+    half_encrypted_airflow.psql_ok("encrypt.sql", old)
+    half_encrypted_airflow.cli("rotate-fernet-key", key=both)
+    assert half_encrypted_airflow.check(both)[0]

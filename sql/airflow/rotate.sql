@@ -1,0 +1,74 @@
+-- Rotate an Airflow metadata database: bring every token of connection,
+-- variable, trigger and connection_test_request under the first key. Run it
+-- with psql once every Airflow process has the list "new,old".
+--
+-- One transaction, which stops at the first error, such as a token that no key
+-- opens; safe to run twice. The keys come from fernet.keys, fernet.keys_file or
+-- fernet.keys_command.
+
+\set ON_ERROR_STOP on
+\set QUIET on
+\set SHOW_CONTEXT never
+\pset pager off
+
+-- At this level an UPDATE that meets a row which Airflow is changing waits for
+-- it and then rotates the new value, whatever the database's default is.
+BEGIN ISOLATION LEVEL READ COMMITTED;
+
+-- Tell Airflow by its tables: connection_test_request came with 3.3, and
+-- trigger.kwargs is text, so that it can hold a token, since 2.9.
+SELECT to_regclass('connection') IS NOT NULL
+         AND to_regclass('variable') IS NOT NULL
+         AND to_regclass('dag_run') IS NOT NULL AS is_airflow,
+       CASE WHEN to_regclass('dag_bundle') IS NULL THEN 2 ELSE 3 END AS airflow,
+       to_regclass('connection_test_request') IS NOT NULL AS has_connection_tests,
+       EXISTS (SELECT FROM pg_attribute
+                WHERE attrelid = to_regclass('trigger')
+                  AND attname = 'kwargs' AND atttypid = 'text'::regtype) AS has_trigger_tokens
+\gset
+\if :is_airflow
+\else
+  DO $$ BEGIN
+    RAISE EXCEPTION 'no Airflow tables in the search path'
+      USING HINT = 'Connect to the metadata database, with its schema in search_path.';
+  END $$;
+\endif
+\echo Airflow :airflow, rotating to key 1 of:
+SELECT key_index AS key, fingerprint FROM fernet_keys();
+
+-- IS DISTINCT FROM 1 takes the tokens under older keys, and also the values
+-- that no key opens: fernet_rotate stops at those, so that none is passed over.
+UPDATE connection
+   SET password = CASE WHEN is_encrypted AND password <> ''
+                       THEN fernet_rotate(password) ELSE password END,
+       extra = CASE WHEN is_extra_encrypted AND extra <> ''
+                    THEN fernet_rotate(extra) ELSE extra END
+ WHERE (is_encrypted AND password <> '' AND fernet_key_index(password) IS DISTINCT FROM 1)
+    OR (is_extra_encrypted AND extra <> '' AND fernet_key_index(extra) IS DISTINCT FROM 1);
+\echo connection: :ROW_COUNT rows rotated
+
+UPDATE variable
+   SET val = fernet_rotate(val)
+ WHERE is_encrypted AND val <> '' AND fernet_key_index(val) IS DISTINCT FROM 1;
+\echo variable: :ROW_COUNT rows rotated
+
+-- A trigger has no flag: Airflow takes arguments that start with a brace for JSON.
+\if :has_trigger_tokens
+  UPDATE trigger
+     SET kwargs = fernet_rotate(kwargs)
+   WHERE kwargs NOT LIKE '{%' AND fernet_key_index(kwargs) IS DISTINCT FROM 1;
+  \echo trigger: :ROW_COUNT rows rotated
+\endif
+
+\if :has_connection_tests
+  UPDATE connection_test_request
+     SET password = CASE WHEN is_encrypted AND password <> ''
+                         THEN fernet_rotate(password) ELSE password END,
+         extra = CASE WHEN is_extra_encrypted AND extra <> ''
+                      THEN fernet_rotate(extra) ELSE extra END
+   WHERE (is_encrypted AND password <> '' AND fernet_key_index(password) IS DISTINCT FROM 1)
+      OR (is_extra_encrypted AND extra <> '' AND fernet_key_index(extra) IS DISTINCT FROM 1);
+  \echo connection_test_request: :ROW_COUNT rows rotated
+\endif
+
+COMMIT;
