@@ -4,7 +4,7 @@
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install installcheck lint clean
+.PHONY: help demo test test-airflow install installcheck lint bench bench-airflow clean
 
 export PG PG_CONFIG
 
@@ -17,11 +17,20 @@ demo: ## rotate an Airflow-shaped database on a throwaway server
 test: ## run all tests (PG=16 or PG=18: on that server)
 	@scripts/test
 
+test-airflow: ## run the tests on real Airflow, 2.11 and 3.3
+	@scripts/test-airflow
+
 install: ## install the extension into the server of PG_CONFIG
 	@scripts/install
 
 installcheck: ## run the regression tests on the running server that PGHOST, PGPORT … name
 	@scripts/regress
+
+bench: ## measure the core beside the fernet crate and its floor
+	@scripts/bench
+
+bench-airflow: ## measure beside Airflow's own command
+	@scripts/bench-airflow
 
 lint: ## check formatting, lints, documentation
 	@scripts/lint
