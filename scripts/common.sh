@@ -19,7 +19,8 @@ mkdir -p "$cache"
 # Each major version of the server needs its own build: pgrx compiles against its headers.
 export PG_FERNET_TARGET=${PG_FERNET_TARGET:-${CARGO_TARGET_DIR:-$PWD/target}}
 
-export PATH=$cache/tools/bin:$PATH
+# runuser and ldconfig are in sbin, which is not on every PATH.
+export PATH=$cache/tools/bin:$PATH:/usr/sbin:/sbin
 # cargo-pgrx wants it.
 export USER=${USER:-$(id -un)}
 # cargo-pgrx turns off the linker's --gc-sections for the sake of a linker that few have; then
