@@ -23,6 +23,12 @@ pub(crate) struct Value<'fcx> {
     bytes: &'fcx [u8],
 }
 
+impl Value<'_> {
+    pub(crate) fn datum(&self) -> pg_sys::Datum {
+        self.datum
+    }
+}
+
 impl Deref for Value<'_> {
     type Target = [u8];
 
