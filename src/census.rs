@@ -48,7 +48,8 @@ fn fernet_census(
     let keyring = keyring()?;
     let mut census = Census::new(&keyring);
     let connection = Connection::read_only();
-    let relation = Relation::open(&connection, relation, Lock::Read).ok_or(Error::NoRelation)?;
+    let relation =
+        Relation::open(&connection, relation, Lock::Read).ok_or(Error::NoRelation(relation))?;
     if relation.kind() == Kind::Other {
         return Err(Error::NoRows {
             relation: relation.shown(),

@@ -42,7 +42,7 @@ pub(crate) enum Error {
     /// A procedure that commits was called where it may not.
     InTransaction,
     /// There is no relation of that oid.
-    NoRelation,
+    NoRelation(pg_sys::Oid),
     /// The relation is an index, a sequence or the like.
     NoRows { relation: String },
     /// The relation has no column of that name.
@@ -98,7 +98,7 @@ impl Error {
             Self::Null(_) => PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
             Self::LessThanOne(_) => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             Self::InTransaction => PgSqlErrorCode::ERRCODE_INVALID_TRANSACTION_TERMINATION,
-            Self::NoRelation => PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+            Self::NoRelation(_) => PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
             Self::NoRows { .. } | Self::NotATable { .. } => {
                 PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE
             }
@@ -140,7 +140,7 @@ impl Error {
             Self::Null(argument) => format!("{argument} must not be null"),
             Self::LessThanOne(argument) => format!("{argument} must be at least 1"),
             Self::InTransaction => "cannot rotate in batches inside a transaction block".into(),
-            Self::NoRelation => "relation does not exist".into(),
+            Self::NoRelation(oid) => format!("relation with OID {} does not exist", oid.to_u32()),
             Self::NoRows { relation } => format!("{relation} is not a table or a view"),
             Self::NoColumn { column, relation } => {
                 format!("column \"{column}\" of {relation} does not exist")
@@ -149,7 +149,9 @@ impl Error {
                 column,
                 relation,
                 type_name,
-            } => format!("column \"{column}\" of {relation} is of type {type_name}"),
+            } => format!(
+                "column \"{column}\" of {relation} is of type {type_name}, which cannot hold tokens"
+            ),
             Self::Generated { column, relation } => {
                 format!("column \"{column}\" of {relation} is a generated column")
             }
@@ -225,7 +227,7 @@ impl Error {
                  batch. Inside, use UPDATE ... SET column = fernet_rotate(column) WHERE \
                  fernet_key_index(column) > 1."
             }
-            Self::NoRelation => "It may have been dropped. Give the name of a table.",
+            Self::NoRelation(_) => "It may have been dropped. Give the name of a table.",
             Self::NoRows { .. } => "Give the name of a table.",
             Self::NoColumn { .. } => "fernet_find_columns() finds the columns that hold tokens.",
             Self::ColumnType { .. } => {

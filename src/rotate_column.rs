@@ -91,7 +91,7 @@ fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<(), Error> {
     for table in tables {
         let opened = Relation::open(&connection, table, Lock::Write);
         if opened.is_none() && table == relation {
-            return Err(Error::NoRelation);
+            return Err(Error::NoRelation(relation));
         }
         opened
             .map(|relation| Table::new(relation, column_name))
@@ -516,6 +516,7 @@ impl Rotation<'_> {
             return;
         }
         let bad = unknown_key + not_a_token;
+        let values = if bad == 1 { "value was" } else { "values were" };
         let more = if bad > NAMED as i64 {
             "; and others"
         } else {
@@ -523,7 +524,7 @@ impl Rotation<'_> {
         };
         ErrorReport::new(
             PgSqlErrorCode::ERRCODE_WARNING,
-            format!("{bad} values were left as they are, since no key opens them"),
+            format!("{bad} {values} left as they are, since no key opens them"),
             "pg_fernet",
         )
         .set_detail(format!("{}{more}.", self.bad.join("; ")))

@@ -12,6 +12,7 @@ use std::panic::AssertUnwindSafe;
 use std::ptr::{self, NonNull};
 use std::{slice, thread};
 
+use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 
 use crate::error::Error;
@@ -192,7 +193,7 @@ impl Transaction {
         // SAFETY: these globals are always valid to read; they are put back below.
         let (context, owner) =
             unsafe { (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner) };
-        // SAFETY: the subtransaction ends below; or, after any other error, with the transaction.
+        // SAFETY: the subtransaction ends below, whatever happens in between.
         let settings = unsafe {
             pg_sys::BeginInternalSubTransaction(ptr::null());
             pg_sys::MemoryContextSwitchTo(context);
@@ -200,24 +201,41 @@ impl Transaction {
         };
         // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice.
         set_config(c"lock_timeout", c"10ms", Until::Level);
-        let result = PgTryBuilder::new(AssertUnwindSafe(|| Some(f())))
-            .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| None)
-            .catch_when(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED, |_| None)
+        let attempt = PgTryBuilder::new(AssertUnwindSafe(|| Attempt::Done(f())))
+            .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
+                Attempt::Locked
+            })
+            .catch_when(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED, |_| {
+                Attempt::Locked
+            })
+            .catch_others(|error| Attempt::Failed(Box::new(error)))
+            .catch_rust_panic(|error| Attempt::Failed(Box::new(error)))
             .execute();
         // SAFETY: as above.
         unsafe {
-            match result {
-                Some(_) => {
+            match attempt {
+                Attempt::Done(_) => {
                     pg_sys::AtEOXact_GUC(false, settings);
                     pg_sys::ReleaseCurrentSubTransaction();
                 }
-                None => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
+                _ => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
             }
             pg_sys::MemoryContextSwitchTo(context);
             pg_sys::CurrentResourceOwner = owner;
         }
-        result
+        match attempt {
+            Attempt::Done(result) => Some(result),
+            Attempt::Locked => None,
+            Attempt::Failed(error) => error.rethrow(),
+        }
     }
+}
+
+enum Attempt<T> {
+    Done(T),
+    /// It would have had to wait.
+    Locked,
+    Failed(Box<CaughtError>),
 }
 
 fn connect(options: u32) {
