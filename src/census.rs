@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::fernet::{self, Keyring, Token};
 use crate::functions::{fingerprint, sql_index};
 use crate::key_source::keyring;
-use crate::spi::{Argument, Connection, Row, Scalar};
+use crate::spi::{Argument, Connection, Planning, Row, Scalar};
 use crate::text::Buffer;
 
 type Result<T, E = ErrorReport> = std::result::Result<T, E>;
@@ -66,6 +66,7 @@ fn fernet_census(
             b" AS t",
         ],
         [],
+        Planning::Once,
     );
     let mut cursor = select.open([]);
     while let Some(rows) = cursor.fetch() {
@@ -192,7 +193,7 @@ fn fernet_find_columns(
     let connection = Connection::read_only();
     let mut candidates = Vec::new();
     let mut cursor = connection
-        .prepare(&[CANDIDATES], [pg_sys::INT4OID])
+        .prepare(&[CANDIDATES], [pg_sys::INT4OID], Planning::Once)
         .open([Argument::i32(sample_rows)]);
     while let Some(rows) = cursor.fetch() {
         candidates.extend(rows.iter().map(|row| Candidate::new(&row)));
@@ -263,7 +264,7 @@ fn sample(
         .as_bytes(),
     ]
     .concat();
-    let mut cursor = connection.prepare(&[&select], []).open([]);
+    let mut cursor = connection.prepare(&[&select], [], Planning::Once).open([]);
     while let Some(rows) = cursor.fetch() {
         for row in rows.iter() {
             for (column, number) in columns.iter_mut().zip(1..) {

@@ -33,7 +33,7 @@ use crate::key_source::keyring;
 use crate::progress::{Density, Progress, describe_time};
 use crate::random;
 use crate::server::{self, Record};
-use crate::spi::{Argument, Connection, Tid, Transaction, Xid};
+use crate::spi::{Argument, Connection, Planning, Tid, Transaction, Xid};
 use crate::text::{Buffer, Value};
 
 #[pg_extern(sql = false)]
@@ -111,7 +111,7 @@ fn tables(connection: &Connection, relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
             JOIN pg_catalog.pg_inherits AS i ON i.inhparent OPERATOR(pg_catalog.=) f.member)
         SELECT member FROM family ORDER BY member";
     let mut tables = Vec::new();
-    let family = connection.prepare(&[FAMILY], [pg_sys::OIDOID]);
+    let family = connection.prepare(&[FAMILY], [pg_sys::OIDOID], Planning::Once);
     let mut cursor = family.open([Argument::oid(relation)]);
     while let Some(rows) = cursor.fetch() {
         tables.extend(rows.iter().map(|row| row.get::<pg_sys::Oid>(1)));
@@ -338,8 +338,8 @@ impl Rotation<'_> {
         Ok(())
     }
 
-    /// Reads the rows of a range, of those that have changed `since`, and rotates their tokens in
-    /// memory. Ends early where the batch is full.
+    /// Reads the rows of a range, or those that others have written `since`, and rotates their
+    /// tokens in memory. Ends early where the batch is full.
     fn read<'tx>(
         &self,
         transaction: &'tx Transaction,
@@ -354,34 +354,35 @@ impl Rotation<'_> {
             b" FROM ONLY ",
             name,
             b" AS t WHERE t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
-            // Rows of a finished past count as old, whatever their transaction's number.
-            b" AND pg_catalog.age(t.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age($3)",
+            b" AND pg_catalog.age(t.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age($3) \
+               AND t.xmin OPERATOR(pg_catalog.<>) ALL ($4)",
         ];
-        use pg_sys::{TIDOID, XIDOID};
+        use pg_sys::{TIDOID, XIDARRAYOID, XIDOID};
         let (from, to) = (Argument::tid(range.start), Argument::tid(range.end));
         let mut cursor = match since {
             None => transaction
-                .prepare(&select[..5], [TIDOID, TIDOID])
+                .prepare(&select[..5], [TIDOID, TIDOID], Planning::Once)
                 .open([from, to]),
-            Some(since) => transaction
-                .prepare(&select, [TIDOID, TIDOID, XIDOID])
-                .open([from, to, Argument::xid(since)]),
+            // Planned for its arguments, it hashes the transactions that are ours.
+            Some(since) => {
+                let types = [TIDOID, TIDOID, XIDOID, XIDARRAYOID];
+                let ours: Vec<_> = self.ours.iter().copied().collect();
+                transaction
+                    .prepare(&select, types, Planning::ForArguments)
+                    .open([from, to, Argument::xid(since), Argument::xids(&ours)])
+            }
         };
         let mut batch = Batch::new(range);
         while let Some(rows) = cursor.fetch() {
             for row in rows.iter() {
                 let (id, writer) = (row.get::<Tid>(1), row.get::<Xid>(2));
-                let is_ours = self.ours.contains(&writer);
-                // In the second pass, what we wrote is done. In the first, a number that looks like
-                // ours may be older than the last wraparound.
-                if is_ours && since.is_some() {
-                    continue;
-                }
                 let outcome = row.with_bytes(3, |value| self.rotate(value))?;
                 batch.rows += 1;
                 match outcome {
                     Outcome::Null => batch.counts.nulls += 1,
-                    Outcome::Current if is_ours => batch.rows -= 1,
+                    // Counted where it was before we moved it. What only looks like ours, because
+                    // it is older than the last wraparound, is not passed over for that.
+                    Outcome::Current if self.ours.contains(&writer) => batch.rows -= 1,
                     Outcome::Current => batch.counts.current += 1,
                     Outcome::Rotated(value) => batch.push(id, writer, value),
                     Outcome::Refused(refusal) if self.strict => {
@@ -435,64 +436,34 @@ impl Rotation<'_> {
         if batch.ids.is_empty() {
             return 0;
         }
-        // The writer tells row versions apart that had the same place one after the other. The
-        // server before its releases of November 2025 did not look at the place again once it
-        // had waited for a concurrent update; it always looked at the writer.
-        let update = |from: &[&[u8]], condition: &[u8]| -> Vec<u8> {
-            let from = from.concat();
-            let (name, column) = (&table.name[..], &table.column.name[..]);
-            [
-                b"UPDATE ONLY ",
-                name,
-                b" AS t SET ",
-                column,
-                b" = n.value FROM ",
-                &from,
-                b" AS n (id, writer, value) WHERE t.ctid OPERATOR(pg_catalog.=) n.id",
-                condition,
-            ]
-            .concat()
-        };
-        const ROWS: &[u8] = b"ROWS FROM (\
-            pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3))";
-        const SAME_WRITER: &[u8] = b" AND t.xmin OPERATOR(pg_catalog.=) n.writer";
-        let at_once = update(&[ROWS], SAME_WRITER);
         let storage = table.column.storage;
         let types = [
             pg_sys::TIDARRAYOID,
             pg_sys::XIDARRAYOID,
             storage.array_type_oid(),
+            pg_sys::TIDOID,
+            pg_sys::TIDOID,
         ];
         let execute = |query: &[u8]| {
-            transaction.prepare(&[query], types).execute([
+            let update = transaction.prepare(&[query], types, Planning::HashJoin);
+            update.execute([
                 Argument::tids(&batch.ids),
                 Argument::xids(&batch.writers),
                 Argument::values(&batch.values, storage.type_oid()),
+                Argument::tid(batch.range.start),
+                Argument::tid(batch.range.end),
             ])
         };
+        let update = table.update();
         let written = match patience {
-            Patience::Wait => execute(&at_once),
-            Patience::None => {
-                let attempt = transaction.attempt(|| (execute(&at_once), transaction.xid()));
-                match attempt {
-                    Some((written, xid)) => {
-                        self.ours.extend(xid);
-                        written
-                    }
-                    None => execute(&update(
-                        &[
-                            b"(SELECT l.ctid, l.xmin, n.value FROM ",
-                            ROWS,
-                            b" AS n (id, writer, value), ONLY ",
-                            &table.name,
-                            b" AS l WHERE l.ctid OPERATOR(pg_catalog.=) n.id \
-                               AND l.xmin OPERATOR(pg_catalog.=) n.writer \
-                               FOR NO KEY UPDATE OF l SKIP LOCKED)",
-                        ],
-                        b"",
-                    )),
+            Patience::Wait => execute(&update),
+            Patience::None => match transaction.attempt(|| (execute(&update), transaction.xid())) {
+                Some((written, xid)) => {
+                    self.ours.extend(xid);
+                    written
                 }
-            }
+                None => execute(&table.update_of_unlocked()),
+            },
         };
         self.ours.extend(transaction.xid());
         written as usize
@@ -649,11 +620,46 @@ impl<'c> Table<'c> {
         }))
     }
 
+    /// The statement that writes new values (`$3`) to rows (`$1`, in the range from `$4` to `$5`)
+    /// that have still the same writers (`$2`).
+    ///
+    /// The writer tells row versions apart that are at the same place one after the other. It is
+    /// also what a row is known by that was changed while we waited for its lock: servers before
+    /// the releases of November 2025 do not look at its place again.
+    fn update(&self) -> Vec<u8> {
+        let (name, column) = (&self.name[..], &self.column.name[..]);
+        [
+            b"UPDATE ONLY ", name, b" AS t SET ", column, b" = n.value FROM ", NEW_VALUES,
+            b" WHERE t.ctid OPERATOR(pg_catalog.=) n.id AND t.xmin OPERATOR(pg_catalog.=) n.writer \
+               AND t.ctid OPERATOR(pg_catalog.>=) $4 AND t.ctid OPERATOR(pg_catalog.<) $5",
+        ]
+        .concat()
+    }
+
+    /// The same for those of the rows that nobody has locked. It locks them first, and so costs
+    /// more.
+    fn update_of_unlocked(&self) -> Vec<u8> {
+        let (name, column) = (&self.name[..], &self.column.name[..]);
+        [
+            b"UPDATE ONLY ", name, b" AS t SET ", column, b" = u.value \
+              FROM (SELECT l.ctid, n.value FROM ", NEW_VALUES, b", ONLY ", name, b" AS l \
+                    WHERE l.ctid OPERATOR(pg_catalog.=) n.id AND l.xmin OPERATOR(pg_catalog.=) n.writer \
+                      AND l.ctid OPERATOR(pg_catalog.>=) $4 AND l.ctid OPERATOR(pg_catalog.<) $5 \
+                    FOR NO KEY UPDATE OF l SKIP LOCKED) AS u (id, value) \
+              WHERE t.ctid OPERATOR(pg_catalog.=) u.id \
+                AND t.ctid OPERATOR(pg_catalog.>=) $4 AND t.ctid OPERATOR(pg_catalog.<) $5",
+        ]
+        .concat()
+    }
+
     /// Names a row for a human.
     fn place(&self, id: Tid) -> String {
         format!("{id} of {}", self.relation.shown())
     }
 }
+
+const NEW_VALUES: &[u8] = b"ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), \
+    pg_catalog.unnest($3)) AS n (id, writer, value)";
 
 fn count_blocks(connection: &Connection, tables: &[pg_sys::Oid]) -> u64 {
     let open = |&table| Relation::open(connection, table, Lock::Write);

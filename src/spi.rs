@@ -94,23 +94,35 @@ impl Connection {
         Self { read_only: true }
     }
 
-    /// Parses a query. It is planned once, whatever its arguments.
+    /// Parses a query.
     pub(crate) fn prepare<const N: usize>(
         &self,
         query: &[&[u8]],
-        types: [pg_sys::Oid; N],
+        mut types: [pg_sys::Oid; N],
+        planning: Planning,
     ) -> Plan<'_> {
         let query = CString::new(query.concat()).expect("no name holds a zero byte");
-        let mut types = types;
+        let options = match planning {
+            Planning::Once | Planning::HashJoin => pg_sys::CURSOR_OPT_GENERIC_PLAN,
+            Planning::ForArguments => pg_sys::CURSOR_OPT_CUSTOM_PLAN,
+        };
         // SAFETY: the query is a C string, and `types` has as many elements as it is said to.
         let plan = unsafe {
-            pg_sys::SPI_prepare_cursor(
-                query.as_ptr(),
-                N as i32,
-                types.as_mut_ptr(),
-                pg_sys::CURSOR_OPT_GENERIC_PLAN as i32,
-            )
+            pg_sys::SPI_prepare_cursor(query.as_ptr(), N as i32, types.as_mut_ptr(), options as i32)
         };
+        if planning == Planning::HashJoin && !plan.is_null() {
+            // SAFETY: the plan is valid. It keeps what is planned here, whatever the settings are
+            // by the time it is executed; so these do not reach a trigger.
+            unsafe {
+                let settings = pg_sys::NewGUCNestLevel();
+                set_config(c"enable_nestloop", c"off", Until::Level);
+                set_config(c"enable_mergejoin", c"off", Until::Level);
+                set_config(c"enable_hashjoin", c"on", Until::Level);
+                let planned = pg_sys::SPI_plan_get_cached_plan(plan);
+                pg_sys::ReleaseCachedPlan(planned, ptr::null_mut());
+                pg_sys::AtEOXact_GUC(false, settings);
+            }
+        }
         Plan {
             plan: NonNull::new(plan).unwrap_or_else(|| fail("SPI_prepare_cursor")),
             read_only: self.read_only,
@@ -269,6 +281,17 @@ fn set_config(name: &CStr, value: &CStr, until: Until) {
             false,
         );
     }
+}
+
+/// How a query is planned.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Planning {
+    /// Without a look at the arguments.
+    Once,
+    /// As a hash join. Without a look at arguments, the server takes arrays to be short.
+    HashJoin,
+    /// Anew for each execution.
+    ForArguments,
 }
 
 /// A parsed query.
