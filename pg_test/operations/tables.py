@@ -19,7 +19,7 @@ def connect(database, keys=(), **options):
 
 
 def value(db, query, *arguments):
-    return db.execute(query, arguments).fetchone()[0]
+    return db.execute(query, arguments or None).fetchone()[0]
 
 
 def fill(db, rows, key=OLD, table="secrets"):
@@ -61,7 +61,8 @@ def plaintexts(db, keys=(NEW, OLD), table="secrets"):
 
 
 def full_scans(db, table="secrets"):
-    """Returns how often the table has been read as a whole."""
+    """Returns how often the table has been read as a whole, by sessions that are idle now."""
+    db.execute("SELECT pg_stat_force_next_flush()")
     return value(db, "SELECT seq_scan FROM pg_stat_all_tables WHERE relid = %s::regclass", table)
 
 
