@@ -10,7 +10,7 @@ import time
 
 import psycopg
 
-from tables import connect
+from tables import connect, wait_until
 
 # The user that a server runs as: with-server tells how to become it.
 RUN = shlex.split(os.environ.get("PG_FERNET_RUN", ""))
@@ -47,29 +47,33 @@ class Cluster:
         run("sh", "-c", 'umask 077; cat >"$0"', path, input=text + "\n")
 
     def start(self):
-        log = os.path.join(self.dir, "log")
-        # Right after a kill, processes of the old server may still be on their way out.
+        # A child of ours: when it is killed, it is gone, and not a zombie that keeps its lock file.
+        with open(os.path.join(self.dir, "log"), "a") as log:
+            self.process = subprocess.Popen([*RUN, "postgres", "-D", self.data], cwd="/", stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while True:
             try:
-                run("pg_ctl", "start", "-w", "-D", self.data, "-l", log)
-                return
-            except AssertionError:
-                assert time.monotonic() < deadline, open(log).read()
-                time.sleep(0.2)
+                return self.connect().close()
+            except psycopg.OperationalError as error:
+                assert time.monotonic() < deadline, error
+            if self.process.poll() is not None:
+                # Others of the old server's processes are still on their way out.
+                time.sleep(0.05)
+                return self.start()
+            time.sleep(0.02)
 
     def connect(self, database="postgres"):
         return connect(database, host=self.dir, user="postgres")
 
-    def connect_again(self):
-        """Connects to a server that restarts by itself."""
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                return self.connect()
-            except psycopg.OperationalError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+    def kill_session(self, pid):
+        """Kills a process that serves a session. The server then ends all of them, and recovers."""
+        def recoveries():
+            with open(os.path.join(self.dir, "log")) as log:
+                return log.read().count("ready to accept connections")
+
+        before = recoveries()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: recoveries() > before)
 
     def kill(self, *more):
         """Kills the server's first process, and others of its processes, with no time to clean up."""
@@ -77,10 +81,12 @@ class Cluster:
             first = int(pid.readline())
         for pid in (first, *more):
             os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         subprocess.run([*RUN, "pg_ctl", "stop", "-m", "immediate", "-D", self.data], cwd="/", capture_output=True)
+        self.process.wait()
         shutil.rmtree(self.dir)

@@ -1,7 +1,5 @@
 """Calls that are killed with their session, or with the server, at random moments."""
 
-import os
-import signal
 import sys
 import time
 
@@ -35,14 +33,12 @@ def test_a_new_call_completes_the_job(cluster, rng, victim):
     to_new = True
     done = 0  # how many rows the calls since the last reversal have rotated
     for kill in range(KILLS):
-        with cluster.connect_again() as db:
-            pass
         caller = cluster.connect()
         pid = caller.info.backend_pid
         with in_background(rotate, caller, batch_size=200) as call:
             time.sleep(rng.uniform(0, 0.15))
             if victim == "session":
-                os.kill(pid, signal.SIGKILL)
+                cluster.kill_session(pid)
             else:
                 cluster.kill(pid)
             finished = False
@@ -53,7 +49,7 @@ def test_a_new_call_completes_the_job(cluster, rng, victim):
                 pass
         if victim == "server":
             cluster.start()
-        with cluster.connect_again() as db:
+        with cluster.connect() as db:
             # Every value opens, and is what it was; what was rotated stays rotated.
             found = plaintexts(db)
             assert {id: p for id, (p, _) in found.items()} == {id: f"secret {id}" for id in range(1, ROWS + 1)}
@@ -67,7 +63,7 @@ def test_a_new_call_completes_the_job(cluster, rng, victim):
                 # The other way round, then.
                 to_new, done = not to_new, 0
                 cluster.write("keys", "\n".join([NEW, OLD] if to_new else [OLD, NEW]))
-    with cluster.connect_again() as db:
+    with cluster.connect() as db:
         counts = rotate(db)
         assert counts == {"rotated": ROWS - done, "current": done, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
         assert census(db) == {"current": ROWS}

@@ -1,5 +1,6 @@
 """Rotation beside others who write to the table, or lock its rows."""
 
+import os
 import threading
 import time
 
@@ -9,7 +10,8 @@ from cryptography.fernet import Fernet
 from tables import (NEW, OLD, census, fill, full_scans, in_background, plaintexts, rotate, value,
                     wait_until)
 
-ROWS = 200_000
+# Two million rows, for instance, take some minutes.
+ROWS = int(os.environ.get("PG_FERNET_ROWS", 200_000))
 WRITERS = 4
 
 
