@@ -76,13 +76,6 @@ impl Storage {
             Self::Bytea => pg_sys::BYTEAOID,
         }
     }
-
-    pub(crate) fn array_type_oid(self) -> pg_sys::Oid {
-        match self {
-            Self::Text => pg_sys::TEXTARRAYOID,
-            Self::Bytea => pg_sys::BYTEAARRAYOID,
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -33,7 +33,7 @@ use crate::key_source::keyring;
 use crate::progress::{Density, Progress, describe_time};
 use crate::random;
 use crate::server::{self, Record};
-use crate::spi::{Argument, Connection, Planning, Tid, Transaction, Xid};
+use crate::spi::{Argument, Connection, NewValues, Planning, Tid, Transaction, Xid};
 use crate::text::{Buffer, Value};
 
 #[pg_extern(sql = false)]
@@ -372,7 +372,7 @@ impl Rotation<'_> {
                     .open([from, to, Argument::xid(since), Argument::xids(&ours)])
             }
         };
-        let mut batch = Batch::new(range);
+        let mut batch = Batch::new(transaction, table, range);
         while let Some(rows) = cursor.fetch() {
             for row in rows.iter() {
                 let (id, writer) = (row.get::<Tid>(1), row.get::<Xid>(2));
@@ -384,7 +384,9 @@ impl Rotation<'_> {
                     // it is older than the last wraparound, is not passed over for that.
                     Outcome::Current if self.ours.contains(&writer) => batch.rows -= 1,
                     Outcome::Current => batch.counts.current += 1,
-                    Outcome::Rotated(value) => batch.push(id, writer, value),
+                    Outcome::Rotated(mut buffer, len) => {
+                        batch.push(id, writer, &buffer.value(len));
+                    }
                     Outcome::Refused(refusal) if self.strict => {
                         return Err(Error::Value {
                             place: table.place(id),
@@ -410,7 +412,7 @@ impl Rotation<'_> {
         Ok(batch)
     }
 
-    fn rotate<'tx>(&self, value: Option<&[u8]>) -> Result<Outcome<'tx>, Error> {
+    fn rotate(&self, value: Option<&[u8]>) -> Result<Outcome, Error> {
         let Some(value) = value else {
             return Ok(Outcome::Null);
         };
@@ -419,7 +421,7 @@ impl Rotation<'_> {
         let rotated =
             Token::decode(value, &mut buffer).and_then(|token| self.keyring.rotate(token, &iv));
         Ok(match rotated {
-            Ok(Some(len)) => Outcome::Rotated(buffer.finish(len)),
+            Ok(Some(len)) => Outcome::Rotated(buffer, len),
             Ok(None) => Outcome::Current,
             Err(refusal) => Outcome::Refused(refusal),
         })
@@ -436,23 +438,12 @@ impl Rotation<'_> {
         if batch.ids.is_empty() {
             return 0;
         }
-        let storage = table.column.storage;
-        let types = [
-            pg_sys::TIDARRAYOID,
-            pg_sys::XIDARRAYOID,
-            storage.array_type_oid(),
-            pg_sys::TIDOID,
-            pg_sys::TIDOID,
-        ];
+        let _shown = batch.values.show();
         let execute = |query: &[u8]| {
-            let update = transaction.prepare(&[query], types, Planning::HashJoin);
-            update.execute([
-                Argument::tids(&batch.ids),
-                Argument::xids(&batch.writers),
-                Argument::values(&batch.values, storage.type_oid()),
-                Argument::tid(batch.range.start),
-                Argument::tid(batch.range.end),
-            ])
+            let types = [pg_sys::TIDOID, pg_sys::TIDOID];
+            let update = transaction.prepare(&[query], types, Planning::Once);
+            let Range { start, end } = batch.range;
+            update.execute([Argument::tid(start), Argument::tid(end)])
         };
         let update = table.update();
         let written = match patience {
@@ -522,10 +513,11 @@ enum Patience {
     Wait,
 }
 
-enum Outcome<'tx> {
+enum Outcome {
     Null,
     Current,
-    Rotated(Value<'tx>),
+    /// Into a token of that length.
+    Rotated(Buffer, usize),
     Refused(fernet::Error),
 }
 
@@ -537,31 +529,28 @@ struct Batch<'tx> {
     counts: Counts,
     bad: Vec<String>,
     ids: Vec<Tid>,
-    writers: Vec<Xid>,
-    values: Vec<Value<'tx>>,
-    /// What `values` takes.
+    values: NewValues<'tx>,
+    /// What the values take.
     bytes: usize,
 }
 
 impl<'tx> Batch<'tx> {
-    fn new(range: Range<Tid>) -> Self {
+    fn new(connection: &'tx Connection, table: &Table<'_>, range: Range<Tid>) -> Self {
         Self {
             range,
             rows: 0,
             counts: Counts::default(),
             bad: Vec::new(),
             ids: Vec::new(),
-            writers: Vec::new(),
-            values: Vec::new(),
+            values: NewValues::new(connection, table.column.storage.type_oid()),
             bytes: 0,
         }
     }
 
-    fn push(&mut self, id: Tid, writer: Xid, value: Value<'tx>) {
+    fn push(&mut self, id: Tid, writer: Xid, value: &Value<'_>) {
         self.bytes += value.len();
         self.ids.push(id);
-        self.writers.push(writer);
-        self.values.push(value);
+        self.values.push(id, writer, value);
     }
 }
 
@@ -620,8 +609,8 @@ impl<'c> Table<'c> {
         }))
     }
 
-    /// The statement that writes new values (`$3`) to rows (`$1`, in the range from `$4` to `$5`)
-    /// that have still the same writers (`$2`).
+    /// The statement that writes [`NewValues`] to those rows, all in the range from `$1` to `$2`,
+    /// that still have the same writers.
     ///
     /// The writer tells row versions apart that are at the same place one after the other. It is
     /// also what a row is known by that was changed while we waited for its lock: servers before
@@ -629,9 +618,13 @@ impl<'c> Table<'c> {
     fn update(&self) -> Vec<u8> {
         let (name, column) = (&self.name[..], &self.column.name[..]);
         [
-            b"UPDATE ONLY ", name, b" AS t SET ", column, b" = n.value FROM ", NEW_VALUES,
-            b" WHERE t.ctid OPERATOR(pg_catalog.=) n.id AND t.xmin OPERATOR(pg_catalog.=) n.writer \
-               AND t.ctid OPERATOR(pg_catalog.>=) $4 AND t.ctid OPERATOR(pg_catalog.<) $5",
+            b"UPDATE ONLY ",
+            name,
+            b" AS t SET ",
+            column,
+            b" = n.value FROM fernet_new_values AS n \
+               WHERE t.ctid OPERATOR(pg_catalog.=) n.id AND t.xmin OPERATOR(pg_catalog.=) n.writer \
+               AND t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
         ]
         .concat()
     }
@@ -642,12 +635,12 @@ impl<'c> Table<'c> {
         let (name, column) = (&self.name[..], &self.column.name[..]);
         [
             b"UPDATE ONLY ", name, b" AS t SET ", column, b" = u.value \
-              FROM (SELECT l.ctid, n.value FROM ", NEW_VALUES, b", ONLY ", name, b" AS l \
+              FROM (SELECT l.ctid, n.value FROM fernet_new_values AS n, ONLY ", name, b" AS l \
                     WHERE l.ctid OPERATOR(pg_catalog.=) n.id AND l.xmin OPERATOR(pg_catalog.=) n.writer \
-                      AND l.ctid OPERATOR(pg_catalog.>=) $4 AND l.ctid OPERATOR(pg_catalog.<) $5 \
+                      AND l.ctid OPERATOR(pg_catalog.>=) $1 AND l.ctid OPERATOR(pg_catalog.<) $2 \
                     FOR NO KEY UPDATE OF l SKIP LOCKED) AS u (id, value) \
               WHERE t.ctid OPERATOR(pg_catalog.=) u.id \
-                AND t.ctid OPERATOR(pg_catalog.>=) $4 AND t.ctid OPERATOR(pg_catalog.<) $5",
+                AND t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
         ]
         .concat()
     }
@@ -657,9 +650,6 @@ impl<'c> Table<'c> {
         format!("{id} of {}", self.relation.shown())
     }
 }
-
-const NEW_VALUES: &[u8] = b"ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), \
-    pg_catalog.unnest($3)) AS n (id, writer, value)";
 
 fn count_blocks(connection: &Connection, tables: &[pg_sys::Oid]) -> u64 {
     let open = |&table| Relation::open(connection, table, Lock::Write);

@@ -103,26 +103,13 @@ impl Connection {
     ) -> Plan<'_> {
         let query = CString::new(query.concat()).expect("no name holds a zero byte");
         let options = match planning {
-            Planning::Once | Planning::HashJoin => pg_sys::CURSOR_OPT_GENERIC_PLAN,
+            Planning::Once => pg_sys::CURSOR_OPT_GENERIC_PLAN,
             Planning::ForArguments => pg_sys::CURSOR_OPT_CUSTOM_PLAN,
         };
         // SAFETY: the query is a C string, and `types` has as many elements as it is said to.
         let plan = unsafe {
             pg_sys::SPI_prepare_cursor(query.as_ptr(), N as i32, types.as_mut_ptr(), options as i32)
         };
-        if planning == Planning::HashJoin && !plan.is_null() {
-            // SAFETY: the plan is valid. It keeps what is planned here, whatever the settings are
-            // by the time it is executed; so these do not reach a trigger.
-            unsafe {
-                let settings = pg_sys::NewGUCNestLevel();
-                set_config(c"enable_nestloop", c"off", Until::Level);
-                set_config(c"enable_mergejoin", c"off", Until::Level);
-                set_config(c"enable_hashjoin", c"on", Until::Level);
-                let planned = pg_sys::SPI_plan_get_cached_plan(plan);
-                pg_sys::ReleaseCachedPlan(planned, ptr::null_mut());
-                pg_sys::AtEOXact_GUC(false, settings);
-            }
-        }
         Plan {
             plan: NonNull::new(plan).unwrap_or_else(|| fail("SPI_prepare_cursor")),
             read_only: self.read_only,
@@ -284,12 +271,10 @@ fn set_config(name: &CStr, value: &CStr, until: Until) {
 }
 
 /// How a query is planned.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Planning {
     /// Without a look at the arguments.
     Once,
-    /// As a hash join. Without a look at arguments, the server takes arrays to be short.
-    HashJoin,
     /// Anew for each execution.
     ForArguments,
 }
@@ -456,6 +441,106 @@ impl Row<'_> {
     }
 }
 
+/// New values for rows, which a query can read as the table `fernet_new_values`: the place of a row,
+/// its writer, and the value.
+pub(crate) struct NewValues<'c> {
+    rows: *mut pg_sys::Tuplestorestate,
+    shape: pg_sys::TupleDesc,
+    count: usize,
+    connection: PhantomData<&'c Connection>,
+}
+
+impl<'c> NewValues<'c> {
+    const NAME: &'static CStr = c"fernet_new_values";
+
+    /// `value_type` is text or bytea.
+    pub(crate) fn new(_: &'c Connection, value_type: pg_sys::Oid) -> Self {
+        let columns = [
+            (c"id", pg_sys::TIDOID),
+            (c"writer", pg_sys::XIDOID),
+            (c"value", value_type),
+        ];
+        // SAFETY: as many columns are described as there are. What is made here is in memory of the
+        // connection; what exceeds work_mem is in a file that `drop` closes.
+        unsafe {
+            let shape = pg_sys::CreateTemplateTupleDesc(columns.len() as i32);
+            for ((name, oid), number) in columns.into_iter().zip(1..) {
+                pg_sys::TupleDescInitEntry(shape, number, name.as_ptr(), oid, -1, 0);
+            }
+            Self {
+                rows: pg_sys::tuplestore_begin_heap(false, false, pg_sys::work_mem),
+                shape,
+                count: 0,
+                connection: PhantomData,
+            }
+        }
+    }
+
+    pub(crate) fn push(&mut self, id: Tid, writer: Xid, value: &Value<'_>) {
+        let id = id.to_item_pointer();
+        let mut datums = [
+            ptr::from_ref(&id).into(),
+            writer.into_inner().into(),
+            value.datum(),
+        ];
+        // SAFETY: the values are those of the three columns; they are copied.
+        unsafe {
+            pg_sys::tuplestore_putvalues(
+                self.rows,
+                self.shape,
+                datums.as_mut_ptr(),
+                [false; 3].as_mut_ptr(),
+            );
+        }
+        self.count += 1;
+    }
+
+    /// Shows the values to queries until the result is dropped.
+    pub(crate) fn show(&self) -> Shown<'_> {
+        let mut relation = pg_sys::EphemeralNamedRelationData {
+            md: pg_sys::EphemeralNamedRelationMetadataData {
+                name: Self::NAME.as_ptr().cast_mut(),
+                reliddesc: pg_sys::InvalidOid,
+                tupdesc: self.shape,
+                enrtype: pg_sys::EphemeralNameRelationType::ENR_NAMED_TUPLESTORE,
+                enrtuples: self.count as f64,
+            },
+            reldata: self.rows.cast(),
+        };
+        // SAFETY: the description is moved into memory of the connection, and used no longer than
+        // the rows are there.
+        unsafe {
+            let memory = pg_sys::palloc(size_of_val(&relation)).cast();
+            ptr::copy_nonoverlapping(&raw mut relation, memory, 1);
+            if pg_sys::SPI_register_relation(memory) < 0 {
+                fail("SPI_register_relation");
+            }
+        }
+        Shown(PhantomData)
+    }
+}
+
+impl Drop for NewValues<'_> {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            // SAFETY: no query reads the rows any more.
+            unsafe { pg_sys::tuplestore_end(self.rows) };
+        }
+    }
+}
+
+/// [`NewValues`] that queries see.
+pub(crate) struct Shown<'v>(PhantomData<&'v ()>);
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            // SAFETY: registered under that name.
+            unsafe { pg_sys::SPI_unregister_relation(NewValues::NAME.as_ptr()) };
+        }
+    }
+}
+
 /// An argument of a query, in memory that lasts as long as the connection.
 pub(crate) struct Argument(pg_sys::Datum);
 
@@ -482,43 +567,21 @@ impl Argument {
         }
     }
 
-    pub(crate) fn tids(tids: &[Tid]) -> Self {
-        let pointers: Vec<_> = tids.iter().map(|tid| tid.to_item_pointer()).collect();
-        let datums = pointers.iter().map(|tid| ptr::from_ref(tid).into());
-        Self(array(datums.collect(), pg_sys::TIDOID, 6, b's'))
-    }
-
     pub(crate) fn xids(xids: &[Xid]) -> Self {
-        let datums = xids.iter().map(|xid| xid.into_inner().into());
-        Self(array(datums.collect(), pg_sys::XIDOID, 4, b'i'))
+        let mut datums: Vec<_> = xids.iter().map(|xid| xid.into_inner().into()).collect();
+        // SAFETY: length, alignment and the rest are those of the type.
+        let array = unsafe {
+            pg_sys::construct_array(
+                datums.as_mut_ptr(),
+                datums.len() as i32,
+                pg_sys::XIDOID,
+                4,
+                true,
+                b'i' as _,
+            )
+        };
+        Self(array.into())
     }
-
-    /// `element` is text or bytea.
-    pub(crate) fn values(values: &[Value<'_>], element: pg_sys::Oid) -> Self {
-        let datums = values.iter().map(Value::datum);
-        Self(array(datums.collect(), element, -1, b'i'))
-    }
-}
-
-/// Makes an array, a copy of its elements. What has a length of four is passed by value.
-fn array(
-    mut datums: Vec<pg_sys::Datum>,
-    element: pg_sys::Oid,
-    len: i32,
-    align: u8,
-) -> pg_sys::Datum {
-    // SAFETY: length and alignment are those of the type; the datums are valid for the call.
-    let array = unsafe {
-        pg_sys::construct_array(
-            datums.as_mut_ptr(),
-            datums.len() as i32,
-            element,
-            len,
-            len == 4,
-            align as _,
-        )
-    };
-    array.into()
 }
 
 fn fail(function: &str) -> ! {

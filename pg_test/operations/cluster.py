@@ -47,20 +47,20 @@ class Cluster:
         run("sh", "-c", 'umask 077; cat >"$0"', path, input=text + "\n")
 
     def start(self):
-        # A child of ours: when it is killed, it is gone, and not a zombie that keeps its lock file.
-        with open(os.path.join(self.dir, "log"), "a") as log:
-            self.process = subprocess.Popen([*RUN, "postgres", "-D", self.data], cwd="/", stdout=log, stderr=log)
         deadline = time.monotonic() + 60
+        with open(os.path.join(self.dir, "log"), "a") as log:
+            # A child of ours: when it is killed, it is gone, and not a zombie that keeps its lock file.
+            self.process = subprocess.Popen([*RUN, "postgres", "-D", self.data], cwd="/", stdout=log, stderr=log)
         while True:
             try:
                 return self.connect().close()
             except psycopg.OperationalError as error:
-                assert time.monotonic() < deadline, error
-            if self.process.poll() is not None:
-                # Others of the old server's processes are still on their way out.
-                time.sleep(0.05)
-                return self.start()
+                assert self.process.poll() is None and time.monotonic() < deadline, f"{error}\n{self.log()[-2000:]}"
             time.sleep(0.02)
+
+    def log(self):
+        with open(os.path.join(self.dir, "log")) as log:
+            return log.read()
 
     def connect(self, database="postgres"):
         return connect(database, host=self.dir, user="postgres")
@@ -68,20 +68,25 @@ class Cluster:
     def kill_session(self, pid):
         """Kills a process that serves a session. The server then ends all of them, and recovers."""
         def recoveries():
-            with open(os.path.join(self.dir, "log")) as log:
-                return log.read().count("ready to accept connections")
+            return self.log().count("ready to accept connections")
 
         before = recoveries()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: recoveries() > before)
 
-    def kill(self, *more):
-        """Kills the server's first process, and others of its processes, with no time to clean up."""
-        with open(os.path.join(self.data, "postmaster.pid")) as pid:
-            first = int(pid.readline())
-        for pid in (first, *more):
-            os.kill(pid, signal.SIGKILL)
+    def kill(self):
+        """Kills all processes of the server, with no time to clean up."""
+        with open(os.path.join(self.data, "postmaster.pid")) as file:
+            first = int(file.readline())
+        processes = [tuple(map(int, line.split())) for line in run("ps", "-A", "-o", "pid=,ppid=").splitlines()]
+        for pid in [first, *(pid for pid, parent in processes if parent == first)]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         self.process.wait()
+        # One that is still on its way out keeps the next server from starting.
+        wait_until(lambda: not any(is_alive(pid) for pid, parent in processes if parent == first))
 
     def __enter__(self):
         return self
@@ -90,3 +95,11 @@ class Cluster:
         subprocess.run([*RUN, "pg_ctl", "stop", "-m", "immediate", "-D", self.data], cwd="/", capture_output=True)
         self.process.wait()
         shutil.rmtree(self.dir)
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

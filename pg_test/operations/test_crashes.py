@@ -40,7 +40,7 @@ def test_a_new_call_completes_the_job(cluster, rng, victim):
             if victim == "session":
                 cluster.kill_session(pid)
             else:
-                cluster.kill(pid)
+                cluster.kill()
             finished = False
             try:
                 call.result()
