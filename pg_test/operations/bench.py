@@ -29,8 +29,9 @@ def measure(db, way):
 
 
 def main(sizes):
+    with connect("postgres") as db:
+        db.execute("CREATE EXTENSION pg_fernet")
     db = connect("postgres", keys=[NEW, OLD])
-    db.execute("CREATE EXTENSION pg_fernet")
     print(value(db, "SELECT version()"))
     print(f"{'rows':>10}  {'':16}{'s':>8}{'rows/s':>10}{'WAL MB':>9}{'WAL MB/M':>10}{'growth MB':>11}")
     for rows in sizes:
