@@ -4,7 +4,7 @@
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-airflow install installcheck lint bench bench-airflow clean
+.PHONY: help demo test test-airflow install installcheck lint bench bench-airflow bench-operations clean
 
 export PG PG_CONFIG
 
@@ -31,6 +31,9 @@ bench: ## measure the core beside the fernet crate and its floor
 
 bench-airflow: ## measure beside Airflow's own command
 	@scripts/bench-airflow
+
+bench-operations: ## measure batches beside an UPDATE
+	@scripts/bench-operations
 
 lint: ## check formatting, lints, documentation
 	@scripts/lint

@@ -142,6 +142,37 @@ COMMENT ON FUNCTION fernet_keys() IS
     'the configured keys by place in the list and fingerprint: 16 hex digits of their SHA-256';
 
 --
+-- Whole columns. row_security = off: a policy that would hide rows is an error. The procedure, which
+-- commits and so can have no settings of its own, looks for policies itself.
+--
+
+CREATE FUNCTION fernet_census(relation regclass, column_name name)
+    RETURNS TABLE (status text, key_index integer, fingerprint text, tokens bigint)
+    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 1000000 ROWS 5
+    SET row_security = off
+    AS 'MODULE_PATHNAME', 'fernet_census_wrapper';
+COMMENT ON FUNCTION fernet_census(regclass, name) IS
+    'what a column holds: the number of tokens under each key, of tokens under an unknown key, of other values and of NULLs';
+
+CREATE FUNCTION fernet_find_columns(sample_rows integer DEFAULT 1000)
+    RETURNS TABLE (relation regclass, column_name name, sampled bigint, tokens bigint)
+    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 1000000 ROWS 10
+    SET row_security = off SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'fernet_find_columns_wrapper';
+COMMENT ON FUNCTION fernet_find_columns(integer) IS
+    'the columns that hold Fernet tokens, as far as the caller may read them: how many values were sampled, and how many are tokens';
+
+CREATE PROCEDURE fernet_rotate_column(
+    relation regclass, column_name name, batch_size integer DEFAULT 10000, strict boolean DEFAULT false,
+    INOUT rotated bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL,
+    INOUT unknown_key bigint DEFAULT NULL, INOUT not_a_token bigint DEFAULT NULL,
+    INOUT nulls bigint DEFAULT NULL)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_rotate_column_wrapper';
+COMMENT ON PROCEDURE fernet_rotate_column IS
+    're-encrypt the tokens of a column under the first key, in batches with a COMMIT after each';
+
+--
 -- Privileges: what reads or uses the keys is granted function by function, so that a role can
 -- rotate without being able to decrypt. fernet_generate_key and fernet_is_token use none.
 --
@@ -155,5 +186,7 @@ REVOKE ALL ON FUNCTION
     fernet_rotate(text), fernet_rotate(bytea),
     fernet_key_index(text), fernet_key_index(bytea),
     fernet_timestamp(text), fernet_timestamp(bytea),
-    fernet_keys()
+    fernet_keys(),
+    fernet_census(regclass, name), fernet_find_columns(integer)
 FROM PUBLIC;
+REVOKE ALL ON PROCEDURE fernet_rotate_column FROM PUBLIC;

@@ -7,6 +7,7 @@ use std::io;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::catalog::Kind;
 use crate::fernet;
 
 #[derive(Debug)]
@@ -36,6 +37,37 @@ pub(crate) enum Error {
     TooLarge,
     /// The operating system gave no random bytes.
     NoRandomness,
+    /// An argument of a procedure is null.
+    Null(&'static str),
+    /// An argument that counts rows is not positive.
+    LessThanOne(&'static str),
+    /// A procedure that commits was called where it may not.
+    InTransaction,
+    /// There is no relation of that oid.
+    NoRelation(pg_sys::Oid),
+    /// The relation is an index, a sequence or the like.
+    NoRows { relation: String },
+    /// The relation has no column of that name.
+    NoColumn { column: String, relation: String },
+    /// The column's type can hold no tokens.
+    ColumnType {
+        column: String,
+        relation: String,
+        type_name: String,
+    },
+    /// The column is computed from others.
+    Generated { column: String, relation: String },
+    /// The relation is no table of this database.
+    NotATable { relation: String, kind: Kind },
+    /// The table's access method has no scans by range.
+    AccessMethod { relation: String },
+    /// Policies for row-level security apply to the caller.
+    HiddenRows { relation: String },
+    /// A value in a column is no token, or no key opens it.
+    Value {
+        place: String,
+        refusal: fernet::Error,
+    },
 }
 
 impl From<fernet::Error> for Error {
@@ -57,12 +89,26 @@ impl Error {
                 ..
             } => PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
             Self::KeyList { .. } => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            Self::Token(Refusal::NotAToken) => PgSqlErrorCode::ERRCODE_INVALID_TEXT_REPRESENTATION,
-            Self::Token(_) => PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_INVOCATION_EXCEPTION,
+            Self::Token(refusal) | Self::Value { refusal, .. } => match refusal {
+                Refusal::NotAToken => PgSqlErrorCode::ERRCODE_INVALID_TEXT_REPRESENTATION,
+                _ => PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_INVOCATION_EXCEPTION,
+            },
             Self::Expired | Self::FromTheFuture => PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
             Self::NotUtf8 | Self::NotText => PgSqlErrorCode::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
             Self::TooLarge => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::NoRandomness => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            Self::Null(_) => PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            Self::LessThanOne(_) => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            Self::InTransaction => PgSqlErrorCode::ERRCODE_INVALID_TRANSACTION_TERMINATION,
+            Self::NoRelation(_) => PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+            Self::NoRows { .. } | Self::NotATable { .. } => {
+                PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE
+            }
+            Self::NoColumn { .. } => PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            Self::ColumnType { .. } => PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            Self::Generated { .. } => PgSqlErrorCode::ERRCODE_GENERATED_ALWAYS,
+            Self::AccessMethod { .. } => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::HiddenRows { .. } => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
         }
     }
 
@@ -93,6 +139,32 @@ impl Error {
             Self::NotText => "plaintext is not valid text in the database encoding".into(),
             Self::TooLarge => "result would exceed the limit of 1 GB for a value".into(),
             Self::NoRandomness => "could not generate random bytes".into(),
+            Self::Null(argument) => format!("{argument} must not be null"),
+            Self::LessThanOne(argument) => format!("{argument} must be at least 1"),
+            Self::InTransaction => "cannot rotate in batches inside a transaction block".into(),
+            Self::NoRelation(oid) => format!("relation with OID {} does not exist", oid.to_u32()),
+            Self::NoRows { relation } => format!("{relation} is not a table or a view"),
+            Self::NoColumn { column, relation } => {
+                format!("column \"{column}\" of {relation} does not exist")
+            }
+            Self::ColumnType {
+                column,
+                relation,
+                type_name,
+            } => format!(
+                "column \"{column}\" of {relation} is of type {type_name}, which cannot hold tokens"
+            ),
+            Self::Generated { column, relation } => {
+                format!("column \"{column}\" of {relation} is a generated column")
+            }
+            Self::NotATable { relation, .. } => format!("{relation} is not a table"),
+            Self::AccessMethod { relation } => {
+                format!("access method of {relation} does not find rows by their block")
+            }
+            Self::HiddenRows { relation } => {
+                format!("row-level security may hide rows of {relation}")
+            }
+            Self::Value { place, refusal } => format!("{refusal}: {place}"),
         }
     }
 
@@ -119,15 +191,23 @@ impl Error {
                 "A list holds one or more keys, separated by commas, the newest first. A key is 32 \
                  bytes in base64, 44 characters with its padding; fernet_generate_key() makes one."
             }
-            Self::Token(Refusal::NotAToken) => {
+            Self::Token(Refusal::NotAToken)
+            | Self::Value {
+                refusal: Refusal::NotAToken,
+                ..
+            } => {
                 "If the value is plaintext, encrypt it with fernet_encrypt(). \
                  fernet_is_token() tells which values are tokens."
             }
-            Self::Token(Refusal::BadPadding) => {
+            Self::Token(Refusal::BadPadding)
+            | Self::Value {
+                refusal: Refusal::BadPadding,
+                ..
+            } => {
                 "The key authenticates the token, but does not decrypt it: whoever made the token \
                  did not follow the Fernet specification. Replace the value."
             }
-            Self::Token(_) => {
+            Self::Token(_) | Self::Value { .. } => {
                 "Append the key that the token was made with to fernet.keys. \
                  fernet_key_index() is NULL for the values that no key opens."
             }
@@ -144,6 +224,36 @@ impl Error {
                 "Split the value: a token takes a third more space than its plaintext."
             }
             Self::NoRandomness => "Check the random number source of the operating system.",
+            Self::Null(_) => "Leave the argument out where it has a default.",
+            Self::LessThanOne(_) => "Leave the argument out to get its default.",
+            Self::InTransaction => {
+                "Call it on its own, outside of a transaction block, since it commits after each \
+                 batch. Inside, use UPDATE ... SET column = fernet_rotate(column) WHERE \
+                 fernet_key_index(column) > 1."
+            }
+            Self::NoRelation(_) => "It may have been dropped. Give the name of a table.",
+            Self::NoRows { .. } => "Give the name of a table.",
+            Self::NoColumn { .. } => "fernet_find_columns() finds the columns that hold tokens.",
+            Self::ColumnType { .. } => {
+                "Tokens are kept in columns of type text, varchar, char or bytea, or of a domain \
+                 over one of them."
+            }
+            Self::Generated { .. } => "Rotate the column that it is computed from.",
+            Self::NotATable { kind, .. } => match kind {
+                Kind::View => "Rotate the tables that the view reads.",
+                Kind::MaterializedView => {
+                    "Rotate the tables that the materialized view reads, and refresh it."
+                }
+                Kind::ForeignTable => "Rotate the table on the server that holds it.",
+                _ => "Give the name of a table.",
+            },
+            Self::AccessMethod { .. } => {
+                "Use UPDATE ... SET column = fernet_rotate(column) WHERE \
+                 fernet_key_index(column) > 1."
+            }
+            Self::HiddenRows { .. } => {
+                "Call it as the owner of the table or as a role with BYPASSRLS."
+            }
         }
     }
 }

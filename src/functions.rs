@@ -13,7 +13,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::error::Error;
-use crate::fernet::{Keyring, Token, sealed_len};
+use crate::fernet::{Key, Keyring, Token, sealed_len};
 use crate::key_source::keyring;
 use crate::random;
 use crate::text::{self, Buffer, Value};
@@ -114,10 +114,7 @@ fn fernet_keys()
 -> Result<TableIterator<'static, (name!(key_index, i32), name!(fingerprint, String))>> {
     let keyring: Rc<Keyring> = keyring()?;
     let rows: Vec<_> = (keyring.keys().iter().enumerate())
-        .map(|(index, key)| {
-            let fingerprint = u64::from_be_bytes(key.fingerprint());
-            (sql_index(index), format!("{fingerprint:016x}"))
-        })
+        .map(|(index, key)| (sql_index(index), fingerprint(key)))
         .collect();
     Ok(TableIterator::new(rows))
 }
@@ -193,8 +190,13 @@ fn timestamp_at(seconds: u64) -> TimestampWithTimeZone {
         .unwrap_or_else(TimestampWithTimeZone::positive_infinity)
 }
 
+/// Returns what SQL shows of a key.
+pub(crate) fn fingerprint(key: &Key) -> String {
+    format!("{:016x}", u64::from_be_bytes(key.fingerprint()))
+}
+
 /// Returns the number that SQL knows a key by: its 1-based place in the list.
-fn sql_index(index: usize) -> i32 {
+pub(crate) fn sql_index(index: usize) -> i32 {
     // A list in a setting is shorter than 1 GB: it holds far less than 2^31 keys.
     index as i32 + 1
 }

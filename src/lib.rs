@@ -4,6 +4,8 @@
 //! |--------------|---------------|
 //! | [`fernet`]   | the Fernet core: tokens, keys, keyrings; pure Rust, no PostgreSQL |
 //! | `functions`  | the SQL functions; `sql/pg_fernet.sql` declares them |
+//! | `census`, `rotate_column` | whole columns: what they hold, and their rotation in batches |
+//! | `catalog`, `spi`, `progress` | what these two build on: relations, queries, arithmetic |
 //! | `settings`   | the settings `fernet.*` |
 //! | `key_source` | from the settings to the backend's cached keyring |
 //! | `key_file`, `key_command`, `secret` | keys from outside, and the memory they pass through |
@@ -14,16 +16,21 @@
 
 use pgrx::prelude::*;
 
+mod catalog;
+mod census;
 mod error;
 pub mod fernet;
 mod functions;
 mod key_command;
 mod key_file;
 mod key_source;
+mod progress;
 mod random;
+mod rotate_column;
 mod secret;
 mod server;
 mod settings;
+mod spi;
 mod text;
 
 ::pgrx::pg_module_magic!(name = c"pg_fernet", version = c"0.1.0");

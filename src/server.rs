@@ -1,8 +1,11 @@
 //! What the other modules ask of the server they run in.
 
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::ptr;
 use std::time::Duration;
 
+use pgrx::callconv::{BoxRet, FcInfo};
 use pgrx::prelude::*;
 
 /// Returns the id of this server process.
@@ -51,4 +54,51 @@ fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> u32 {
 pub(crate) fn in_a_statement() -> bool {
     // SAFETY: a global that only this process changes.
     unsafe { !pg_sys::debug_query_string.is_null() }
+}
+
+/// Tells whether a procedure may commit: not inside a transaction block, nor in a function.
+pub(crate) fn may_commit(fcinfo: pg_sys::FunctionCallInfo) -> bool {
+    // SAFETY: the call's context is null or a node; that of CALL is a CallContext.
+    unsafe {
+        let context = (*fcinfo).context;
+        !context.is_null()
+            && (*context).type_ == pg_sys::NodeTag::T_CallContext
+            && !(*context.cast::<pg_sys::CallContext>()).atomic
+    }
+}
+
+/// Raises an error if the transaction is read-only, as on a hot standby.
+pub(crate) fn refuse_in_read_only_transaction(command: &CStr) {
+    // SAFETY: a C string.
+    unsafe { pg_sys::PreventCommandIfReadOnly(command.as_ptr()) };
+}
+
+/// A row of bigints: what a procedure returns in its INOUT parameters.
+pub(crate) struct Record(pg_sys::Datum);
+
+impl Record {
+    pub(crate) fn new<const N: usize>(fcinfo: pg_sys::FunctionCallInfo, values: [i64; N]) -> Self {
+        let mut datums = values.map(pg_sys::Datum::from);
+        let mut nulls = [false; N];
+        let mut shape = ptr::null_mut();
+        // SAFETY: `fcinfo` is that of the call. The row gets as many values as it has columns, all
+        // of them bigints.
+        unsafe {
+            pg_sys::get_call_result_type(fcinfo, ptr::null_mut(), &mut shape);
+            assert!(!shape.is_null() && (*shape).natts as usize == N);
+            let shape = pg_sys::BlessTupleDesc(shape);
+            let tuple = pg_sys::heap_form_tuple(shape, datums.as_mut_ptr(), nulls.as_mut_ptr());
+            Self(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))
+        }
+    }
+}
+
+impl_sql_translatable!(Record, "record");
+
+// SAFETY: the datum is a row in the memory context of the call.
+unsafe impl BoxRet for Record {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        // SAFETY: see above.
+        unsafe { fcinfo.return_raw_datum(self.0) }
+    }
 }

@@ -23,6 +23,12 @@ pub(crate) struct Value<'fcx> {
     bytes: &'fcx [u8],
 }
 
+impl Value<'_> {
+    pub(crate) fn datum(&self) -> pg_sys::Datum {
+        self.datum
+    }
+}
+
 impl Deref for Value<'_> {
     type Target = [u8];
 
@@ -98,10 +104,24 @@ impl Buffer {
 
     /// Makes the first `len` bytes the value.
     pub(crate) fn finish<'fcx>(self, len: usize) -> Value<'fcx> {
+        // SAFETY: the memory lives as long as the call.
+        let value = unsafe { self.value_for(len) };
+        mem::forget(self);
+        value
+    }
+
+    /// Makes the first `len` bytes a value that lasts as long as the buffer.
+    pub(crate) fn value(&mut self, len: usize) -> Value<'_> {
+        // SAFETY: the value borrows the buffer.
+        unsafe { self.value_for(len) }
+    }
+
+    /// # Safety
+    /// The memory must live as long as `'a`, and nothing else write to it.
+    unsafe fn value_for<'a>(&self, len: usize) -> Value<'a> {
         assert!(len <= self.capacity && len <= MAX_VALUE);
         let varlena = self.varlena.as_ptr();
-        mem::forget(self);
-        // SAFETY: the memory holds the header and `len` bytes, and lives as long as the call.
+        // SAFETY: the memory holds the header and `len` bytes.
         unsafe {
             pgrx::set_varsize_4b(varlena, (len + pg_sys::VARHDRSZ) as i32);
             Value {

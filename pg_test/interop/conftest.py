@@ -40,7 +40,7 @@ def role(database):
         admin.execute("CREATE ROLE fernet_user LOGIN")
         for (function,) in admin.execute("SELECT objid::regprocedure::text FROM pg_depend WHERE deptype = 'e'"
                                          " AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_fernet')"):
-            admin.execute(f"GRANT EXECUTE ON FUNCTION {function} TO fernet_user")
+            admin.execute(f"GRANT EXECUTE ON ROUTINE {function} TO fernet_user")
         yield "fernet_user"
         admin.execute("DROP OWNED BY fernet_user")
         admin.execute("DROP ROLE fernet_user")

@@ -128,6 +128,15 @@ impl Keyring {
         Some(index)
     }
 
+    /// Returns the index of the key that opens the token. Unlike [`key_index`](Self::key_index) it
+    /// looks at the padding, too, as [`open`](Self::open) does.
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`], [`Error::BadPadding`].
+    pub fn opening_key(&self, token: &Token<'_>) -> Result<usize, Error> {
+        self.opener(token).map(|(index, _)| index)
+    }
+
     /// Finds the key that authenticates the token and under which its padding is right, with the
     /// length of the plaintext. Like pyca's `MultiFernet` it goes on to the next key after a bad
     /// padding: keys may share the half that signs.

@@ -1,0 +1,48 @@
+"""Rotates tables of some sizes as one UPDATE and in batches, and tells what each took."""
+
+import sys
+import time
+
+from tables import NEW, OLD, census, connect, fill, rotate, value
+
+WAYS = {
+    "UPDATE": lambda db: db.execute(
+        "UPDATE secrets SET value = fernet_rotate(value) WHERE fernet_key_index(value) > 1"),
+    "CALL": rotate,
+    "CALL, all done": rotate,
+    "census": census,
+}
+
+
+def table_mb(db):
+    return value(db, "SELECT pg_table_size('secrets')") / 1e6
+
+
+def measure(db, way):
+    db.execute("CHECKPOINT")  # each page that changes is in the WAL once as a whole
+    size, position = table_mb(db), value(db, "SELECT pg_current_wal_insert_lsn()")
+    start = time.perf_counter()
+    WAYS[way](db)
+    seconds = time.perf_counter() - start
+    wal = float(value(db, "SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", position)) / 1e6
+    return seconds, wal, table_mb(db) - size
+
+
+def main(sizes):
+    with connect("postgres") as db:
+        db.execute("CREATE EXTENSION pg_fernet")
+    db = connect("postgres", keys=[NEW, OLD])
+    print(value(db, "SELECT version()"))
+    print(f"{'rows':>10}  {'':16}{'s':>8}{'rows/s':>10}{'WAL MB':>9}{'WAL MB/M':>10}{'growth MB':>11}")
+    for rows in sizes:
+        for way in WAYS:
+            if way in ("UPDATE", "CALL"):
+                db.execute("DROP TABLE IF EXISTS secrets")
+                fill(db, rows)
+            seconds, wal, growth = measure(db, way)
+            assert census(db) == {"current": rows}
+            print(f"{rows:>10}  {way:16}{seconds:8.1f}{rows / seconds:10.0f}{wal:9.0f}"
+                  f"{wal / rows * 1e6:10.0f}{growth:11.0f}", flush=True)
+
+
+main([int(rows) for rows in sys.argv[1:]] or [1_000_000])

@@ -1,0 +1,105 @@
+"""Servers of our own, to be killed, copied and replicated."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+import psycopg
+
+from tables import connect, wait_until
+
+# The user that a server runs as: with-server tells how to become it.
+RUN = shlex.split(os.environ.get("PG_FERNET_RUN", ""))
+
+
+def run(*command, **options):
+    done = subprocess.run([*RUN, *command], cwd="/", text=True, capture_output=True, **options)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+class Cluster:
+    """A server with a key file, in a folder of its own."""
+
+    def __init__(self, keys, *settings, base=None):
+        self.dir = tempfile.mkdtemp(prefix="pg_fernet_")
+        os.chmod(self.dir, 0o755)
+        if RUN:
+            shutil.chown(self.dir, "postgres")
+        self.data = os.path.join(self.dir, "data")
+        if base:
+            run("pg_basebackup", "-h", base.dir, "-U", "postgres", "-D", self.data, "-R", "-c", "fast")
+        else:
+            run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        self.write("keys", "\n".join(keys))
+        self.write("data/postgresql.auto.conf", "\n".join([
+            *(["primary_conninfo = 'host=%s user=postgres'" % base.dir] if base else []),
+            "listen_addresses = ''", f"unix_socket_directories = '{self.dir}'",
+            f"fernet.keys_file = '{self.dir}/keys'", "session_preload_libraries = 'pg_fernet'", *settings]))
+        self.start()
+
+    def write(self, name, text):
+        path = os.path.join(self.dir, name)
+        run("sh", "-c", 'umask 077; cat >"$0"', path, input=text + "\n")
+
+    def start(self):
+        deadline = time.monotonic() + 60
+        with open(os.path.join(self.dir, "log"), "a") as log:
+            # A child of ours: when it is killed, it is gone, and not a zombie that keeps its lock file.
+            self.process = subprocess.Popen([*RUN, "postgres", "-D", self.data], cwd="/", stdout=log, stderr=log)
+        while True:
+            try:
+                return self.connect().close()
+            except psycopg.OperationalError as error:
+                assert self.process.poll() is None and time.monotonic() < deadline, f"{error}\n{self.log()[-2000:]}"
+            time.sleep(0.02)
+
+    def log(self):
+        with open(os.path.join(self.dir, "log")) as log:
+            return log.read()
+
+    def connect(self, database="postgres"):
+        return connect(database, host=self.dir, user="postgres")
+
+    def kill_session(self, pid):
+        """Kills a process that serves a session. The server then ends all of them, and recovers."""
+        def recoveries():
+            return self.log().count("ready to accept connections")
+
+        before = recoveries()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: recoveries() > before)
+
+    def kill(self):
+        """Kills all processes of the server, with no time to clean up."""
+        with open(os.path.join(self.data, "postmaster.pid")) as file:
+            first = int(file.readline())
+        processes = [tuple(map(int, line.split())) for line in run("ps", "-A", "-o", "pid=,ppid=").splitlines()]
+        for pid in [first, *(pid for pid, parent in processes if parent == first)]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait()
+        # One that is still on its way out keeps the next server from starting.
+        wait_until(lambda: not any(is_alive(pid) for pid, parent in processes if parent == first))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        subprocess.run([*RUN, "pg_ctl", "stop", "-m", "immediate", "-D", self.data], cwd="/", capture_output=True)
+        self.process.wait()
+        shutil.rmtree(self.dir)
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

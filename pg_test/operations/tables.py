@@ -1,0 +1,108 @@
+"""Tables of tokens, calls of fernet_rotate_column, and what they are checked with."""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import psycopg
+from cryptography.fernet import Fernet
+
+NEW, OLD, LOST = (Fernet.generate_key().decode() for _ in range(3))
+
+
+def connect(database, keys=(), **options):
+    connection = psycopg.connect(dbname=database, autocommit=True, **options)
+    if keys:
+        connection.execute("SELECT fernet_generate_key()")  # loads the library
+        connection.execute("SELECT set_config('fernet.keys', %s, false)", [",".join(keys)])
+    return connection
+
+
+def value(db, query, *arguments):
+    return db.execute(query, arguments or None).fetchone()[0]
+
+
+def fill(db, rows, key=OLD, table="secrets"):
+    """Makes a table of tokens under one key: the secret of row 1 is "secret 1"."""
+    with db.transaction():
+        db.execute("SELECT set_config('fernet.keys', %s, true)", [key])
+        db.execute(f"CREATE TABLE IF NOT EXISTS {table} (id integer PRIMARY KEY, value text)")
+        db.execute(f"INSERT INTO {table} SELECT i, fernet_encrypt('secret ' || i)"
+                   f" FROM generate_series(1, {rows}) AS i")
+    db.execute(f"VACUUM ANALYZE {table}")
+
+
+def rotate(db, table="secrets", **arguments):
+    """Calls the procedure and returns its counts."""
+    named = "".join(f", {name} => {argument}" for name, argument in arguments.items())
+    cursor = db.execute(f"CALL fernet_rotate_column('{table}', 'value'{named})")
+    return dict(zip([column.name for column in cursor.description], cursor.fetchone()))
+
+
+def census(db, table="secrets"):
+    """Returns the statuses that occur, with their counts."""
+    rows = db.execute("SELECT status, tokens FROM fernet_census(%s::regclass, 'value') WHERE tokens > 0", [table])
+    return dict(rows.fetchall())
+
+
+def plaintexts(db, keys=(NEW, OLD), table="secrets"):
+    """Decrypts a table with pyca: what is in row 1, and under which key."""
+    ciphers = {key: Fernet(key) for key in keys}
+
+    def decrypt(token):
+        for key, cipher in ciphers.items():
+            try:
+                return cipher.decrypt(token).decode(), key
+            except Exception:
+                pass
+        raise ValueError("no key opens the token")
+
+    return {id: decrypt(token) for id, token in db.execute(f"SELECT id, value FROM {table}")}
+
+
+def full_scans(db, table="secrets"):
+    """Returns how often the table has been read as a whole, by sessions that are idle now."""
+    db.execute("SELECT pg_stat_force_next_flush()")
+    return value(db, "SELECT seq_scan FROM pg_stat_all_tables WHERE relid = %s::regclass", table)
+
+
+@contextmanager
+def in_background(function, *arguments, **named):
+    """Runs a function in a thread, and raises at the end what it raised."""
+    result = {}
+
+    def run():
+        try:
+            result["value"] = function(*arguments, **named)
+        except BaseException as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield Background(thread, result)
+    finally:
+        thread.join(120)
+    assert not thread.is_alive(), "it does not end"
+
+
+class Background:
+    def __init__(self, thread, result):
+        self.thread, self.result_ = thread, result
+
+    def is_alive(self):
+        return self.thread.is_alive()
+
+    def result(self):
+        self.thread.join(120)
+        assert not self.thread.is_alive(), "it does not end"
+        if "error" in self.result_:
+            raise self.result_["error"]
+        return self.result_["value"]
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.005)

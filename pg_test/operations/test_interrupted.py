@@ -1,0 +1,156 @@
+"""Calls that end early, and the calls after them."""
+
+import pytest
+from psycopg import errors
+
+from tables import LOST, NEW, OLD, census, fill, in_background, plaintexts, rotate, value, wait_until
+
+ROWS = 50_000
+
+
+def notices_of(db):
+    """Collects severity, message and detail of the notices that a session gets."""
+    notices = []
+    db.add_notice_handler(lambda n: notices.append((n.severity, n.message_primary, n.message_detail)))
+    return notices
+
+
+def is_consistent(db):
+    found = plaintexts(db)
+    return {id: plaintext for id, (plaintext, _) in found.items()} == {id: f"secret {id}" for id in range(1, ROWS + 1)}
+
+
+def test_cancel(db, sessions):
+    fill(db, ROWS)
+    caller = sessions()
+    with in_background(rotate, caller, batch_size=500) as call:
+        wait_until(lambda: value(db, "SELECT fernet_key_index(value) FROM secrets WHERE id = 2000") == 1)
+        assert value(db, "SELECT pg_cancel_backend(%s)", caller.info.backend_pid)
+        with pytest.raises(errors.QueryCanceled):
+            call.result()
+    done = census(db)
+    assert 2000 <= done["current"] < ROWS
+    assert is_consistent(db)
+    # The same session goes on where it was.
+    assert rotate(caller) == {"rotated": done["old key"], "current": done["current"],
+                              "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+    assert census(db) == {"current": ROWS}
+    assert is_consistent(db)
+
+
+def test_statement_timeout(db, sessions):
+    fill(db, ROWS)
+    caller = sessions()
+    caller.execute("SET statement_timeout = '100ms'")
+    calls = 0
+    while True:
+        calls += 1
+        assert calls < 1000
+        before = census(db).get("current", 0)
+        try:
+            counts = rotate(caller, batch_size=200)
+            break
+        except errors.QueryCanceled:
+            assert is_transaction_over(caller)
+            assert census(db).get("current", 0) > before
+    assert calls > 1
+    assert counts["rotated"] + counts["current"] == ROWS
+    assert census(db) == {"current": ROWS}
+    assert is_consistent(db)
+
+
+def is_transaction_over(db):
+    return db.info.transaction_status == 0
+
+
+def test_a_terminated_session(db, sessions):
+    fill(db, ROWS)
+    caller = sessions()
+    with in_background(rotate, caller, batch_size=500) as call:
+        wait_until(lambda: value(db, "SELECT fernet_key_index(value) FROM secrets WHERE id = 2000") == 1)
+        db.execute("SELECT pg_terminate_backend(%s)", [caller.info.backend_pid])
+        with pytest.raises(errors.OperationalError):
+            call.result()
+    done = census(db)
+    assert 2000 <= done["current"] < ROWS
+    assert rotate(db)["rotated"] == done["old key"]
+    assert census(db) == {"current": ROWS}
+
+
+def test_an_error_in_a_trigger(db, sessions):
+    fill(db, 1000)
+    db.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+               " $$ BEGIN IF NEW.id = 777 THEN RAISE 'not this one'; END IF; RETURN NEW; END $$")
+    try:
+        db.execute("CREATE TRIGGER refuse BEFORE UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION refuse()")
+        with pytest.raises(errors.RaiseException, match="not this one"):
+            rotate(db, batch_size=100)
+        assert is_transaction_over(db)
+        # The batch of that row is undone, those before it are not.
+        done = census(db)
+        assert 500 < done["current"] < 777 and done["old key"] == 1000 - done["current"]
+    finally:
+        db.execute("DROP FUNCTION refuse CASCADE")
+    assert rotate(db)["rotated"] == done["old key"]
+
+
+def test_keys_that_change_meanwhile(db, sessions):
+    # The call keeps the keys that it has started with.
+    fill(db, ROWS)
+    db.execute(f"ALTER SYSTEM SET fernet.keys = '{NEW},{OLD}'")
+    db.execute("SELECT pg_reload_conf()")
+    caller = sessions()
+    caller.execute("RESET fernet.keys")
+    wait_until(lambda: value(caller, "SHOW fernet.keys") != "")
+    with in_background(rotate, caller, batch_size=500) as call:
+        wait_until(lambda: value(db, "SELECT fernet_key_index(value) FROM secrets WHERE id = 2000") == 1)
+        db.execute(f"ALTER SYSTEM SET fernet.keys = '{LOST}'")
+        try:
+            db.execute("SELECT pg_reload_conf()")
+            assert call.result()["rotated"] == ROWS
+        finally:
+            db.execute("ALTER SYSTEM RESET fernet.keys")
+            db.execute("SELECT pg_reload_conf()")
+    assert census(db) == {"current": ROWS}
+
+
+def test_bad_values_are_counted_named_and_left_alone(db, sessions):
+    rows = 100_000
+    fill(db, rows)
+    with db.transaction():
+        db.execute("SELECT set_config('fernet.keys', %s, true)", [LOST])
+        db.execute("UPDATE secrets SET value = 'plaintext ' || id WHERE mod(id, 100) = 7")
+        db.execute("UPDATE secrets SET value = fernet_encrypt('lost') WHERE mod(id, 100) = 13")
+        db.execute("UPDATE secrets SET value = NULL WHERE mod(id, 100) = 17")
+    bad = "SELECT md5(string_agg(id || coalesce(value, 'NULL') || ctid || xmin, '' ORDER BY id)) FROM secrets" \
+          " WHERE mod(id, 100) IN (7, 13, 17)"
+    before = value(db, bad)
+    caller = sessions()
+    notices = notices_of(caller)
+    counts = rotate(caller)
+    assert counts == {"rotated": 97_000, "current": 0, "unknown_key": 1000, "not_a_token": 1000, "nulls": 1000}
+    assert value(db, bad) == before
+    assert census(db) == {"current": 97_000, "unknown key": 1000, "not a token": 1000, "null": 1000}
+    # A warning names the first five, without their values.
+    [(_, message, detail)] = [notice for notice in notices if notice[0] == "WARNING"]
+    assert message == "2000 values were left as they are, since no key opens them"
+    places = [part.split(" of ")[0] for part in detail.split("; ")]
+    assert len(places) == 6 and places.pop() == "and others."
+    named = db.execute("SELECT mod(id, 100) FROM secrets WHERE ctid = ANY (%s::tid[])", [places]).fetchall()
+    assert len(named) == 5 and all(rest in (7, 13) for (rest,) in named)
+    assert "plaintext" not in detail
+
+
+def test_notices(db, sessions):
+    fill(db, 300_000)
+    caller = sessions()
+    notices = notices_of(caller)
+    rotate(caller, batch_size=1000)
+    messages = [message for _, message, _ in notices]
+    print(*messages, sep="\n")
+    assert {severity for severity, _, _ in notices} == {"NOTICE"}
+    assert messages[-1].startswith("rotated 300000 of 300000 rows in ")
+    # Some, but far fewer than the 300 batches.
+    progress = [message for message in messages if message.startswith("rotating: ")]
+    assert 1 <= len(progress) < 100
+    assert all(" of about 300" in message and message.endswith(" left") for message in progress)

@@ -1,0 +1,91 @@
+"""Hot standby and logical replication: tokens replicate as data, keys do not."""
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from cluster import Cluster
+from tables import NEW, OLD, census, fill, rotate, value, wait_until
+
+
+@pytest.fixture(scope="module")
+def primary():
+    with Cluster([NEW, OLD], "wal_level = logical", "fsync = off") as primary:
+        with primary.connect() as db:
+            db.execute("CREATE EXTENSION pg_fernet")
+        yield primary
+
+
+def test_hot_standby(primary):
+    with primary.connect() as db, Cluster([NEW, OLD], "fsync = off", base=primary) as standby:
+        fill(db, 1000)
+        with standby.connect() as replica:
+            assert value(replica, "SELECT pg_is_in_recovery()")
+            caught_up(db, replica)
+            assert census(replica) == {"old key": 1000}
+            assert value(replica, "SELECT tokens FROM fernet_find_columns() WHERE relation = 'secrets'::regclass") == 1000
+            with pytest.raises(errors.ReadOnlySqlTransaction):
+                rotate(replica)
+            assert rotate(db)["rotated"] == 1000
+            caught_up(db, replica)
+            assert census(replica) == {"current": 1000}
+            # A standby that does not have the new key: to be told before the rotation, not after.
+            standby.write("keys", OLD)
+            assert census(replica) == {"unknown key": 1000}
+        db.execute("DROP TABLE secrets")
+
+
+def caught_up(primary, replica):
+    position = value(primary, "SELECT pg_current_wal_lsn()")
+    wait_until(lambda: value(replica, "SELECT pg_last_wal_replay_lsn() >= %s", position))
+
+
+def test_logical_replication(primary):
+    with primary.connect() as db:
+        db.execute("CREATE DATABASE subscriber")
+        with primary.connect("subscriber") as replica:
+            replica.execute("CREATE EXTENSION pg_fernet")
+            replica.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
+            fill(db, 1000)
+            db.execute("CREATE PUBLICATION secrets FOR TABLE secrets")
+            # On one server, the slot must be made first.
+            db.execute("SELECT pg_create_logical_replication_slot('secrets', 'pgoutput')")
+            replica.execute(f"CREATE SUBSCRIPTION secrets CONNECTION 'host={primary.dir} user=postgres dbname=postgres'"
+                            " PUBLICATION secrets WITH (create_slot = false)")
+            wait_until(lambda: census(replica) == {"old key": 1000})
+            assert rotate(db)["rotated"] == 1000
+            wait_until(lambda: census(replica) == {"current": 1000})
+            assert value(db, "SELECT md5(string_agg(value, '' ORDER BY id)) FROM secrets") == \
+                value(replica, "SELECT md5(string_agg(value, '' ORDER BY id)) FROM secrets")
+            replica.execute("DROP SUBSCRIPTION secrets")
+        db.execute("DROP DATABASE subscriber WITH (FORCE)")
+
+
+def test_postgres_fdw(primary):
+    with primary.connect() as db:
+        try:
+            db.execute("CREATE EXTENSION postgres_fdw")
+        except psycopg.Error:
+            pytest.skip("postgres_fdw is not installed here")
+        db.execute("CREATE DATABASE remote")
+        with primary.connect("remote") as remote:
+            fill_remote(db, remote)
+            db.execute(f"CREATE SERVER remote FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{primary.dir}', dbname 'remote')")
+            db.execute("CREATE USER MAPPING FOR CURRENT_USER SERVER remote OPTIONS (user 'postgres')")
+            db.execute("CREATE FOREIGN TABLE there (id integer, value text) SERVER remote OPTIONS (table_name 'secrets')")
+            # The values come over, and the keys of this server are used: the other one has no extension.
+            assert census(db, "there") == {"old key": 10}
+            with pytest.raises(errors.WrongObjectType):
+                rotate(db, "there")
+            db.execute("UPDATE there SET value = fernet_rotate(value) WHERE fernet_key_index(value) > 1")
+            assert census(db, "there") == {"current": 10}
+        db.execute("DROP EXTENSION postgres_fdw CASCADE")
+        db.execute("DROP DATABASE remote WITH (FORCE)")
+
+
+def fill_remote(db, remote):
+    fill(db, 10, table="here")
+    remote.execute("CREATE TABLE secrets (id integer, value text)")
+    for row in db.execute("TABLE here").fetchall():
+        remote.execute("INSERT INTO secrets VALUES (%s, %s)", row)
+    db.execute("DROP TABLE here")

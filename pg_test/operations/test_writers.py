@@ -1,0 +1,210 @@
+"""Rotation beside others who write to the table, or lock its rows."""
+
+import os
+import threading
+import time
+
+import pytest
+from cryptography.fernet import Fernet
+
+from tables import (NEW, OLD, census, fill, full_scans, in_background, plaintexts, rotate, value,
+                    wait_until)
+
+# Two million rows, for instance, take some minutes.
+ROWS = int(os.environ.get("PG_FERNET_ROWS", 200_000))
+WRITERS = 4
+
+
+class Writer(threading.Thread):
+    """Updates and inserts rows that no other writer touches, in transactions of one to three."""
+
+    def __init__(self, db, number, keys, rng, stop):
+        super().__init__()
+        self.db, self.number, self.rng, self.stop = db, number, rng, stop
+        self.ciphers = [(key, Fernet(key)) for key in keys]
+        self.written = {}
+        self.slowest = 0
+        self.error = None
+
+    def run(self):
+        try:
+            while not self.stop.is_set():
+                self.transaction()
+        except Exception as error:
+            self.error = error
+
+    def transaction(self):
+        written = {}
+        start = time.monotonic()
+        with self.db.transaction():
+            for _ in range(self.rng.randint(1, 3)):
+                key, cipher = self.rng.choice(self.ciphers)
+                plaintext = f"written by {self.number}: {self.rng.random()}"
+                # A row of its own: new ones have numbers past all others.
+                id = self.rng.randrange(1, ROWS * 11 // 10, WRITERS) + self.number
+                self.db.execute("INSERT INTO secrets VALUES (%s, %s)"
+                                " ON CONFLICT (id) DO UPDATE SET value = excluded.value",
+                                [id, cipher.encrypt(plaintext.encode()).decode()])
+                written[id] = plaintext, key
+        self.slowest = max(self.slowest, time.monotonic() - start)
+        self.written |= written
+        if self.rng.random() < 0.01:  # only locks a row, for a while
+            with self.db.transaction():
+                self.db.execute("SELECT FROM secrets WHERE id = %s FOR UPDATE", [self.rng.choice(list(self.written))])
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize("keys", [[NEW], [NEW, OLD]], ids=["new key", "both keys"])
+def test_nothing_is_lost(db, sessions, rng, keys):
+    fill(db, ROWS)
+    scans = full_scans(db)
+    stop = threading.Event()
+    writers = [Writer(sessions(), n, keys, rng, stop) for n in range(WRITERS)]
+    for writer in writers:
+        writer.start()
+    wait_until(lambda: all(writer.written for writer in writers))
+    try:
+        counts = rotate(sessions(), batch_size=5000)
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    # None of them met a deadlock, or waited for longer than some batches.
+    assert [writer.error for writer in writers] == [None] * WRITERS
+    slowest = max(writer.slowest for writer in writers)
+    print(f"{counts}, {sum(len(w.written) for w in writers)} rows written, the slowest in {slowest:.2f} s")
+    assert slowest < 5
+
+    # Each value is what was written last; the others are what they were.
+    expected = {id: f"secret {id}" for id in range(1, ROWS + 1)}
+    written = {id: last for writer in writers for id, last in writer.written.items()}
+    expected |= {id: plaintext for id, (plaintext, _) in written.items()}
+    found = plaintexts(db)
+    assert {id: plaintext for id, (plaintext, _) in found.items()} == expected
+
+    # What is still under the old key was written under it; the census tells exactly how much.
+    old = {id for id, (_, key) in found.items() if key == OLD}
+    assert old <= {id for id, (_, key) in written.items() if key == OLD}
+    assert census(db).get("old key", 0) == len(old)
+    assert counts["unknown_key"] == counts["not_a_token"] == counts["nulls"] == 0
+    assert counts["rotated"] > ROWS * 0.9
+    # No batch read the whole table.
+    assert full_scans(db) == scans + 2  # the two checks above
+
+    assert rotate(db)["rotated"] == len(old)
+    assert census(db) == {"current": len(found)}
+    assert {id: plaintext for id, (plaintext, _) in plaintexts(db).items()} == expected
+
+
+def waits_for_lock(db, pid):
+    return value(db, "SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE pid = %s", pid)
+
+
+def test_locked_rows_are_waited_for_at_last_and_alone(db, sessions):
+    fill(db, 20_000)
+    locker, caller, other = sessions(), sessions(), sessions()
+    with locker.transaction():
+        locker.execute("SELECT FROM secrets WHERE id IN (3, 5000, 5001, 19999) FOR UPDATE")
+        with in_background(rotate, caller, batch_size=1000) as call:
+            # All others are rotated meanwhile ...
+            wait_until(lambda: census(db) == {"current": 19_996, "old key": 4})
+            wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+            # ... and nobody waits for the call.
+            other.execute("SET lock_timeout = '2s'")
+            other.execute("UPDATE secrets SET value = value WHERE id NOT IN (3, 5000, 5001, 19999)")
+            assert call.is_alive()
+            locker.execute("COMMIT")
+            counts = call.result()
+            locker.execute("BEGIN")
+    assert counts == {"rotated": 20_000, "current": 0, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+    assert census(db) == {"current": 20_000}
+
+
+def test_an_update_in_progress_wins(db, sessions):
+    fill(db, 3)
+    writer, caller = sessions(), sessions()
+    mine = Fernet(OLD).encrypt(b"mine").decode()
+    writer.execute("BEGIN")
+    writer.execute("UPDATE secrets SET value = %s WHERE id = 2", [mine])
+    with in_background(rotate, caller) as call:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        # A deadlock, if the call had a lock on another row while it waits.
+        writer.execute("SET deadlock_timeout = '10ms'")
+        writer.execute("UPDATE secrets SET value = %s WHERE id = 1", [mine])
+        writer.execute("COMMIT")
+        counts = call.result()
+    found = plaintexts(db)
+    assert {id: plaintext for id, (plaintext, _) in found.items()} == {1: "mine", 2: "mine", 3: "secret 3"}
+    # Written after the pass had come by, under the old key: for the next call.
+    assert rotate(db)["rotated"] + counts["rotated"] >= 3
+    assert census(db) == {"current": 3}
+
+
+def test_a_writer_that_rolls_back_leaves_the_row_to_the_rotation(db, sessions):
+    fill(db, 3)
+    writer, caller = sessions(), sessions()
+    writer.execute("BEGIN")
+    writer.execute("DELETE FROM secrets WHERE id = 2")
+    with in_background(rotate, caller) as call:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        writer.execute("ROLLBACK")
+        assert call.result()["rotated"] == 3
+    assert census(db) == {"current": 3}
+
+
+def test_lock_timeout_holds_for_the_last_wait(db, sessions):
+    fill(db, 3)
+    locker, caller = sessions(), sessions()
+    locker.execute("BEGIN")
+    locker.execute("SELECT FROM secrets WHERE id = 2 FOR UPDATE")
+    caller.execute("SET lock_timeout = '100ms'")
+    with pytest.raises(Exception, match="lock timeout"):
+        rotate(caller)
+    locker.execute("COMMIT")
+    assert census(db) == {"current": 2, "old key": 1}
+    assert value(caller, "SHOW lock_timeout") == "100ms"
+    assert rotate(caller) == {"rotated": 1, "current": 2, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+
+
+def test_a_row_inserted_meanwhile_is_found(db, sessions):
+    fill(db, 20_000)
+    caller = sessions()
+    with in_background(rotate, caller, batch_size=100) as call:
+        wait_until(lambda: value(db, "SELECT fernet_key_index(value) FROM secrets WHERE id = 1") == 1)
+        db.execute("INSERT INTO secrets VALUES (0, %s)", [Fernet(OLD).encrypt(b"late").decode()])
+        assert call.is_alive()
+        assert call.result()["rotated"] == 20_001
+    assert census(db) == {"current": 20_001}
+
+
+def test_a_table_rewritten_meanwhile(db, sessions):
+    # The rows move to other blocks, and keep their writers.
+    fill(db, 30_000)
+    db.execute("DELETE FROM secrets WHERE id % 3 = 0")
+    caller = sessions()
+    with in_background(rotate, caller, batch_size=100) as call:
+        wait_until(lambda: value(db, "SELECT fernet_key_index(value) FROM secrets WHERE id = 2000") == 1)
+        db.execute("VACUUM FULL secrets")
+        assert call.is_alive()
+        counts = call.result()
+    assert census(db) == {"current": 20_000}
+    assert counts["rotated"] == 20_000 and counts["unknown_key"] == counts["not_a_token"] == 0
+
+
+def test_partitions_that_come_and_go(db, sessions):
+    db.execute("CREATE TABLE secrets (id integer, value text) PARTITION BY RANGE (id)")
+    for start in range(0, 40_000, 10_000):
+        db.execute(f"CREATE TABLE secrets_{start} PARTITION OF secrets FOR VALUES FROM ({start}) TO ({start + 10_000})")
+    db.execute("CREATE TABLE more (id integer, value text)")
+    with db.transaction():
+        db.execute("SELECT set_config('fernet.keys', %s, true)", [OLD])
+        db.execute("INSERT INTO secrets SELECT i, fernet_encrypt('x') FROM generate_series(0, 39999) AS i")
+        db.execute("INSERT INTO more SELECT i, fernet_encrypt('x') FROM generate_series(40000, 40009) AS i")
+    caller = sessions()
+    with in_background(rotate, caller, batch_size=100) as call:
+        wait_until(lambda: value(db, "SELECT fernet_key_index(value) FROM secrets WHERE id = 0") == 1)
+        db.execute("DROP TABLE secrets_30000")
+        db.execute("ALTER TABLE secrets ATTACH PARTITION more FOR VALUES FROM (40000) TO (50000)")
+        assert call.is_alive()
+        assert call.result()["rotated"] == 30_010
+    assert census(db) == {"current": 30_010}

@@ -1,0 +1,279 @@
+//! What the server knows about a relation and its columns.
+
+use std::ffi::{CStr, c_char};
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::thread;
+
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
+use pgrx::nullable::Nullable;
+use pgrx::prelude::*;
+
+use crate::error::Error;
+use crate::spi::Connection;
+
+/// A name as it stands in SQL, quoted where it must be.
+pub(crate) type Identifier = Vec<u8>;
+
+/// A name as it is, of the SQL type `name`.
+#[derive(Clone, Copy)]
+pub(crate) struct Name(pg_sys::NameData);
+
+impl Name {
+    pub(crate) fn as_cstr(&self) -> &CStr {
+        // SAFETY: a name ends in a zero byte.
+        unsafe { CStr::from_ptr(self.0.data.as_ptr()) }
+    }
+}
+
+impl FromDatum for Name {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _: pg_sys::Oid,
+    ) -> Option<Self> {
+        // SAFETY: the caller's datum refers to a name.
+        (!is_null).then(|| unsafe { Self(*datum.cast_mut_ptr::<pg_sys::NameData>()) })
+    }
+}
+
+impl IntoDatum for Name {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        // SAFETY: palloc returns as much memory as it is asked for, or raises an error.
+        unsafe {
+            let copy = pg_sys::palloc(size_of_val(&self.0)).cast::<pg_sys::NameData>();
+            copy.write(self.0);
+            Some(copy.into())
+        }
+    }
+
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::NAMEOID
+    }
+}
+
+/// How the values of a column are stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Storage {
+    Text,
+    Bytea,
+}
+
+impl Storage {
+    /// Returns the storage of a type, or `None` if its values can be no tokens.
+    fn of_type(oid: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: looks an oid up, through domains.
+        match unsafe { pg_sys::getBaseType(oid) } {
+            pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Some(Self::Text),
+            pg_sys::BYTEAOID => Some(Self::Bytea),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn type_oid(self) -> pg_sys::Oid {
+        match self {
+            Self::Text => pg_sys::TEXTOID,
+            Self::Bytea => pg_sys::BYTEAOID,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Table,
+    PartitionedTable,
+    View,
+    MaterializedView,
+    ForeignTable,
+    /// An index, a sequence, a composite type: no rows to speak of.
+    Other,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Lock {
+    Read,
+    Write,
+}
+
+/// A relation that is open. The lock on it lasts until the transaction ends, and with it its name.
+pub(crate) struct Relation<'c> {
+    relation: NonNull<pg_sys::RelationData>,
+    connection: PhantomData<&'c Connection>,
+}
+
+impl<'c> Relation<'c> {
+    /// Opens a relation, or returns `None` if it does not exist any more.
+    pub(crate) fn open(_: &'c Connection, oid: pg_sys::Oid, lock: Lock) -> Option<Self> {
+        let mode = match lock {
+            Lock::Read => pg_sys::AccessShareLock,
+            Lock::Write => pg_sys::RowExclusiveLock,
+        };
+        // SAFETY: returns null where there is no such relation.
+        let relation = unsafe { pg_sys::try_relation_open(oid, mode as pg_sys::LOCKMODE) };
+        NonNull::new(relation).map(|relation| Self {
+            relation,
+            connection: PhantomData,
+        })
+    }
+
+    fn data(&self) -> &pg_sys::RelationData {
+        // SAFETY: open until `self` is dropped.
+        unsafe { self.relation.as_ref() }
+    }
+
+    fn class(&self) -> &pg_sys::FormData_pg_class {
+        // SAFETY: the row of the catalog belongs to the open relation.
+        unsafe { &*self.data().rd_rel }
+    }
+
+    pub(crate) fn oid(&self) -> pg_sys::Oid {
+        self.data().rd_id
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        match self.class().relkind as u8 {
+            pg_sys::RELKIND_RELATION => Kind::Table,
+            pg_sys::RELKIND_PARTITIONED_TABLE => Kind::PartitionedTable,
+            pg_sys::RELKIND_VIEW => Kind::View,
+            pg_sys::RELKIND_MATVIEW => Kind::MaterializedView,
+            pg_sys::RELKIND_FOREIGN_TABLE => Kind::ForeignTable,
+            _ => Kind::Other,
+        }
+    }
+
+    /// Returns the name with its schema.
+    pub(crate) fn name(&self) -> Identifier {
+        let class = self.class();
+        // SAFETY: the results are C strings, or null where there is nothing of that oid; a locked
+        // relation has a schema. A palloc'ed string is freed with its memory context.
+        unsafe {
+            let schema = pg_sys::get_namespace_name(class.relnamespace);
+            let name = class.relname.data.as_ptr();
+            bytes(pg_sys::quote_qualified_identifier(schema, name))
+        }
+    }
+
+    /// Returns the name for a message to a human.
+    pub(crate) fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.name()).into_owned()
+    }
+
+    /// Returns what identifies the file. A table gets another one when it is rewritten.
+    pub(crate) fn file(&self) -> pg_sys::Oid {
+        self.class().relfilenode
+    }
+
+    /// Returns how many blocks the table takes.
+    pub(crate) fn blocks(&self) -> u32 {
+        // SAFETY: the relation is an open table.
+        unsafe {
+            pg_sys::RelationGetNumberOfBlocksInFork(
+                self.relation.as_ptr(),
+                pg_sys::ForkNumber::MAIN_FORKNUM,
+            )
+        }
+    }
+
+    /// Returns how many rows a block held when the table was last analyzed, if it was.
+    pub(crate) fn rows_per_block(&self) -> Option<f64> {
+        let class = self.class();
+        (class.reltuples > 0.0 && class.relpages > 0)
+            .then(|| f64::from(class.reltuples) / f64::from(class.relpages))
+    }
+
+    /// Tells whether the table's access method finds rows by a range of blocks.
+    pub(crate) fn has_tid_ranges(&self) -> bool {
+        // SAFETY: an open relation's access method is null or valid.
+        unsafe { self.data().rd_tableam.as_ref() }
+            .is_some_and(|method| method.scan_set_tidrange.is_some())
+    }
+
+    /// Tells whether policies for row-level security may hide rows from the current role.
+    pub(crate) fn hides_rows(&self) -> bool {
+        // SAFETY: looks up an oid, for the current role, without an error.
+        let state = unsafe { pg_sys::check_enable_rls(self.oid(), pg_sys::InvalidOid, true) };
+        state == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
+    }
+
+    /// Finds a column that can hold tokens.
+    pub(crate) fn column(&self, name: &CStr) -> Result<Column, Error> {
+        // SAFETY: the name is a C string; the number is that of a column, or 0 if it has no such.
+        let (oid, generated) = unsafe {
+            let number = pg_sys::get_attnum(self.oid(), name.as_ptr());
+            if number <= 0 {
+                return Err(Error::NoColumn {
+                    column: name.to_string_lossy().into_owned(),
+                    relation: self.shown(),
+                });
+            }
+            (
+                pg_sys::get_atttype(self.oid(), number),
+                pg_sys::get_attgenerated(self.oid(), number) != 0,
+            )
+        };
+        let storage = Storage::of_type(oid).ok_or_else(|| Error::ColumnType {
+            column: name.to_string_lossy().into_owned(),
+            relation: self.shown(),
+            // SAFETY: the oid is that of the column's type; the result is a C string.
+            type_name: String::from_utf8_lossy(&unsafe { bytes(pg_sys::format_type_be(oid)) })
+                .into_owned(),
+        })?;
+        Ok(Column {
+            // SAFETY: the name is a C string, and so is the result.
+            name: unsafe { bytes(pg_sys::quote_identifier(name.as_ptr())) },
+            storage,
+            generated,
+        })
+    }
+}
+
+impl Drop for Relation<'_> {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            // SAFETY: open, and not referred to any more; the lock stays.
+            unsafe {
+                pg_sys::relation_close(self.relation.as_ptr(), pg_sys::NoLock as pg_sys::LOCKMODE);
+            }
+        }
+    }
+}
+
+/// A column that can hold tokens.
+pub(crate) struct Column {
+    pub(crate) name: Identifier,
+    pub(crate) storage: Storage,
+    pub(crate) generated: bool,
+}
+
+/// Copies a C string.
+///
+/// # Safety
+/// `string` must be one.
+unsafe fn bytes(string: *const c_char) -> Vec<u8> {
+    // SAFETY: the caller says so.
+    unsafe { CStr::from_ptr(string) }.to_bytes().to_vec()
+}
+
+impl_sql_translatable!(Name, "name");
+
+// SAFETY: the argument is a name.
+unsafe impl<'fcx> ArgAbi<'fcx> for Name {
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+        // SAFETY: see above.
+        unsafe { arg.unbox_arg_using_from_datum() }.expect("the argument is not null")
+    }
+
+    unsafe fn unbox_nullable_arg(arg: Arg<'_, 'fcx>) -> Nullable<Self> {
+        // SAFETY: see above.
+        unsafe { arg.unbox_arg_using_from_datum() }.into()
+    }
+}
+
+// SAFETY: the datum is a name in the memory context of the call.
+unsafe impl BoxRet for Name {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        let datum = self.into_datum().expect("a name is not null");
+        // SAFETY: see above.
+        unsafe { fcinfo.return_raw_datum(datum) }
+    }
+}

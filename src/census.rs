@@ -1,0 +1,296 @@
+//! What the columns of a database hold, without a look at any plaintext: `fernet_census` and
+//! `fernet_find_columns`.
+
+#![allow(
+    clippy::result_large_err,
+    reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
+)]
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::catalog::{Kind, Lock, Name, Relation};
+use crate::error::Error;
+use crate::fernet::{self, Keyring, Token};
+use crate::functions::{fingerprint, sql_index};
+use crate::key_source::keyring;
+use crate::spi::{Argument, Connection, Planning, Row, Scalar};
+use crate::text::Buffer;
+
+type Result<T, E = ErrorReport> = std::result::Result<T, E>;
+
+type CensusRow = (
+    name!(status, &'static str),
+    name!(key_index, Option<i32>),
+    name!(fingerprint, Option<String>),
+    name!(tokens, i64),
+);
+
+#[allow(
+    clippy::type_complexity,
+    reason = "pgrx wants the columns of a table function spelt out"
+)]
+#[pg_extern(sql = false)]
+fn fernet_census(
+    relation: pg_sys::Oid,
+    column_name: Name,
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(status, &'static str),
+            name!(key_index, Option<i32>),
+            name!(fingerprint, Option<String>),
+            name!(tokens, i64),
+        ),
+    >,
+> {
+    let keyring = keyring()?;
+    let mut census = Census::new(&keyring);
+    let connection = Connection::read_only();
+    let relation =
+        Relation::open(&connection, relation, Lock::Read).ok_or(Error::NoRelation(relation))?;
+    if relation.kind() == Kind::Other {
+        return Err(Error::NoRows {
+            relation: relation.shown(),
+        }
+        .into());
+    }
+    let column = relation.column(column_name.as_cstr())?;
+    let select = connection.prepare(
+        &[
+            b"SELECT t.",
+            &column.name,
+            b" FROM ",
+            &relation.name(),
+            b" AS t",
+        ],
+        [],
+        Planning::Once,
+    );
+    let mut cursor = select.open([]);
+    while let Some(rows) = cursor.fetch() {
+        for row in rows.iter() {
+            row.with_bytes(1, |value| census.count(value))?;
+        }
+    }
+    drop(cursor);
+    Ok(TableIterator::new(census.rows()))
+}
+
+/// Counts values by what opens them.
+struct Census<'a> {
+    keyring: &'a Keyring,
+    /// How many tokens each key opens.
+    under_key: Vec<i64>,
+    unknown_key: i64,
+    not_a_token: i64,
+    nulls: i64,
+}
+
+impl<'a> Census<'a> {
+    fn new(keyring: &'a Keyring) -> Self {
+        Self {
+            keyring,
+            under_key: vec![0; keyring.keys().len()],
+            unknown_key: 0,
+            not_a_token: 0,
+            nulls: 0,
+        }
+    }
+
+    fn count(&mut self, value: Option<&[u8]>) -> Result<(), Error> {
+        let counter = match value {
+            None => &mut self.nulls,
+            Some(value) => {
+                let mut buffer = Buffer::new(Token::decoded_len_max(value.len()))?;
+                let opener = Token::decode(value, &mut buffer)
+                    .and_then(|token| self.keyring.opening_key(&token));
+                match opener {
+                    Ok(index) => &mut self.under_key[index],
+                    Err(fernet::Error::NotAToken) => &mut self.not_a_token,
+                    Err(_) => &mut self.unknown_key,
+                }
+            }
+        };
+        *counter += 1;
+        Ok(())
+    }
+
+    /// Returns a row for each status and key, whether there are such values or not.
+    fn rows(self) -> Vec<CensusRow> {
+        let keys = self.keyring.keys().iter().zip(self.under_key).enumerate();
+        let mut rows: Vec<CensusRow> = keys
+            .map(|(index, (key, tokens))| {
+                let status = if index == 0 { "current" } else { "old key" };
+                (
+                    status,
+                    Some(sql_index(index)),
+                    Some(fingerprint(key)),
+                    tokens,
+                )
+            })
+            .collect();
+        rows.extend([
+            ("unknown key", None, None, self.unknown_key),
+            ("not a token", None, None, self.not_a_token),
+            ("null", None, None, self.nulls),
+        ]);
+        rows
+    }
+}
+
+impl Scalar for Name {}
+
+/// The columns that may hold tokens and that the caller may read, with their relation, the
+/// percentage of its blocks that is likely to hold `$1` rows, and whether policies may hide some.
+///
+/// A partitioned table stands for its partitions. At least some 16 blocks are read, since a sample
+/// of few blocks may turn out to be none. The function's own search_path applies.
+const CANDIDATES: &[u8] = b"
+    SELECT c.oid, a.attname, quote_ident(a.attname), concat(quote_ident(n.nspname), '.', quote_ident(c.relname)),
+           least(100, 100 * greatest($1 / greatest(s.rows, 1), 16 / greatest(s.blocks, 1)))::float8,
+           row_security_active(c.oid)
+    FROM pg_class AS c
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    CROSS JOIN LATERAL (
+        WITH RECURSIVE types (oid, base) AS (
+            SELECT oid, typbasetype FROM pg_type WHERE oid = a.atttypid
+            UNION ALL
+            SELECT t.oid, t.typbasetype FROM types JOIN pg_type AS t ON t.oid = types.base)
+        SELECT oid FROM types WHERE base = 0) AS t
+    CROSS JOIN LATERAL (
+        SELECT sum(greatest(l.reltuples, 0))::float8, sum(l.relpages)::float8
+        FROM pg_class AS l
+        WHERE l.oid = c.oid OR c.relkind = 'p' AND l.oid IN (SELECT relid FROM pg_partition_tree(c.oid))
+    ) AS s (rows, blocks)
+    WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition AND c.relispopulated
+      AND t.oid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
+      AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+      AND NOT pg_is_other_temp_schema(n.oid)
+      AND has_schema_privilege(n.oid, 'USAGE')
+      AND has_column_privilege(c.oid, a.attnum, 'SELECT')
+    ORDER BY n.nspname, c.relname, a.attnum";
+
+#[pg_extern(sql = false)]
+fn fernet_find_columns(
+    sample_rows: i32,
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(relation, pg_sys::Oid),
+            name!(column_name, Name),
+            name!(sampled, i64),
+            name!(tokens, i64),
+        ),
+    >,
+> {
+    if sample_rows < 1 {
+        return Err(Error::LessThanOne("sample_rows").into());
+    }
+    let connection = Connection::read_only();
+    let mut candidates = Vec::new();
+    let mut cursor = connection
+        .prepare(&[CANDIDATES], [pg_sys::INT4OID], Planning::Once)
+        .open([Argument::i32(sample_rows)]);
+    while let Some(rows) = cursor.fetch() {
+        candidates.extend(rows.iter().map(|row| Candidate::new(&row)));
+    }
+    drop(cursor);
+
+    let mut found = Vec::new();
+    for columns in candidates.chunk_by_mut(|a, b| a.relation == b.relation) {
+        if columns[0].hides_rows {
+            warn_of_hidden_rows(&columns[0].relation_name);
+            continue;
+        }
+        sample(&connection, columns, sample_rows)?;
+        let with_tokens = columns.iter().filter(|column| column.tokens > 0);
+        found.extend(with_tokens.map(|c| (c.relation, c.name, c.sampled, c.tokens)));
+    }
+    Ok(TableIterator::new(found))
+}
+
+/// A column that may hold tokens.
+struct Candidate {
+    relation: pg_sys::Oid,
+    relation_name: Vec<u8>,
+    name: Name,
+    quoted_name: Vec<u8>,
+    percent: f64,
+    hides_rows: bool,
+    /// How many values were looked at, and how many of them are tokens.
+    sampled: i64,
+    tokens: i64,
+}
+
+impl Candidate {
+    fn new(row: &Row<'_>) -> Self {
+        let bytes = |column| row.with_bytes(column, |bytes| bytes.unwrap_or_default().to_vec());
+        Self {
+            relation: row.get(1),
+            name: row.get(2),
+            quoted_name: bytes(3),
+            relation_name: bytes(4),
+            percent: row.get(5),
+            hides_rows: row.get(6),
+            sampled: 0,
+            tokens: 0,
+        }
+    }
+}
+
+/// Looks at some rows of a relation, the same ones each time as long as it does not change.
+fn sample(
+    connection: &Connection,
+    columns: &mut [Candidate],
+    sample_rows: i32,
+) -> Result<(), Error> {
+    let names: Vec<&[u8]> = columns
+        .iter()
+        .map(|column| &column.quoted_name[..])
+        .collect();
+    let select = [
+        b"SELECT ",
+        &names.join(&b", "[..])[..],
+        b" FROM ",
+        &columns[0].relation_name,
+        format!(
+            " TABLESAMPLE SYSTEM ({}) REPEATABLE (0) LIMIT {sample_rows}",
+            columns[0].percent
+        )
+        .as_bytes(),
+    ]
+    .concat();
+    let mut cursor = connection.prepare(&[&select], [], Planning::Once).open([]);
+    while let Some(rows) = cursor.fetch() {
+        for row in rows.iter() {
+            for (column, number) in columns.iter_mut().zip(1..) {
+                let is_token = row.with_bytes(number, |value| value.map(is_token).transpose())?;
+                column.sampled += i64::from(is_token.is_some());
+                column.tokens += i64::from(is_token == Some(true));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_token(value: &[u8]) -> Result<bool, Error> {
+    let mut buffer = Buffer::new(Token::decoded_len_max(value.len()))?;
+    Ok(Token::decode(value, &mut buffer).is_ok())
+}
+
+fn warn_of_hidden_rows(relation: &[u8]) {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_WARNING,
+        format!(
+            "left out {}: row-level security may hide rows of it",
+            String::from_utf8_lossy(relation)
+        ),
+        "pg_fernet",
+    )
+    .set_hint("Call fernet_find_columns() as the owner of the table or as a role with BYPASSRLS.")
+    .report(PgLogLevel::WARNING);
+}

@@ -1,0 +1,758 @@
+//! `fernet_rotate_column`: rotates a column in batches, with a commit after each.
+//!
+//! A batch reads a range of the table's blocks, rotates the tokens in memory, and writes them back
+//! to the rows that nobody has changed meanwhile: those that still have the same place (`ctid`) and
+//! writer (`xmin`). A row that was changed, or that somebody else has locked, is left for later; no
+//! batch waits while it holds locks. Two passes:
+//!
+//! 1. Over the blocks that the table has at the start.
+//! 2. Over the whole table, for the rows that were written since the start by others and for the
+//!    ranges in which the first pass left rows out. Where a row is still locked, it waits, with that
+//!    row alone in its transaction.
+//!
+//! Nothing is remembered between calls: a call after one that was cancelled finds what is left.
+
+#![allow(
+    clippy::result_large_err,
+    reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
+)]
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
+use std::ops::{AddAssign, Range};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::catalog::{Column, Identifier, Kind, Lock, Name, Relation};
+use crate::error::Error;
+use crate::fernet::{self, Keyring, Token};
+use crate::key_source::keyring;
+use crate::progress::{Density, Progress, describe_time};
+use crate::random;
+use crate::server::{self, Record};
+use crate::spi::{Argument, Connection, NewValues, Planning, Tid, Transaction, Xid};
+use crate::text::{Buffer, Value};
+
+#[pg_extern(sql = false)]
+fn fernet_rotate_column(
+    relation: Option<pg_sys::Oid>,
+    column_name: Option<Name>,
+    batch_size: Option<i32>,
+    strict: Option<bool>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<Record, ErrorReport> {
+    let relation = relation.ok_or(Error::Null("relation"))?;
+    let column_name = column_name.ok_or(Error::Null("column_name"))?;
+    let batch_size = batch_size.ok_or(Error::Null("batch_size"))?;
+    let strict = strict.ok_or(Error::Null("strict"))?;
+    if batch_size < 1 {
+        return Err(Error::LessThanOne("batch_size").into());
+    }
+    if !server::may_commit(fcinfo) {
+        return Err(Error::InTransaction.into());
+    }
+    server::refuse_in_read_only_transaction(c"fernet_rotate_column()");
+
+    let keyring = keyring()?;
+    check(relation, column_name.as_cstr())?;
+    if keyring.keys().len() == 1 {
+        warn_of_single_key();
+    }
+
+    let counts = Rotation {
+        column_name: column_name.as_cstr(),
+        batch_size: batch_size as usize,
+        strict,
+        keyring,
+        ours: HashSet::new(),
+        counts: Counts::default(),
+        bad: Vec::new(),
+    }
+    .run(relation)?;
+    Ok(Record::new(
+        fcinfo,
+        [
+            counts.rotated,
+            counts.current,
+            counts.unknown_key,
+            counts.not_a_token,
+            counts.nulls,
+        ],
+    ))
+}
+
+/// Refuses, before anything is done, what cannot be rotated.
+fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<(), Error> {
+    let connection = Connection::read_only();
+    let tables = tables(&connection, relation);
+    for table in tables {
+        let opened = Relation::open(&connection, table, Lock::Write);
+        if opened.is_none() && table == relation {
+            return Err(Error::NoRelation(relation));
+        }
+        opened
+            .map(|relation| Table::new(relation, column_name))
+            .transpose()?;
+    }
+    Ok(())
+}
+
+/// Returns a relation and all that inherit from it, partitions included.
+fn tables(connection: &Connection, relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    const FAMILY: &[u8] = b"
+        WITH RECURSIVE family (member) AS (
+            SELECT $1
+            UNION
+            SELECT i.inhrelid
+            FROM family AS f
+            JOIN pg_catalog.pg_inherits AS i ON i.inhparent OPERATOR(pg_catalog.=) f.member)
+        SELECT member FROM family ORDER BY member";
+    let mut tables = Vec::new();
+    let family = connection.prepare(&[FAMILY], [pg_sys::OIDOID], Planning::Once);
+    let mut cursor = family.open([Argument::oid(relation)]);
+    while let Some(rows) = cursor.fetch() {
+        tables.extend(rows.iter().map(|row| row.get::<pg_sys::Oid>(1)));
+    }
+    tables
+}
+
+/// How many values were met in which state.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    rotated: i64,
+    current: i64,
+    unknown_key: i64,
+    not_a_token: i64,
+    nulls: i64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.rotated += other.rotated;
+        self.current += other.current;
+        self.unknown_key += other.unknown_key;
+        self.not_a_token += other.not_a_token;
+        self.nulls += other.nulls;
+    }
+}
+
+struct Rotation<'a> {
+    column_name: &'a CStr,
+    batch_size: usize,
+    strict: bool,
+    /// One for the whole call, whatever happens to the settings meanwhile.
+    keyring: Rc<Keyring>,
+    /// The transactions of our own batches.
+    ours: HashSet<Xid>,
+    counts: Counts,
+    /// The first values that no key opens, by their place.
+    bad: Vec<String>,
+}
+
+/// What the first pass has done to a table.
+struct Done {
+    /// The file that it read.
+    file: pg_sys::Oid,
+    /// Ranges in which rows were left to the second pass.
+    left_out: Vec<Range<Tid>>,
+}
+
+impl Done {
+    fn has_left_out(&self, range: &Range<Tid>) -> bool {
+        (self.left_out.iter()).any(|other| other.start < range.end && range.start < other.end)
+    }
+}
+
+/// What a transaction has done to a table.
+enum Step {
+    /// Nothing: the table is gone, or has no rows of its own.
+    Gone,
+    /// Nothing: the scan of that file had come to its end.
+    End(pg_sys::Oid),
+    /// Looked at so many rows, in so many blocks.
+    Batch(u64, u32),
+}
+
+impl Rotation<'_> {
+    fn run(mut self, relation: pg_sys::Oid) -> Result<Counts, Error> {
+        let started = Instant::now();
+        Transaction::end_callers();
+
+        let (start, tables, mut report) = Transaction::run(|transaction| {
+            let tables = tables(transaction, relation);
+            let report = Report::new("rotating", count_blocks(transaction, &tables));
+            Ok((transaction.oldest_running(), tables, report))
+        })?;
+        let mut done = HashMap::new();
+        for table in tables {
+            done.insert(table, self.first_pass(table, &mut report)?);
+        }
+
+        // There may be new partitions, with rows that have moved there.
+        let (tables, mut report) = Transaction::run(|transaction| {
+            let tables = self::tables(transaction, relation);
+            let blocks = count_blocks(transaction, &tables);
+            Ok((
+                tables,
+                Report::new("checking what was written meanwhile", blocks),
+            ))
+        })?;
+        for table in tables {
+            let done = match done.remove(&table) {
+                Some(done) => done,
+                None => self.first_pass(table, &mut report)?,
+            };
+            if let Some(done) = done {
+                self.second_pass(table, start, &done, &mut report)?;
+            }
+        }
+
+        self.report_end(started.elapsed());
+        Ok(self.counts)
+    }
+
+    /// Rotates what the table holds at the start, or returns `None` if it has no rows of its own,
+    /// or has been dropped.
+    fn first_pass(&mut self, oid: pg_sys::Oid, report: &mut Report) -> Result<Option<Done>, Error> {
+        let mut scan: Option<Scan> = None;
+        let mut left_out = Vec::new();
+        let mut counts = Counts::default();
+        loop {
+            let step = Transaction::run(|transaction| {
+                let Some(table) = Table::open(transaction, oid, self.column_name)? else {
+                    return Ok(Step::Gone);
+                };
+                let scan = match &mut scan {
+                    Some(scan) if scan.is_of(&table) => scan,
+                    // The table is new to us, or was rewritten, and all rows are elsewhere now.
+                    scan => {
+                        left_out.clear();
+                        counts = Counts {
+                            rotated: counts.rotated,
+                            ..Counts::default()
+                        };
+                        scan.insert(Scan::new(&table))
+                    }
+                };
+                let Some(range) = scan.next(self.batch_size) else {
+                    return Ok(Step::End(scan.file));
+                };
+                let batch = self.read(transaction, &table, range, None)?;
+                let written = self.write(transaction, &table, &batch, Patience::None);
+                if written < batch.ids.len() {
+                    left_out.push(batch.range.clone());
+                }
+                counts += batch.counts;
+                counts.rotated += written as i64;
+                let unnamed = NAMED - self.bad.len();
+                self.bad.extend(batch.bad.iter().take(unnamed).cloned());
+                let blocks = scan.advance(batch.range, batch.rows);
+                Ok(Step::Batch(batch.rows, blocks))
+            })?;
+            match step {
+                Step::Gone => return Ok(None),
+                Step::End(file) => {
+                    self.counts += counts;
+                    return Ok(Some(Done { file, left_out }));
+                }
+                Step::Batch(rows, blocks) => report.advance(rows, blocks),
+            }
+        }
+    }
+
+    /// Rotates what others have written since `start`, and what the first pass left out.
+    fn second_pass(
+        &mut self,
+        oid: pg_sys::Oid,
+        start: Xid,
+        done: &Done,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let mut scan: Option<Scan> = None;
+        loop {
+            let mut locked = None;
+            let step = Transaction::run(|transaction| {
+                let Some(table) = Table::open(transaction, oid, self.column_name)? else {
+                    return Ok(Step::Gone);
+                };
+                let scan = match &mut scan {
+                    Some(scan) if scan.is_of(&table) => scan,
+                    scan => scan.insert(Scan::new(&table)),
+                };
+                let Some(range) = scan.next(self.batch_size) else {
+                    return Ok(Step::End(scan.file));
+                };
+                let all = done.file != scan.file || done.has_left_out(&range);
+                let since = (!all).then_some(start);
+                let batch = self.read(transaction, &table, range, since)?;
+                let written = self.write(transaction, &table, &batch, Patience::None);
+                self.counts.rotated += written as i64;
+                if written < batch.ids.len() {
+                    locked = Some((scan.file, batch.range.clone(), since));
+                }
+                let blocks = scan.advance(batch.range, batch.rows);
+                Ok(Step::Batch(batch.rows, blocks))
+            })?;
+            if let Some((file, range, since)) = locked {
+                self.wait_for_rest(oid, file, range, since)?;
+            }
+            match step {
+                Step::Gone | Step::End(_) => return Ok(()),
+                Step::Batch(rows, blocks) => report.advance(rows, blocks),
+            }
+        }
+    }
+
+    /// Rotates the rows of a range that others have locked, one by one. While it waits for a row it
+    /// has no lock on another, so nobody waits for us.
+    fn wait_for_rest(
+        &mut self,
+        oid: pg_sys::Oid,
+        file: pg_sys::Oid,
+        range: Range<Tid>,
+        since: Option<Xid>,
+    ) -> Result<(), Error> {
+        let rest = Transaction::run(|transaction| {
+            // If the table was rewritten, the second pass starts again.
+            match Table::open(transaction, oid, self.column_name)? {
+                Some(table) if table.relation.file() == file => {
+                    Ok(self.read(transaction, &table, range, since)?.ids)
+                }
+                _ => Ok(Vec::new()),
+            }
+        })?;
+        for row in rest {
+            Transaction::run(|transaction| {
+                let table = Table::open(transaction, oid, self.column_name)?;
+                if let Some(table) = table.filter(|table| table.relation.file() == file) {
+                    let batch = self.read(transaction, &table, row.alone(), since)?;
+                    let written = self.write(transaction, &table, &batch, Patience::Wait);
+                    self.counts.rotated += written as i64;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Reads the rows of a range, or those that others have written `since`, and rotates their
+    /// tokens in memory. Ends early where the batch is full.
+    fn read<'tx>(
+        &self,
+        transaction: &'tx Transaction,
+        table: &Table<'_>,
+        range: Range<Tid>,
+        since: Option<Xid>,
+    ) -> Result<Batch<'tx>, Error> {
+        let (column, name) = (&table.column.name[..], &table.name[..]);
+        let select = [
+            b"SELECT t.ctid, t.xmin, t.",
+            column,
+            b" FROM ONLY ",
+            name,
+            b" AS t WHERE t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
+            b" AND pg_catalog.age(t.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age($3) \
+               AND t.xmin OPERATOR(pg_catalog.<>) ALL ($4)",
+        ];
+        use pg_sys::{TIDOID, XIDARRAYOID, XIDOID};
+        let (from, to) = (Argument::tid(range.start), Argument::tid(range.end));
+        let mut cursor = match since {
+            None => transaction
+                .prepare(&select[..5], [TIDOID, TIDOID], Planning::Once)
+                .open([from, to]),
+            // Planned for its arguments, it hashes the transactions that are ours.
+            Some(since) => {
+                let types = [TIDOID, TIDOID, XIDOID, XIDARRAYOID];
+                let ours: Vec<_> = self.ours.iter().copied().collect();
+                transaction
+                    .prepare(&select, types, Planning::ForArguments)
+                    .open([from, to, Argument::xid(since), Argument::xids(&ours)])
+            }
+        };
+        let mut batch = Batch::new(transaction, table, range);
+        while let Some(rows) = cursor.fetch() {
+            for row in rows.iter() {
+                let (id, writer) = (row.get::<Tid>(1), row.get::<Xid>(2));
+                let outcome = row.with_bytes(3, |value| self.rotate(value))?;
+                batch.rows += 1;
+                match outcome {
+                    Outcome::Null => batch.counts.nulls += 1,
+                    // Counted where it was before we moved it. What only looks like ours, because
+                    // it is older than the last wraparound, is not passed over for that.
+                    Outcome::Current if self.ours.contains(&writer) => batch.rows -= 1,
+                    Outcome::Current => batch.counts.current += 1,
+                    Outcome::Rotated(mut buffer, len) => {
+                        batch.push(id, writer, &buffer.value(len));
+                    }
+                    Outcome::Refused(refusal) if self.strict => {
+                        return Err(Error::Value {
+                            place: table.place(id),
+                            refusal,
+                        });
+                    }
+                    Outcome::Refused(refusal) => {
+                        match refusal {
+                            fernet::Error::NotAToken => batch.counts.not_a_token += 1,
+                            _ => batch.counts.unknown_key += 1,
+                        }
+                        if batch.bad.len() < NAMED {
+                            batch.bad.push(format!("{}: {refusal}", table.place(id)));
+                        }
+                    }
+                }
+                if batch.ids.len() == self.batch_size || batch.bytes >= BATCH_BYTES {
+                    batch.range.end = id.next();
+                    return Ok(batch);
+                }
+            }
+        }
+        Ok(batch)
+    }
+
+    fn rotate(&self, value: Option<&[u8]>) -> Result<Outcome, Error> {
+        let Some(value) = value else {
+            return Ok(Outcome::Null);
+        };
+        let mut buffer = Buffer::new(value.len())?;
+        let iv = random::iv()?;
+        let rotated =
+            Token::decode(value, &mut buffer).and_then(|token| self.keyring.rotate(token, &iv));
+        Ok(match rotated {
+            Ok(Some(len)) => Outcome::Rotated(buffer, len),
+            Ok(None) => Outcome::Current,
+            Err(refusal) => Outcome::Refused(refusal),
+        })
+    }
+
+    /// Writes the new tokens to the rows that are still what was read, and returns how many are.
+    fn write(
+        &mut self,
+        transaction: &Transaction,
+        table: &Table<'_>,
+        batch: &Batch<'_>,
+        patience: Patience,
+    ) -> usize {
+        if batch.ids.is_empty() {
+            return 0;
+        }
+        let _shown = batch.values.show();
+        let execute = |query: &[u8]| {
+            let types = [pg_sys::TIDOID, pg_sys::TIDOID];
+            let update = transaction.prepare(&[query], types, Planning::Once);
+            let Range { start, end } = batch.range;
+            update.execute([Argument::tid(start), Argument::tid(end)])
+        };
+        let update = table.update();
+        let written = match patience {
+            Patience::Wait => execute(&update),
+            Patience::None => match transaction.attempt(|| (execute(&update), transaction.xid())) {
+                Some((written, xid)) => {
+                    self.ours.extend(xid);
+                    written
+                }
+                None => execute(&table.update_of_unlocked()),
+            },
+        };
+        self.ours.extend(transaction.xid());
+        written as usize
+    }
+
+    fn report_end(&self, time: Duration) {
+        let Counts {
+            rotated,
+            current,
+            unknown_key,
+            not_a_token,
+            nulls,
+        } = self.counts;
+        let rows = rotated + current + unknown_key + not_a_token + nulls;
+        let rate = rows as f64 / time.as_secs_f64().max(0.001);
+        notice(format!(
+            "rotated {rotated} of {rows} rows in {}, {rate:.0} rows/s",
+            describe_time(time)
+        ));
+        if self.bad.is_empty() {
+            return;
+        }
+        let bad = unknown_key + not_a_token;
+        let values = if bad == 1 { "value was" } else { "values were" };
+        let more = if bad > NAMED as i64 {
+            "; and others"
+        } else {
+            ""
+        };
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_WARNING,
+            format!("{bad} {values} left as they are, since no key opens them"),
+            "pg_fernet",
+        )
+        .set_detail(format!("{}{more}.", self.bad.join("; ")))
+        .set_hint(
+            "Append the missing key to fernet.keys, or encrypt plaintext with fernet_encrypt(). \
+             fernet_key_index() is NULL for these values.",
+        )
+        .report(PgLogLevel::WARNING);
+    }
+}
+
+/// A batch ends once its new tokens take this much memory, if it has no more than `batch_size`.
+const BATCH_BYTES: usize = 16 << 20;
+
+/// How many bad values are named.
+const NAMED: usize = 5;
+
+/// What to do about a row that somebody else has locked.
+#[derive(Clone, Copy)]
+enum Patience {
+    /// Leave it.
+    None,
+    /// Wait for it.
+    Wait,
+}
+
+enum Outcome {
+    Null,
+    Current,
+    /// Into a token of that length.
+    Rotated(Buffer, usize),
+    Refused(fernet::Error),
+}
+
+/// Rows that were read, and their new tokens.
+struct Batch<'tx> {
+    /// What was read.
+    range: Range<Tid>,
+    rows: u64,
+    counts: Counts,
+    bad: Vec<String>,
+    ids: Vec<Tid>,
+    values: NewValues<'tx>,
+    /// What the values take.
+    bytes: usize,
+}
+
+impl<'tx> Batch<'tx> {
+    fn new(connection: &'tx Connection, table: &Table<'_>, range: Range<Tid>) -> Self {
+        Self {
+            range,
+            rows: 0,
+            counts: Counts::default(),
+            bad: Vec::new(),
+            ids: Vec::new(),
+            values: NewValues::new(connection, table.column.storage.type_oid()),
+            bytes: 0,
+        }
+    }
+
+    fn push(&mut self, id: Tid, writer: Xid, value: &Value<'_>) {
+        self.bytes += value.len();
+        self.ids.push(id);
+        self.values.push(id, writer, value);
+    }
+}
+
+/// A table with rows of its own, open and locked until the transaction ends.
+struct Table<'c> {
+    relation: Relation<'c>,
+    name: Identifier,
+    column: Column,
+}
+
+impl<'c> Table<'c> {
+    /// Opens a table, or returns `None` if it is gone or partitioned.
+    fn open(
+        connection: &'c Connection,
+        oid: pg_sys::Oid,
+        column_name: &CStr,
+    ) -> Result<Option<Self>, Error> {
+        match Relation::open(connection, oid, Lock::Write) {
+            Some(relation) => Self::new(relation, column_name),
+            None => Ok(None),
+        }
+    }
+
+    fn new(relation: Relation<'c>, column_name: &CStr) -> Result<Option<Self>, Error> {
+        let kind = relation.kind();
+        if !matches!(kind, Kind::Table | Kind::PartitionedTable) {
+            return Err(Error::NotATable {
+                relation: relation.shown(),
+                kind,
+            });
+        }
+        let column = relation.column(column_name)?;
+        if column.generated {
+            return Err(Error::Generated {
+                column: column_name.to_string_lossy().into_owned(),
+                relation: relation.shown(),
+            });
+        }
+        if relation.hides_rows() {
+            return Err(Error::HiddenRows {
+                relation: relation.shown(),
+            });
+        }
+        if kind == Kind::PartitionedTable {
+            return Ok(None);
+        }
+        if !relation.has_tid_ranges() {
+            return Err(Error::AccessMethod {
+                relation: relation.shown(),
+            });
+        }
+        Ok(Some(Self {
+            name: relation.name(),
+            relation,
+            column,
+        }))
+    }
+
+    /// The statement that writes [`NewValues`] to those rows, all in the range from `$1` to `$2`,
+    /// that still have the same writers.
+    ///
+    /// The writer tells row versions apart that are at the same place one after the other. It is
+    /// also what a row is known by that was changed while we waited for its lock: servers before
+    /// the releases of November 2025 do not look at its place again.
+    fn update(&self) -> Vec<u8> {
+        let (name, column) = (&self.name[..], &self.column.name[..]);
+        [
+            b"UPDATE ONLY ",
+            name,
+            b" AS t SET ",
+            column,
+            b" = n.value FROM fernet_new_values AS n \
+               WHERE t.ctid OPERATOR(pg_catalog.=) n.id AND t.xmin OPERATOR(pg_catalog.=) n.writer \
+               AND t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
+        ]
+        .concat()
+    }
+
+    /// The same for those of the rows that nobody has locked. It locks them first, and so costs
+    /// more.
+    fn update_of_unlocked(&self) -> Vec<u8> {
+        let (name, column) = (&self.name[..], &self.column.name[..]);
+        [
+            b"UPDATE ONLY ", name, b" AS t SET ", column, b" = u.value \
+              FROM (SELECT l.ctid, n.value FROM fernet_new_values AS n, ONLY ", name, b" AS l \
+                    WHERE l.ctid OPERATOR(pg_catalog.=) n.id AND l.xmin OPERATOR(pg_catalog.=) n.writer \
+                      AND l.ctid OPERATOR(pg_catalog.>=) $1 AND l.ctid OPERATOR(pg_catalog.<) $2 \
+                    FOR NO KEY UPDATE OF l SKIP LOCKED) AS u (id, value) \
+              WHERE t.ctid OPERATOR(pg_catalog.=) u.id \
+                AND t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
+        ]
+        .concat()
+    }
+
+    /// Names a row for a human.
+    fn place(&self, id: Tid) -> String {
+        format!("{id} of {}", self.relation.shown())
+    }
+}
+
+fn count_blocks(connection: &Connection, tables: &[pg_sys::Oid]) -> u64 {
+    let open = |&table| Relation::open(connection, table, Lock::Write);
+    let tables = tables.iter().filter_map(open);
+    tables
+        .filter(|table| table.kind() == Kind::Table)
+        .map(|table| u64::from(table.blocks()))
+        .sum()
+}
+
+/// A scan of a table in ranges, up to the size it had at the start.
+struct Scan {
+    file: pg_sys::Oid,
+    at: Tid,
+    end: u32,
+    density: Density,
+}
+
+impl Scan {
+    fn new(table: &Table<'_>) -> Self {
+        Self {
+            file: table.relation.file(),
+            at: Tid::start_of(0),
+            end: table.relation.blocks(),
+            density: Density::new(table.relation.rows_per_block()),
+        }
+    }
+
+    /// Tells whether the table still has the file that is being scanned.
+    fn is_of(&self, table: &Table<'_>) -> bool {
+        self.file == table.relation.file()
+    }
+
+    /// Returns a range with about as many rows, or `None` at the end.
+    fn next(&self, rows: usize) -> Option<Range<Tid>> {
+        let blocks = self.density.blocks(rows as u64);
+        let end = self.at.block.saturating_add(blocks).min(self.end);
+        (self.at.block < end).then(|| self.at..Tid::start_of(end))
+    }
+
+    /// Goes on to the end of a range that was read. Returns the number of blocks in it.
+    fn advance(&mut self, range: Range<Tid>, rows: u64) -> u32 {
+        self.at = range.end;
+        let blocks = range.end.block - range.start.block;
+        // Of a single block that is too much for a batch nothing can be learnt.
+        if blocks > 0 {
+            self.density.learn(rows, blocks);
+        }
+        blocks
+    }
+}
+
+/// Tells the client about the progress, once a second at most.
+struct Report {
+    label: &'static str,
+    started: Instant,
+    shown: Instant,
+    rows: u64,
+    blocks: u64,
+    blocks_in_all: u64,
+}
+
+impl Report {
+    fn new(label: &'static str, blocks_in_all: u64) -> Self {
+        let started = Instant::now();
+        Self {
+            label,
+            started,
+            shown: started,
+            rows: 0,
+            blocks: 0,
+            blocks_in_all,
+        }
+    }
+
+    fn advance(&mut self, rows: u64, blocks: u32) {
+        self.rows += rows;
+        self.blocks += u64::from(blocks);
+        if self.shown.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        self.shown = Instant::now();
+        let progress = Progress {
+            rows: self.rows,
+            blocks: self.blocks,
+            blocks_in_all: self.blocks_in_all,
+            time: self.started.elapsed(),
+        };
+        notice(format!("{}: {}", self.label, progress.describe()));
+    }
+}
+
+fn notice(message: String) {
+    let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
+    ErrorReport::new(code, message, "pg_fernet").report(PgLogLevel::NOTICE);
+}
+
+fn warn_of_single_key() {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_WARNING,
+        "there is a single key, so nothing can be under an old one",
+        "pg_fernet",
+    )
+    .set_hint("Put the new key before the old one: SET fernet.keys = 'new,old'.")
+    .report(PgLogLevel::WARNING);
+}
