@@ -17,8 +17,11 @@ const TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs a shell command and returns what it prints.
 pub(crate) fn run(command: &OsStr) -> Result<Secret, Error> {
-    output(command).map_err(|error| Error::KeyCommand {
-        reason: reason(&error),
+    output(command).map_err(|error| {
+        server::end_if_interrupted();
+        Error::KeyCommand {
+            reason: reason(&error),
+        }
     })
 }
 
@@ -33,7 +36,7 @@ fn output(command: &OsStr) -> io::Result<Secret> {
         .ok_or(io::ErrorKind::BrokenPipe)?;
     loop {
         // The wait may end early, and a pipe that is not readable would block.
-        let readable = server::wait_readable(pipe.as_fd(), left(deadline)?);
+        let readable = server::wait_readable(pipe.as_fd(), left(deadline)?)?;
         if readable && !text.read_from(&mut pipe)? {
             break;
         }
@@ -43,7 +46,7 @@ fn output(command: &OsStr) -> io::Result<Secret> {
         if let Some(status) = group.try_wait()? {
             return check(status).map(|()| text);
         }
-        server::sleep(left(deadline)?.min(Duration::from_millis(10)));
+        server::sleep(left(deadline)?.min(Duration::from_millis(10)))?;
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
+
+use rustix::fs::OFlags;
 
 use crate::error::{Error, reason};
 use crate::secret::Secret;
@@ -53,7 +55,11 @@ pub(crate) fn read(path: &Path) -> Result<(Secret, Stamp), Error> {
 }
 
 fn read_private(path: &Path) -> io::Result<(Secret, Stamp)> {
-    let mut file = File::open(path)?;
+    // Opening a FIFO would wait for somebody to write into it.
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)?;
     // Of what was opened, not of what the path may name by now.
     let metadata = file.metadata()?;
     check_private(&metadata).map_err(io::Error::other)?;

@@ -24,6 +24,7 @@ struct Cached {
 
 /// Returns the configured keys. They are read at the first use after a change.
 pub(crate) fn keyring() -> Result<Rc<Keyring>, Error> {
+    secret::note_depth();
     if let Some(keyring) = CACHE.with_borrow_mut(current) {
         return Ok(keyring);
     }
@@ -37,7 +38,7 @@ pub(crate) fn keyring() -> Result<Rc<Keyring>, Error> {
 /// Drops the cached keyring, and with it the key material.
 pub(crate) fn forget() {
     CACHE.with_borrow_mut(|cache| *cache = None);
-    secret::scrub_stack();
+    secret::scrub();
 }
 
 /// Returns the cached keyring, unless the file it came from has changed since. A file is looked at
@@ -59,7 +60,14 @@ fn current(cache: &mut Option<Cached>) -> Option<Rc<Keyring>> {
 }
 
 fn load(source: Source<'_>) -> Result<Cached, Error> {
-    let cached = match source {
+    let loaded = read(source);
+    // Reading keys leaves copies behind, also where a later one is refused.
+    secret::scrub();
+    loaded
+}
+
+fn read(source: Source<'_>) -> Result<Cached, Error> {
+    Ok(match source {
         Source::None => return Err(Error::NoKeys),
         Source::Keys(list) => Cached {
             keyring: Rc::new(parse_setting(list)?),
@@ -79,14 +87,12 @@ fn load(source: Source<'_>) -> Result<Cached, Error> {
                 file: None,
             }
         }
-    };
-    // Reading keys leaves copies behind on the stack.
-    secret::scrub_stack();
-    Ok(cached)
+    })
 }
 
 /// Reads the list in `fernet.keys`.
 pub(crate) fn parse_setting(list: &[u8]) -> Result<Keyring, Error> {
+    secret::note_depth();
     Keyring::parse_list(list).map_err(|refusal| Error::KeyList {
         setting: "fernet.keys",
         refusal,

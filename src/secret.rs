@@ -1,8 +1,12 @@
 //! Memory that holds keys for a while.
 
+use std::cell::Cell;
+use std::hint::black_box;
 use std::io::{self, Read};
 
 use zeroize::{Zeroizing, zeroize_bytes};
+
+use crate::fernet;
 
 /// The most that a key file, or the output of a key command, may hold: room for 20,000 keys.
 pub(crate) const MAX_LEN: usize = 1 << 20;
@@ -39,9 +43,37 @@ impl Secret {
     }
 }
 
-/// Overwrites the part of the stack that functions which have returned may have left keys in.
+thread_local! {
+    /// The lowest address of the stack, which grows downwards, at which keys have been in use.
+    static DEEPEST: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// Notes how deep the stack is where keys come into use.
+pub(crate) fn note_depth() {
+    let here = 0_u8;
+    DEEPEST.set(DEEPEST.get().min(&raw const here as usize));
+}
+
+/// Overwrites what functions that have returned may have left of keys, on the stack and in the
+/// processor's registers.
+pub(crate) fn scrub() {
+    /// More than the frames of the core, of RustCrypto and of reading a file take together.
+    const FRAMES: usize = 64 * 1024;
+    fernet::overwrite_traces();
+    let deepest = DEEPEST.get();
+    if deepest != usize::MAX {
+        overwrite_stack(deepest.saturating_sub(FRAMES));
+    }
+}
+
+/// Overwrites the stack from here down to an address.
 #[inline(never)]
-pub(crate) fn scrub_stack() {
-    // More than the frames of the core, of RustCrypto and of a query's executor take together.
-    zeroize_bytes(&mut [0xff; 64 * 1024]);
+fn overwrite_stack(end: usize) {
+    let mut frame = [0xff_u8; 4096];
+    zeroize_bytes(&mut frame);
+    if frame.as_ptr() as usize > end {
+        overwrite_stack(end);
+    }
+    // Still in use after the call, so that this is no loop in one frame.
+    black_box(&frame);
 }

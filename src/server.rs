@@ -1,6 +1,7 @@
 //! What the other modules ask of the server they run in.
 
 use std::ffi::CStr;
+use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::ptr;
 use std::time::Duration;
@@ -20,21 +21,29 @@ pub(crate) fn statement() -> pg_sys::TimestampTz {
     unsafe { pg_sys::GetCurrentStatementStartTimestamp() }
 }
 
-/// Waits until `fd` is readable, and tells whether it is; no longer than `time`. Raises an error if
-/// the statement is cancelled or the session is to end meanwhile.
-pub(crate) fn wait_readable(fd: BorrowedFd<'_>, time: Duration) -> bool {
-    wait(pg_sys::WL_SOCKET_READABLE, fd.as_raw_fd(), time) & pg_sys::WL_SOCKET_READABLE != 0
+/// Waits until `fd` is readable, and tells whether it is; no longer than `time`.
+///
+/// # Errors
+/// If the statement is cancelled or the session is to end meanwhile. The caller cleans up, and then
+/// calls [`end_if_interrupted`].
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, time: Duration) -> io::Result<bool> {
+    let occurred = wait(pg_sys::WL_SOCKET_READABLE, fd.as_raw_fd(), time)?;
+    Ok(occurred & pg_sys::WL_SOCKET_READABLE != 0)
 }
 
-/// Waits for that time, or less. Raises an error as [`wait_readable`] does.
-pub(crate) fn sleep(time: Duration) {
-    wait(0, pg_sys::PGINVALID_SOCKET, time);
+/// Waits for that time, or less.
+///
+/// # Errors
+/// As for [`wait_readable`].
+pub(crate) fn sleep(time: Duration) -> io::Result<()> {
+    wait(0, pg_sys::PGINVALID_SOCKET, time).map(|_| ())
 }
 
-fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> u32 {
+fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> io::Result<u32> {
     let events = event | pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-    // SAFETY: the latch is this process's own; the socket is open, or none.
-    let occurred = unsafe {
+    // SAFETY: the latch is this process's own; the socket is open, or none. The flags are read as
+    // the server itself reads them.
+    let (occurred, ending) = unsafe {
         let occurred = pg_sys::WaitLatchOrSocket(
             pg_sys::MyLatch,
             events as i32,
@@ -43,10 +52,22 @@ fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> u32 {
             pg_sys::PG_WAIT_EXTENSION,
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
-        occurred
+        (
+            occurred,
+            pg_sys::QueryCancelPending != 0 || pg_sys::ProcDiePending != 0,
+        )
     };
+    if ending {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
+    end_if_interrupted();
+    Ok(occurred as u32)
+}
+
+/// Ends the statement with an error, or the session, if somebody wants it to end. The latter does not
+/// unwind: what must be cleaned up must be clean already.
+pub(crate) fn end_if_interrupted() {
     pgrx::check_for_interrupts!();
-    occurred as u32
 }
 
 /// Tells whether the library is being loaded on behalf of a statement of the client, that is,

@@ -59,7 +59,7 @@ pub(crate) fn init() {
             &KEYS_FILE,
             GucContext::Suset,
             GucFlags::SUPERUSER_ONLY,
-            None,
+            Some(check_keys_file),
             Some(assign),
             None,
         );
@@ -121,22 +121,49 @@ unsafe extern "C-unwind" fn check_keys(
     _extra: *mut *mut c_void,
     source: pg_sys::GucSource::Type,
 ) -> bool {
-    // SAFETY: the server passes a pointer to a C string, or to null where the setting has no value.
-    let list = unsafe {
-        if (*new_value).is_null() {
-            return true;
-        }
-        CStr::from_ptr(*new_value).to_bytes()
+    // SAFETY: the server passes a valid pointer.
+    let Some(list) = (unsafe { value_of(new_value) }) else {
+        return true;
     };
     use pg_sys::GucSource::{PGC_S_DATABASE_USER, PGC_S_FILE};
     if (PGC_S_FILE..=PGC_S_DATABASE_USER).contains(&source) {
         WERE_READABLE.set(true);
     }
-    let Err(refusal) = key_source::parse_setting(list) else {
-        return true;
-    };
-    let message = CString::new(refusal.message()).unwrap_or_default();
-    let hint = CString::new(refusal.hint()).unwrap_or_default();
+    match key_source::parse_setting(list) {
+        Ok(_) => true,
+        Err(refusal) => refuse(&refusal.message(), refusal.hint()),
+    }
+}
+
+/// Refuses keys in the place of a file's name, which is no secret, and which errors show.
+#[pg_guard]
+unsafe extern "C-unwind" fn check_keys_file(
+    new_value: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: the server passes a valid pointer.
+    match unsafe { value_of(new_value) } {
+        Some(path) if key_source::parse_setting(path).is_ok() => refuse(
+            "fernet.keys_file must be the name of a file, not a list of keys",
+            "Write the keys into a file, or set fernet.keys.",
+        ),
+        _ => true,
+    }
+}
+
+/// # Safety
+/// `new_value` must be what the server passes to the check hook of a string: a pointer to a C string,
+/// or to null where the setting has no value.
+unsafe fn value_of<'a>(new_value: *mut *mut c_char) -> Option<&'a [u8]> {
+    // SAFETY: see above.
+    unsafe { (!(*new_value).is_null()).then(|| CStr::from_ptr(*new_value).to_bytes()) }
+}
+
+/// Says why a check hook refuses a value.
+fn refuse(message: &str, hint: &str) -> bool {
+    let message = CString::new(message).unwrap_or_default();
+    let hint = CString::new(hint).unwrap_or_default();
     // SAFETY: the server reads these once the hook has returned; pstrdup'ed memory lasts that long.
     unsafe {
         pg_sys::GUC_check_errmsg_string = pg_sys::pstrdup(message.as_ptr());

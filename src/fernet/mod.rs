@@ -23,5 +23,5 @@ mod token;
 
 pub use error::Error;
 pub use key::Key;
-pub use keyring::Keyring;
+pub use keyring::{Keyring, overwrite_traces};
 pub use token::{BLOCK, IV, Token, sealed_len};
