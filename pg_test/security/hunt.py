@@ -1,0 +1,370 @@
+"""A hunt for leaks: sets keys in every way, uses plaintexts in every way, and searches all places where they might be read.
+
+Each way has keys of its own, each use a plaintext of its own.
+"""
+
+import os
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import pyca
+from key_files import folder_for, write
+from postgres import connect, create_database, force_parallel, plan, value
+from settings import use_file
+from traces import Traces, search_error, search_json_log, search_text_log
+
+LIBRARIES = Path(subprocess.run([os.environ["PG_CONFIG"], "--pkglibdir"], check=True, capture_output=True, text=True).stdout.strip())
+HAS_CONTRIB = all((LIBRARIES / f"{name}.so").exists() for name in ("pg_stat_statements", "auto_explain"))
+
+CONFIGURATION = """
+logging_collector = on
+log_destination = jsonlog
+log_filename = 'hunt.log'
+log_statement = all
+log_min_messages = debug5
+auto_explain.log_min_duration = 0
+auto_explain.log_analyze = on
+auto_explain.log_verbose = on
+auto_explain.log_settings = on
+auto_explain.log_nested_statements = on
+# the last line
+"""
+
+# Statements that set keys, with {} for the list. Each is tried with a good list, and with one that is refused.
+WAYS = {
+    "SET": "SET fernet.keys = '{}'",
+    "SET LOCAL": "BEGIN; SET LOCAL fernet.keys = '{}'; COMMIT",
+    "set_config()": "SELECT set_config('fernet.keys', '{}', false) IS NOT NULL",
+    "DO": "DO $$ BEGIN EXECUTE 'SET fernet.keys = ''{}'''; END $$",
+    "CREATE FUNCTION": "CREATE FUNCTION with_keys() RETURNS int LANGUAGE sql SET fernet.keys = '{}' AS 'SELECT 1'",
+    "ALTER DATABASE": "ALTER DATABASE hunted SET fernet.keys = '{}'",
+    "ALTER ROLE": "ALTER ROLE hunted SET fernet.keys = '{}'",
+    "ALTER ROLE IN DATABASE": "ALTER ROLE hunted IN DATABASE hunted SET fernet.keys = '{}'",
+    "ALTER SYSTEM": "ALTER SYSTEM SET fernet.keys = '{}'",
+}
+
+# What is done with a plaintext: a statement, and how it ends. In it, {} stands for the plaintext, or, as a parameter, %s.
+# {token} is a token of it; {reversed} its reverse, of which the statement makes the plaintext.
+USES = {
+    "encrypt a literal": ("SELECT fernet_encrypt('{}')", None),
+    "encrypt a parameter": ("SELECT fernet_encrypt(%s)", None),
+    "encrypt": ("SELECT fernet_encrypt(fernet_decrypt('{token}'))", None),
+    "decrypt": ("SELECT fernet_decrypt('{token}')", None),
+    "decrypt bytea": ("SELECT fernet_decrypt_bytea('{token}')", None),
+    "decrypt with a ttl": ("SELECT fernet_decrypt('{token}', '1 hour')", None),
+    "decrypt in a condition": ("SELECT FROM pg_type WHERE typname = fernet_decrypt('{token}')", None),
+    "decrypt in PL/pgSQL": ("DO $$ BEGIN PERFORM fernet_decrypt('{token}'); END $$", None),
+    "decrypt, and fail later": ("SELECT fernet_decrypt('{token}'), 1 / (random() * 0)::int", "22012"),
+    "rotate": ("SELECT fernet_rotate('{token}')", None),
+    "look at": ("SELECT fernet_key_index('{token}'), fernet_timestamp('{token}'), fernet_is_token('{token}')", None),
+    "not a token": ("SELECT fernet_decrypt(reverse('{reversed}'))", "22P02"),
+    "not a token, rotate": ("SELECT fernet_rotate(reverse('{reversed}'))", "22P02"),
+    "not a token, look at": ("SELECT fernet_timestamp(reverse('{reversed}'))", "22P02"),
+    "unknown key": ("SELECT fernet_decrypt('{unknown}')", "39000"),
+    "wrong padding": ("SELECT fernet_decrypt('{unpadded}')", "39000"),
+    "expired": ("SELECT fernet_decrypt('{token}', '-1 hour')", "22000"),
+    "from the future": ("SELECT fernet_decrypt('{token}', '1 hour', '2020-01-01')", "22000"),
+    "not text": ("SELECT fernet_decrypt('{binary}')", "22021"),
+    "too large": ("SELECT fernet_encrypt(repeat(reverse('{reversed}'), 21000000))", "54000"),
+    "no privilege": ("SET ROLE ordinary; SELECT fernet_decrypt('{token}')", "42501"),
+    "cancelled": ("SELECT count(fernet_encrypt(fernet_decrypt('{token}') || n)) FROM generate_series(1, 1000000000) AS n", "57014"),
+    "cast": ("SELECT fernet_decrypt('{token}')::int", "22P02"),
+    "column": ("CREATE TEMP TABLE held AS SELECT fernet_decrypt('{token}') AS value UNION ALL SELECT '{token}' UNION ALL SELECT '{unknown}';"
+               " SELECT * FROM fernet_census('held', 'value'); SELECT * FROM fernet_find_columns()", None),
+    "column, rotate": ("CALL fernet_rotate_column('held', 'value')", None),
+    "column, rotate strictly": ("CALL fernet_rotate_column('held', 'value', strict => true)", "22P02"),
+}
+
+
+class Hunt:
+    def __init__(self, host, stack):
+        """On a server that has these lines at the end of its configuration. The stack ends what was begun."""
+        self.host, self.data, self.stack = host, Path(host, "data"), stack
+        self.folder = folder_for(host)
+        self.traces = Traces()
+        setup = self.session()
+        for statement in (
+            "CREATE EXTENSION pg_fernet",
+            *["CREATE EXTENSION pg_stat_statements"] * HAS_CONTRIB,
+            "CREATE ROLE ordinary LOGIN",
+            *["ALTER ROLE ordinary SET auto_explain.log_min_duration = -1"] * HAS_CONTRIB,
+            "CREATE ROLE monitor LOGIN IN ROLE pg_monitor",
+            "CREATE ROLE hunted LOGIN",
+            "CREATE ROLE later LOGIN",
+            "CREATE DATABASE hunted",
+        ):
+            setup.execute(statement)
+        self.session("hunted").execute("CREATE EXTENSION pg_fernet")
+
+    def session(self, database="postgres", **options):
+        """A session that stays open to the end, so that its last statement stands in pg_stat_activity."""
+        session = connect(database, host=self.host, **options)
+        self.stack.callback(session.close)
+        session.add_notice_handler(lambda diag: search_error(self.traces, diag))
+        return session
+
+    def loaded(self, **options):
+        session = self.session(**options)
+        session.execute("LOAD 'pg_fernet'")
+        return session
+
+    def run(self, session, query, *parameters, sqlstate=None):
+        """Runs a statement, which ends with that error or with none."""
+        try:
+            rows = session.execute(query, parameters or None)
+        except psycopg.Error as error:
+            search_error(self.traces, error.diag)
+            assert error.sqlstate == sqlstate, f"{query}: {error}"
+        else:
+            assert sqlstate is None, f"{query}: no error"
+            return rows
+
+    #
+    # Keys in settings
+    #
+
+    def list(self, way):
+        """Two keys, or, if the way ends so, a key and something else."""
+        second = self.traces.text if way.endswith(", refused") else self.traces.key
+        return self.traces.key(way) + "," + second(way)
+
+    def set_keys(self):
+        for way, statement in WAYS.items():
+            self.run(self.loaded(), statement.format(self.list(way)))
+            self.run(self.loaded(), statement.format(self.list(f"{way}, refused")), sqlstate="22023")
+        parameter = "SELECT set_config('fernet.keys', %s, false) IS NOT NULL"
+        self.run(self.loaded(), parameter, self.list("parameter"))
+        self.run(self.loaded(), parameter, self.list("parameter, refused"), sqlstate="22023")
+
+        # A connection option, which comes before the library is loaded or right after.
+        self.use_keys(self.session(options="-c fernet.keys=" + self.list("connection option")))
+        for user in "postgres", "ordinary":
+            try:
+                session = self.session(user=user, options="-c fernet.keys=" + self.list("connection option, refused"))
+            except psycopg.OperationalError as error:
+                self.traces.search("client: message", error)
+            else:
+                self.use_keys(session)
+
+        # A bad list that the server takes, if it does not know the setting yet.
+        try:
+            self.session().execute(f"ALTER ROLE later SET fernet.keys = '{self.list('taken at first, refused')}'")
+        except psycopg.errors.InvalidParameterValue as error:
+            search_error(self.traces, error.diag)
+        self.use_keys(self.session(user="later"))
+
+    def use_keys(self, session):
+        """Asks for the keys that the session has by now, whoever may."""
+        for query in ("SELECT fernet_is_token('x')", "SELECT count(fernet_encrypt('x'))", "SELECT * FROM fernet_keys()",
+                      "SELECT fernet_decrypt('x')"):
+            try:
+                session.execute(query)
+            except psycopg.Error as error:
+                search_error(self.traces, error.diag)
+
+    def show(self, database="postgres", user="ordinary"):
+        """Lets an ordinary role show the setting."""
+        session = self.session(database, user=user)
+        try:
+            self.traces.search("SHOW before the library is loaded", value(session, "SHOW fernet.keys"))
+        except psycopg.errors.InsufficientPrivilege:
+            pass
+        session.execute("SELECT fernet_is_token('x')")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            session.execute("SHOW fernet.keys")
+        self.traces.search("SHOW ALL", session.execute("SHOW ALL").fetchall())
+
+    def show_for_all(self):
+        self.show(database="hunted")
+        self.show(user="hunted")
+        self.show(database="hunted", user="hunted")
+        self.reload()
+        self.show()
+        self.search_configuration()
+        self.run(self.session(), "ALTER SYSTEM RESET fernet.keys")
+
+    def configure(self, line):
+        """Another last line in the configuration file."""
+        path = self.data / "postgresql.conf"
+        path.write_text("\n".join([*path.read_text().splitlines()[:-1], line, ""]))
+        self.reload()
+        self.search_configuration()
+
+    def reload(self):
+        before = self.log().count("received SIGHUP")
+        self.session().execute("SELECT pg_reload_conf()")
+        while self.log().count("received SIGHUP") == before:
+            time.sleep(0.01)
+        # The processes follow, each in its time.
+        time.sleep(0.2)
+
+    def log(self):
+        return self.data.joinpath("log", "hunt.json").read_text(errors="replace")
+
+    def keys_in_the_configuration(self):
+        for way in "postgresql.conf", "postgresql.conf, refused":
+            self.configure(f"fernet.keys = '{self.list(way)}'")
+            self.show()
+            self.use_keys(self.session())
+        self.configure("fernet.keys = " + self.traces.key("postgresql.conf, without quotes"))
+        self.configure("")
+
+    def keys_on_the_command_line(self):
+        """Restarts the server, which ends all sessions."""
+        pg_ctl = [*shlex.split(os.environ["PG_FERNET_RUN"]), "pg_ctl", "restart", "-w", "-D", self.data, "-l", self.data / "server.log"]
+        subprocess.run([*pg_ctl, "-o", "-c fernet.keys=" + self.list("command line")], cwd="/", check=True, capture_output=True)
+        self.show()
+        self.search_configuration()
+        self.search_processes()
+
+    #
+    # Keys from outside
+    #
+
+    def keys_from_a_file(self):
+        session = self.loaded()
+        use_file(session, write(self.folder / "keys", self.list("file")))
+        self.use_keys(session)
+        for mode, sqlstate in (0o600, "22023"), (0o644, "F0000"):
+            write(self.folder / "keys", self.list("file, refused"), mode=mode)
+            self.run(session, "SELECT count(fernet_encrypt('x'))", sqlstate=sqlstate)
+
+    def keys_in_the_place_of_a_path(self):
+        session = self.loaded()
+        self.run(session, f"SET fernet.keys_file = '{self.traces.key('SET fernet.keys_file')}'", sqlstate="22023")
+
+    def keys_from_a_command(self):
+        for way, end, sqlstate in (
+            ("command", "", None), ("command", "; cat {0} >&2", None), ("command", "; cat {0}; exit 1", "F0000"),
+            ("command, refused", "", "22023"),
+        ):
+            path = write(self.folder / "keys", self.list(way))
+            self.configure(f"fernet.keys_command = 'cat {path}{end.format(path)}'")
+            self.run(self.session(), "SELECT count(fernet_encrypt('x'))", sqlstate=sqlstate)
+        self.configure("")
+
+    #
+    # Plaintexts
+    #
+
+    def use_plaintexts(self):
+        session = self.loaded()
+        keys = self.list("file")
+        key = keys.split(",")[1]
+        use_file(session, write(self.folder / "keys", keys))
+        for label, (statement, sqlstate) in USES.items():
+            session.execute("SET statement_timeout = " + ("100" if sqlstate == "57014" else "0"))
+            for explain in ("", "EXPLAIN (ANALYZE, VERBOSE, SETTINGS) ") if statement.startswith("SELECT") and not sqlstate else ("",):
+                text = self.traces.text(label)
+                query = explain + statement.format(text, reversed=text[::-1], **self.tokens(key, text))
+                rows = self.run(session, query, *[text] * query.count("%s"), sqlstate=sqlstate)
+                if explain:
+                    self.traces.search("EXPLAIN", rows.fetchall())
+        session.execute("RESET ROLE")
+        self.use_in_parallel(session, key)
+        self.use_in_other_encodings(key)
+
+    def tokens(self, key, text):
+        now = int(time.time())
+        return {
+            "token": pyca.encrypt(key, text.encode(), now).decode(),
+            "unknown": pyca.encrypt(self.traces.key("file"), text.encode(), now).decode(),
+            "binary": pyca.encrypt(key, text.encode() + b"\0\xff", now).decode(),
+            "unpadded": pyca.sign(key, b"\x80" + bytes(24) + text.encode()[:32]).decode(),
+        }
+
+    def use_in_parallel(self, session, key):
+        tokens = self.tokens(key, self.traces.text("parallel"))
+        session.execute("CREATE TABLE tokens AS SELECT %s AS token FROM generate_series(1, 10000)", [tokens["token"]])
+        force_parallel(session)
+        assert plan(session, "SELECT count(fernet_decrypt(token)) FROM tokens")[1] > 0
+        self.run(session, "SELECT max(length(fernet_decrypt(token))) FROM tokens")
+        for token, sqlstate in (tokens["unknown"], "39000"), (tokens["binary"], "22021"), ("x", "22P02"):
+            session.execute("TRUNCATE tokens")
+            session.execute("INSERT INTO tokens SELECT %s FROM generate_series(1, 10000)", [token])
+            self.run(session, "SELECT count(fernet_decrypt(token)) FROM tokens", sqlstate=sqlstate)
+
+    def use_in_other_encodings(self, key):
+        for encoding, statement in {
+            "LATIN1": "SELECT fernet_decrypt('{token}')",
+            "SQL_ASCII": "SELECT fernet_encrypt(reverse('{reversed}') || E'\\xe4')",
+        }.items():
+            database = f"hunted_{encoding.lower()}"
+            create_database(database, encoding, host=self.host)
+            session = self.session(database, client_encoding=encoding)
+            session.execute("CREATE EXTENSION pg_fernet")
+            use_file(session, self.folder / "keys")
+            text = self.traces.text(encoding)
+            self.run(session, statement.format(reversed=text[::-1], token=pyca.encrypt(key, f"{text} €".encode(), 0).decode()),
+                     sqlstate="22021")
+
+    #
+    # Places
+    #
+
+    def search_configuration(self):
+        for name in "postgresql.conf", "postgresql.auto.conf", "postmaster.opts":
+            self.traces.search(f"data directory: {name}", (self.data / name).read_bytes())
+
+    def search_catalogs(self):
+        """All that an ordinary role can read in them."""
+        session = self.session(user="ordinary")
+        relations = session.execute(
+            "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'v') AND has_table_privilege(oid, 'SELECT')"
+            " AND relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)")
+        for (relation,) in relations.fetchall():
+            try:
+                self.traces.search(f"catalog: {relation}", session.execute(f"SELECT * FROM {relation}").fetchall())
+            except psycopg.errors.InsufficientPrivilege:
+                pass
+
+    def search_statistics(self):
+        session = self.session(user="monitor")
+        self.traces.search("pg_stat_activity, as pg_monitor", session.execute("SELECT * FROM pg_stat_activity").fetchall())
+        if HAS_CONTRIB:
+            self.traces.search("pg_stat_statements, as pg_monitor", session.execute("SELECT * FROM pg_stat_statements").fetchall())
+
+    def search_dumps(self):
+        for command in "pg_dump -C postgres", "pg_dump -C hunted", "pg_dumpall":
+            dump = subprocess.run([*shlex.split(command), "-h", self.host], check=True, capture_output=True)
+            self.traces.search(command.split()[0], dump.stdout + dump.stderr)
+
+    def search_files(self):
+        self.session().execute("CHECKPOINT")
+        for path in self.data.rglob("*"):
+            place, *_ = path.relative_to(self.data).parts
+            if path.is_file() and place != "log":
+                self.traces.search(f"data directory: {place}", path.read_bytes())
+
+    def search_processes(self):
+        """What ps shows to every user of the machine."""
+        postmaster, *_ = self.data.joinpath("postmaster.pid").read_text().split()
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        for process in postmaster, *children:
+            self.traces.search("ps", Path(f"/proc/{process}/cmdline").read_bytes())
+
+    def search(self):
+        self.search_catalogs()
+        self.search_statistics()
+        self.search_dumps()
+        self.search_files()
+        self.search_processes()
+
+    def run_everything(self):
+        self.keys_from_a_file()
+        self.keys_from_a_command()
+        self.keys_in_the_place_of_a_path()
+        self.use_plaintexts()
+        self.set_keys()
+        self.show_for_all()
+        self.keys_in_the_configuration()
+        self.search()
+        self.keys_on_the_command_line()
+        search_json_log(self.traces, self.log())
+        search_text_log(self.traces, self.data.joinpath("log", "hunt.log").read_text(errors="replace"))
+        return self.traces.found()

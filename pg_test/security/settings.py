@@ -1,0 +1,67 @@
+"""The settings of a session and of the server, and what comes of them."""
+
+import time
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from postgres import column, value
+
+
+def use_file(session, path):
+    session.execute("SELECT set_config('fernet.keys_file', %s, false)", [str(path)])
+
+
+def fingerprints(session):
+    """Those of the keys in use."""
+    return column(session, "SELECT fingerprint FROM fernet_keys() ORDER BY key_index")
+
+
+def refusal(session, sqlstate, query="SELECT fernet_encrypt('hello')"):
+    """The error that a query ends with."""
+    with pytest.raises(psycopg.Error) as error:
+        session.execute(query)
+    diag = error.value.diag
+    assert diag.sqlstate == sqlstate, diag.message_primary
+    assert diag.message_hint
+    return diag.message_primary
+
+
+def notices(session):
+    """Collects, into a list, what notices and warnings tell the session from now on."""
+    collected = []
+    session.add_notice_handler(lambda diag: collected.append(diag.message_primary))
+    return collected
+
+
+def reload(session):
+    """Lets the server read its configuration again, and waits until the session has, too."""
+    before = value(session, "SELECT pg_conf_load_time()")
+    session.execute("SELECT pg_reload_conf()")
+    deadline = time.monotonic() + 10
+    while value(session, "SELECT pg_conf_load_time()") == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Configuration:
+    """Settings of the whole server, which end with the `with`."""
+
+    def __init__(self, session):
+        self.session = session
+        self.names = set()
+
+    def __enter__(self):
+        self.session.execute("LOAD 'pg_fernet'")
+        return self
+
+    def set(self, name, value):
+        self.names.add(name)
+        self.session.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), str(value)))
+        reload(self.session)
+
+    def __exit__(self, *_):
+        for name in self.names:
+            self.session.execute(sql.SQL("ALTER SYSTEM RESET {}").format(sql.Identifier(name)))
+        reload(self.session)

@@ -1,0 +1,265 @@
+"""fernet.keys_command: when it runs, who may set it, and how it ends."""
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from key_files import key, write
+from postgres import force_parallel, plan, server_log, value
+from pyca import fingerprint
+from settings import fingerprints, notices, refusal, reload
+
+FAILURE = "could not get Fernet keys from fernet.keys_command: "
+
+
+@pytest.fixture
+def command(configuration):
+    """Sets the command."""
+    return lambda text: configuration.set("fernet.keys_command", text)
+
+
+@pytest.fixture
+def counted(command, folder, key_file):
+    """A command that prints the keys; counts how often it has run."""
+    runs = folder / "runs"
+    command(f"echo run >>{runs}; cat {key_file}")
+    return lambda: len(runs.read_text().splitlines()) if runs.exists() else 0
+
+
+#
+# When it runs
+#
+
+def test_once_per_session_until_the_next_reload(db, sessions, counted, key_file, keys):
+    assert counted() == 0
+    for _ in range(3):
+        assert fingerprints(db) == [fingerprint(key) for key in keys]
+        db.execute("SELECT fernet_encrypt(n::text) FROM generate_series(1, 100) AS n")
+    assert counted() == 1
+
+    another = sessions()
+    assert counted() == 1
+    another.execute("SELECT fernet_encrypt('hello')")
+    assert counted() == 2
+
+    # What it would print by now does not count until then.
+    new = key()
+    write(key_file, new)
+    assert fingerprints(db) == [fingerprint(key) for key in keys]
+    reload(db)
+    assert counted() == 2
+    assert fingerprints(db) == fingerprints(db) == [fingerprint(new)]
+    assert counted() == 3
+    reload(another)
+    assert fingerprints(another) == [fingerprint(new)]
+    assert counted() == 4
+
+
+def test_not_where_no_key_is_needed(db, counted):
+    db.execute("SELECT fernet_is_token('x'), fernet_generate_key()")
+    assert counted() == 0
+
+
+def test_each_parallel_worker_runs_it(db, counted):
+    db.execute("CREATE TABLE command_tokens AS SELECT fernet_encrypt(n::text) AS token FROM generate_series(1, 10000) AS n")
+    try:
+        force_parallel(db)
+        before = counted()
+        _, workers = plan(db, "SELECT count(fernet_decrypt(token)) FROM command_tokens")
+        assert workers > 0
+        assert counted() == before + workers
+    finally:
+        db.execute("DROP TABLE command_tokens")
+
+
+def test_after_a_failure_it_runs_again(db, command, folder, keys):
+    path = folder / "keys"
+    command(f"cat {path}")
+    assert refusal(db, "F0000") == FAILURE + "it ended with exit status: 1"
+    write(path, *keys)
+    assert fingerprints(db) == [fingerprint(key) for key in keys]
+
+
+def test_after_a_reload_the_last_good_keys_are_not_used(db, counted, key_file):
+    token = value(db, "SELECT fernet_encrypt('hello')")
+    key_file.unlink()
+    assert value(db, f"SELECT fernet_decrypt('{token}')") == "hello"
+    reload(db)
+    refusal(db, "F0000", f"SELECT fernet_decrypt('{token}')")
+
+
+#
+# What it prints, and how it ends
+#
+
+@pytest.mark.parametrize("text, sqlstate, message", [
+    ("echo bad", "22023", "key 1 of fernet.keys_command is not a valid Fernet key"),
+    ("true", "22023", "fernet.keys_command: the key list is empty"),
+    ("cat {0}; exit 3", "F0000", FAILURE + "it ended with exit status: 3"),
+    ("cat {0}; kill -9 $$", "F0000", FAILURE + "it ended with signal: 9 (SIGKILL)"),
+    ("no-such-program", "F0000", FAILURE + "it ended with exit status: 127"),
+    ("yes", "F0000", FAILURE + "more than 1 MiB"),
+    ("cat {0}; head -c 1048576 /dev/zero | tr '\\0' '#'", "F0000", FAILURE + "more than 1 MiB"),
+])
+def test_a_bad_end(db, command, key_file, text, sqlstate, message):
+    command(text.format(key_file))
+    assert refusal(db, sqlstate) == message
+
+
+@pytest.mark.parametrize("text", [
+    "cat {0}",
+    "tr '\\n' , <{0}",
+    # No standard input: it ends at once.
+    "cat; cat {0}",
+    # As much as may be, in pieces.
+    "cat {0}; echo; head -c 1048000 /dev/zero | tr '\\0' '#'",
+    "while read key; do echo $key; sleep 0.1; done <{0}",
+    # The output ends well before the command does.
+    "cat {0}; exec >&-; sleep 0.3",
+    # A part that lives on, and has nothing to say, is not waited for.
+    "sleep 1 >/dev/null & cat {0}",
+])
+def test_a_good_end(db, command, key_file, keys, text):
+    command(text.format(key_file))
+    assert fingerprints(db) == [fingerprint(key) for key in keys]
+
+
+def test_what_it_says_on_standard_error_goes_nowhere(db, command, key_file):
+    told = notices(db)
+    with server_log() as lines:
+        command(f"echo 'a secret of the client' >&2; cat {key_file}")
+        db.execute("SELECT fernet_encrypt('hello')")
+        command("echo 'a secret of the client' >&2; echo 'a secret of the list'; exit 1")
+        refusal(db, "F0000")
+    assert not told
+    # The command stands in the log on reload: the lines that begin otherwise do not hold it.
+    assert not [line for line in lines if "secret" in line and "fernet.keys_command" not in line]
+
+
+#
+# Until when
+#
+
+def processes(path, count):
+    """The ids that the processes of a command have written down."""
+    deadline = time.monotonic() + 5
+    while not path.exists() or len(path.read_text().split()) < count:
+        assert time.monotonic() < deadline, "the command did not start"
+        time.sleep(0.01)
+    return [int(id) for id in path.read_text().split()]
+
+
+def running(id):
+    try:
+        state = Path(f"/proc/{id}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def survivors(ids):
+    """Those of the processes that do not end, not even in a moment. The test ends them."""
+    deadline = time.monotonic() + 1
+    while any(map(running, ids)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    left = list(filter(running, ids))
+    for id in left:
+        os.kill(id, signal.SIGKILL)
+    return left
+
+
+FOREVER = "echo $$ >>{0}; (sleep 15 & echo $! >>{0}; wait) & sleep 15 & echo $! >>{0}; wait"
+
+
+@pytest.mark.parametrize("end, error", [
+    ("SELECT pg_cancel_backend({0})", psycopg.errors.QueryCanceled),
+    ("SELECT pg_terminate_backend({0})", psycopg.errors.AdminShutdown),
+    ("SET statement_timeout = '500ms'", psycopg.errors.QueryCanceled),
+], ids=["cancel", "terminate", "statement_timeout"])
+def test_it_is_killed_with_its_children(db, sessions, command, folder, end, error):
+    command(FOREVER.format(folder / "ids"))
+    session = sessions()
+    if end.startswith("SET"):
+        session.execute(end)
+    else:
+        def stop():
+            processes(folder / "ids", 3)
+            db.execute(end.format(session.info.backend_pid))
+        threading.Thread(target=stop).start()
+    started = time.monotonic()
+    with pytest.raises(error):
+        session.execute("SELECT fernet_encrypt('hello')")
+    assert time.monotonic() - started < 2
+    assert not survivors(processes(folder / "ids", 3))
+
+
+def test_it_has_ten_seconds(sessions, command, folder):
+    """Two at a time: one that goes on to hold its output, one that has closed it."""
+    first = f"mkdir {folder}/first 2>/dev/null"
+    command(f"echo $$ >>{folder}/ids; {first} || exec >&-; sleep 15 & echo $! >>{folder}/ids; wait")
+
+    def run(session):
+        started = time.monotonic()
+        message = refusal(session, "F0000")
+        return message, time.monotonic() - started
+
+    with ThreadPoolExecutor() as pool:
+        ends = list(pool.map(run, [sessions(), sessions()]))
+    assert [message for message, _ in ends] == [FAILURE + "it took longer than 10 s"] * 2
+    assert all(10 <= seconds < 12 for _, seconds in ends)
+    assert not survivors(processes(folder / "ids", 4))
+
+
+#
+# Who may set it
+#
+
+def test_only_in_the_configuration_file(db, sessions, database):
+    db.execute("LOAD 'pg_fernet'")
+    for statement in (
+        "SET fernet.keys_command = 'true'",
+        "SET LOCAL fernet.keys_command = 'true'",
+        "SELECT set_config('fernet.keys_command', 'true', false)",
+        f"ALTER DATABASE {database} SET fernet.keys_command = 'true'",
+        "ALTER ROLE CURRENT_USER SET fernet.keys_command = 'true'",
+        "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql SET fernet.keys_command = 'true' AS 'SELECT 1'",
+    ):
+        with pytest.raises(psycopg.errors.CantChangeRuntimeParam):
+            db.execute(statement)
+
+
+@pytest.fixture
+def ordinary(db):
+    db.execute("CREATE ROLE fernet_ordinary LOGIN")
+    db.execute("GRANT EXECUTE ON FUNCTION fernet_encrypt(text) TO fernet_ordinary")
+    yield "fernet_ordinary"
+    db.execute("DROP OWNED BY fernet_ordinary")
+    db.execute("DROP ROLE fernet_ordinary")
+
+
+@pytest.mark.parametrize("way", ["SET", "connection option", "ALTER ROLE"])
+@pytest.mark.parametrize("user", ["postgres", "ordinary"])
+def test_a_command_that_was_set_before_the_library_was_loaded_does_not_run(db, sessions, folder, ordinary, user, way):
+    """By then the server did not know that it is for the configuration file alone."""
+    user = ordinary if user == "ordinary" else user
+    mark = folder / "mark"
+    setting = f"fernet.keys_command = 'touch {mark}'"
+    if way == "ALTER ROLE":
+        sessions().execute(f"ALTER ROLE {user} SET {setting}")
+    try:
+        session = sessions(user=user, options=f"-c fernet.keys_command=touch\\ {mark}" if way == "connection option" else "")
+        if way == "SET":
+            session.execute("SET " + setting)
+        assert value(session, "SHOW fernet.keys_command") == f"touch {mark}"
+        told = notices(session)
+        refusal(session, "55000")
+        assert not mark.exists()
+        assert told == ['parameter "fernet.keys_command" cannot be changed now']
+    finally:
+        db.execute(f"ALTER ROLE {user} RESET fernet.keys_command")

@@ -1,0 +1,99 @@
+"""Secrets, and where they are found."""
+
+import base64
+import json
+import re
+import secrets
+import string
+from collections import defaultdict
+
+# Of a secret, no more than this many characters in a row may be found: a message may cut it short.
+WINDOW = 12
+ALPHABET = r"[A-Za-z0-9+/_=-]"
+
+
+class Traces:
+    """Hands out secrets, each with a label, and notes in which places they are found."""
+
+    def __init__(self):
+        self._labels = {}
+        self._found = defaultdict(set)
+
+    def key(self, label):
+        """A key. In a configuration file without quotes, it is two words that are each a number and a unit."""
+        def letters(count):
+            return "".join(secrets.choice(string.ascii_letters) for _ in range(count))
+
+        encoded = "1" + letters(9) + "2" + letters(31) + secrets.choice("AEIMQUYcgkosw") + "="
+        raw = base64.urlsafe_b64decode(encoded)
+        self._watch(label, encoded, raw.hex(), raw.hex().upper())
+        return encoded
+
+    def text(self, label):
+        """A plaintext, or part of a list that is no key."""
+        text = secrets.token_urlsafe(30)
+        raw = text.encode()
+        self._watch(label, text, raw.hex(), raw.hex().upper(), base64.b64encode(raw).decode())
+        return text
+
+    def _watch(self, label, *forms):
+        for form in forms:
+            for start in range(len(form) - WINDOW + 1):
+                self._labels[form[start:start + WINDOW]] = label
+
+    def search(self, place, text):
+        """Notes what secrets there are in a text, or in the bytes of a file."""
+        if isinstance(text, bytes):
+            text = text.decode("latin-1")
+        for run in re.findall(ALPHABET + f"{{{WINDOW},}}", str(text)):
+            for start in range(len(run) - WINDOW + 1):
+                if label := self._labels.get(run[start:start + WINDOW]):
+                    self._found[place].add(label)
+
+    def found(self):
+        return dict(self._found)
+
+
+PARTS = "message", "detail", "hint", "context", "internal_query", "statement"
+
+
+def search_diagnostics(traces, reader, parts):
+    """Searches what the server tells a client, or its log. Some of it is a statement, some a message about it."""
+    kind = "message"
+    for pattern, name in {
+        "(statement|(execute|parse|bind) .*): ": "log_statement",
+        "duration: .* plan:": "auto_explain",
+        r'parameter "fernet\.\w+" changed to ': "reload",
+        "syntax error in file ": "syntax error",
+    }.items():
+        if re.match(pattern, parts["message"] or ""):
+            kind = name
+    parameters = re.match("[Pp]arameters: ", parts["detail"] or "")
+    for part in PARTS:
+        place = {"context": "context", "internal_query": "context", "statement": "statement of an error"}.get(part, kind)
+        if part == "detail" and parameters:
+            place = "parameters of a statement"
+        traces.search(f"{reader}: {place}", parts[part])
+
+
+def search_error(traces, diag):
+    """Searches an error or a notice that a client got."""
+    search_diagnostics(traces, "client", {
+        "message": diag.message_primary, "detail": diag.message_detail, "hint": diag.message_hint,
+        "context": diag.context, "internal_query": diag.internal_query, "statement": None})
+
+
+def search_text_log(traces, log):
+    """What the log collector has itself to say, and what processes have said that did not go through the server."""
+    for line in log.splitlines():
+        if message := re.match(r"\S+ \S+ \S+ \[\d+\] \w+:  (.*)", line):
+            search_diagnostics(traces, "log", dict.fromkeys(PARTS) | {"message": message[1]})
+        else:
+            traces.search("log: standard error", line)
+
+
+def search_json_log(traces, log):
+    for line in log.splitlines():
+        record = json.loads(line)
+        search_diagnostics(traces, "log", {part: record.pop(part, None) for part in PARTS})
+        traces.search("log: other", json.dumps(record))
