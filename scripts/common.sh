@@ -63,9 +63,17 @@ as_root() {
 
 may_apt() { command -v apt-get >/dev/null && as_root true 2>/dev/null; }
 
+# A fresh machine has no list of packages, or an old one. Once per script is enough.
+apt_update() {
+    [ -n "${apt_updated:-}" ] || quietly as_root apt-get update
+    apt_updated=1
+}
+
+apt_has() { apt_update && apt-cache show "$1" >/dev/null 2>&1; }
+
 apt_install() {
     say "Installing Debian packages: $*"
-    quietly as_root apt-get update
+    apt_update
     quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
 }
 
