@@ -12,7 +12,7 @@ use pgrx::prelude::*;
 use crate::catalog::{Kind, Lock, Name, Relation};
 use crate::error::Error;
 use crate::fernet::{self, Keyring, Token};
-use crate::functions::{fingerprint, sql_index};
+use crate::functions::{fingerprint, is_token, sql_index};
 use crate::key_source::keyring;
 use crate::spi::{Argument, Connection, Planning, Row, Scalar};
 use crate::text::Buffer;
@@ -275,11 +275,6 @@ fn sample(
         }
     }
     Ok(())
-}
-
-fn is_token(value: &[u8]) -> Result<bool, Error> {
-    let mut buffer = Buffer::new(Token::decoded_len_max(value.len()))?;
-    Ok(Token::decode(value, &mut buffer).is_ok())
 }
 
 fn warn_of_hidden_rows(relation: &[u8]) {

@@ -89,8 +89,7 @@ fn fernet_key_index(token: Value<'_>) -> Result<Option<i32>> {
 
 #[pg_extern(sql = false)]
 fn fernet_is_token(value: Value<'_>) -> Result<bool> {
-    let mut buffer = scratch(&value)?;
-    Ok(Token::decode(&value, &mut buffer).is_ok())
+    Ok(is_token(&value)?)
 }
 
 #[pg_extern(sql = false)]
@@ -143,6 +142,12 @@ fn open(
     let len = keyring.open(token)?;
     check(timestamp)?;
     Ok((buffer, len))
+}
+
+/// Tells whether a value has the form of a token.
+pub(crate) fn is_token(value: &[u8]) -> Result<bool, Error> {
+    let mut buffer = scratch(value)?;
+    Ok(Token::decode(value, &mut buffer).is_ok())
 }
 
 fn scratch(token: &[u8]) -> Result<Buffer, Error> {

@@ -106,10 +106,8 @@ impl Drop for Group {
             // Its id may be another group's by now.
             return;
         }
-        if let Some(id) = Pid::from_raw(self.leader.id() as i32) {
-            // There is nobody to tell if it fails.
-            let _ = kill_process_group(id, Signal::KILL);
-        }
+        // There is nobody to tell if it fails.
+        let _ = kill_process_group(Pid::from_child(&self.leader), Signal::KILL);
         let _ = self.leader.wait();
     }
 }

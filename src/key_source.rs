@@ -28,7 +28,8 @@ pub(crate) fn keyring() -> Result<Rc<Keyring>, Error> {
     if let Some(keyring) = CACHE.with_borrow_mut(current) {
         return Ok(keyring);
     }
-    forget();
+    // The old one goes first: if the new one cannot be read, there is none. Loading scrubs after both.
+    CACHE.with_borrow_mut(|cache| *cache = None);
     let cached = settings::with_source(load)?;
     let keyring = Rc::clone(&cached.keyring);
     CACHE.with_borrow_mut(|cache| *cache = Some(cached));

@@ -59,11 +59,12 @@ pub(crate) fn note_depth() {
 pub(crate) fn scrub() {
     /// More than the frames of the core, of RustCrypto and of reading a file take together.
     const FRAMES: usize = 64 * 1024;
-    fernet::overwrite_traces();
     let deepest = DEEPEST.get();
-    if deepest != usize::MAX {
-        overwrite_stack(deepest.saturating_sub(FRAMES));
+    if deepest == usize::MAX {
+        return; // no key has been here: the server starts, or a reload reaches an idle session
     }
+    fernet::overwrite_traces();
+    overwrite_stack(deepest.saturating_sub(FRAMES));
 }
 
 /// Overwrites the stack from here down to an address.

@@ -160,7 +160,7 @@ impl Drop for Buffer {
     /// Wipes and frees a buffer that did not become a result: it may hold plaintext.
     fn drop(&mut self) {
         zeroize_bytes(self);
-        // SAFETY: the memory came from palloc0, and nothing refers to it any more.
+        // SAFETY: the memory came from the server, and nothing refers to it any more.
         unsafe { pg_sys::pfree(self.varlena.as_ptr().cast()) };
     }
 }

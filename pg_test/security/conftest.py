@@ -2,7 +2,6 @@
 
 import os
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,33 +9,9 @@ import pytest
 # What the tests of interoperability have for databases, servers and keys serves here, too.
 sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
 
+from fixtures import database, db, sessions  # noqa: F401, fixtures
 from key_files import folder_for, key, write
-from postgres import connect, create_database, drop_database
 from settings import Configuration
-
-DATABASE = "pg_fernet_security"
-
-
-@pytest.fixture(scope="session")
-def database():
-    create_database(DATABASE)
-    with connect(DATABASE) as admin:
-        admin.execute("CREATE EXTENSION pg_fernet")
-    yield DATABASE
-    drop_database(DATABASE)
-
-
-@pytest.fixture
-def sessions(database):
-    """Opens sessions, which end with the test."""
-    with ExitStack() as stack:
-        yield lambda **options: stack.enter_context(connect(database, **options))
-
-
-@pytest.fixture
-def db(sessions):
-    """A session of a superuser, each statement a transaction."""
-    return sessions()
 
 
 @pytest.fixture

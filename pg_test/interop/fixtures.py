@@ -1,0 +1,31 @@
+"""Fixtures that the tests of security use, too."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from postgres import connect, create_database, drop_database
+
+DATABASE = "pg_fernet_test"
+
+
+@pytest.fixture(scope="session")
+def database():
+    create_database(DATABASE)
+    with connect(DATABASE) as connection:
+        connection.execute("CREATE EXTENSION pg_fernet")
+    yield DATABASE
+    drop_database(DATABASE)
+
+
+@pytest.fixture
+def sessions(database):
+    """Opens sessions, which end with the test."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(connect(database, **options))
+
+
+@pytest.fixture
+def db(sessions):
+    """A session of a superuser, each statement a transaction."""
+    return sessions()
