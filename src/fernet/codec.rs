@@ -82,19 +82,43 @@ const CHUNK: usize = 768;
 /// Works from the last chunk to the first: a chunk's characters start at 4/3 of its own offset, so
 /// they overwrite no byte that is still to be read.
 pub(super) fn encode_in_place(buf: &mut [u8], len: usize) -> usize {
-    let mut end = 0;
     for start in (0..len).step_by(CHUNK).rev() {
         let size = CHUNK.min(len - start);
-        let mut chunk = [0; CHUNK];
-        chunk[..size].copy_from_slice(&buf[start..start + size]);
-        let to = start / 3 * 4;
+        let bytes = start..start + size;
+        let chars = start / 3 * 4..(start + size).div_ceil(3) * 4;
         // The caller's buffer holds `encoded_len(len)` bytes, so every chunk has room.
-        let written = BASE64URL
-            .encode_slice(&chunk[..size], &mut buf[to..])
-            .expect("the buffer holds the encoded form");
-        end = end.max(to + written);
+        if size <= SHORT {
+            let mut chunk = [0; SHORT];
+            chunk[..size].copy_from_slice(&buf[bytes]);
+            encode_short(&chunk, size, &mut buf[chars]);
+        } else {
+            let mut chunk = [0; CHUNK];
+            chunk[..size].copy_from_slice(&buf[bytes]);
+            encode(&chunk[..size], &mut buf[chars]);
+        }
     }
-    end
+    len.div_ceil(3) * 4
+}
+
+fn encode(bytes: &[u8], out: &mut [u8]) {
+    BASE64URL
+        .encode_slice(bytes, out)
+        .expect("there is room for the encoded form");
+}
+
+/// Most tokens are shorter than what the engine uses vectors for, 128 bytes: it would encode them
+/// group by group, and take three times as long as with zeroes behind them, which make them longer.
+const SHORT: usize = 129;
+
+/// Encodes the first `size` bytes, behind which are zeroes, into `out`, which has their exact length.
+fn encode_short(bytes: &[u8; SHORT], size: usize, out: &mut [u8]) {
+    let mut chars = [0; SHORT / 3 * 4];
+    encode(bytes, &mut chars);
+    out.copy_from_slice(&chars[..out.len()]);
+    // The zeroes that fill up the last group are padding.
+    let padding = out.len() / 4 * 3 - size;
+    let end = out.len() - padding;
+    out[end..].fill(b'=');
 }
 
 #[cfg(test)]
@@ -143,9 +167,10 @@ mod tests {
     #[test]
     fn encodes_in_place_at_every_length_around_a_chunk() {
         let bytes: Vec<u8> = (0..3000u32).map(|i| (i * 7 % 251) as u8).collect();
-        for len in (0..40)
+        for len in (0..SHORT + 5)
             .chain(CHUNK - 4..CHUNK + 5)
             .chain(2 * CHUNK - 2..2 * CHUNK + 4)
+            .chain(CHUNK + SHORT - 2..CHUNK + SHORT + 3)
             .chain([3000])
         {
             let expected = base64::engine::general_purpose::URL_SAFE.encode(&bytes[..len]);
