@@ -26,7 +26,7 @@ install: ## install the extension into the server of PG_CONFIG
 installcheck: ## run the regression tests on the running server that PGHOST, PGPORT … name
 	@scripts/regress
 
-bench: ## measure the core beside the fernet crate and its floor
+bench: ## measure the core and what it costs in a server, beside the targets
 	@scripts/bench
 
 bench-airflow: ## measure beside Airflow's own command

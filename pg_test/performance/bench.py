@@ -1,0 +1,313 @@
+"""Measures what pg_fernet costs in a server and prints it beside the targets.
+
+The server is one as initdb makes it. What is compared runs in turn, in one session; each figure is
+a median. Reads what criterion measured of the core from the folder that is given, and writes the
+table to JSON and a picture of it to SVG, if it is told where.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import cryptography
+import psycopg
+from cryptography.fernet import Fernet, MultiFernet
+
+from bars import draw
+
+NEW, OLD = (Fernet.generate_key().decode() for _ in range(2))
+MORE = [Fernet.generate_key().decode() for _ in range(10)]
+PLAINTEXT = "a password of 24 letters"
+ROWS = 200_000
+TURNS = 9
+MEBIBYTE = 1 << 20
+FLOOR = ("base64 decode", "hmac", "cbc decrypt", "cbc encrypt", "base64 encode")
+
+
+@dataclass
+class Figure:
+    work: str
+    measured: float
+    at_most: float | None = None
+    at_least: float | None = None
+    unit: str = "×"
+    runs: int = TURNS
+
+    @property
+    def met(self):
+        return self.measured <= self.at_most if self.at_least is None else self.measured >= self.at_least
+
+    def __str__(self):
+        sign, target = ("≤", self.at_most) if self.at_least is None else ("≥", self.at_least)
+        return (f"{self.work:62} {self.measured:8.2f} {self.unit:7} {sign} {target:<6g}"
+                f" {'met' if self.met else 'MISSED':7} {self.runs} runs")
+
+
+class Server:
+    def __init__(self):
+        self.db = psycopg.connect(autocommit=True)
+        self.db.execute("CREATE EXTENSION pg_fernet")
+        self.db.execute("CREATE EXTENSION pgcrypto")
+        self.db.execute("SET max_parallel_workers_per_gather = 0")
+        self.keys(NEW, OLD)
+        # What things take for a value of 24 bytes, for the picture.
+        self.us = {}
+
+    def keys(self, *keys):
+        self.db.execute("SELECT set_config('fernet.keys', %s, false)", [",".join(keys)])
+
+    def value(self, query, *arguments):
+        return self.db.execute(query, arguments or None).fetchone()[0]
+
+    def clock(self, statement):
+        start = time.perf_counter()
+        self.db.execute(statement)
+        return time.perf_counter() - start
+
+    def fill(self, rows, table="secrets"):
+        """Tokens under the second of two keys."""
+        self.keys(OLD)
+        self.db.execute(f"DROP TABLE IF EXISTS {table}")
+        self.db.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, value text)")
+        self.db.execute(f"INSERT INTO {table} SELECT i, fernet_encrypt('{PLAINTEXT}')"
+                        f" FROM generate_series(1, {rows}) AS i")
+        self.db.execute(f"VACUUM ANALYZE {table}")
+        self.keys(NEW, OLD)
+
+    def memory(self, kind="RssAnon"):
+        """What the session's process has to itself, in bytes; as VmHWM, the most that it had of all."""
+        status = Path(f"/proc/{self.db.info.backend_pid}/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(kind + ":"))
+
+    def peak(self, query):
+        """How much more memory a query takes at its peak than before, if we may ask for it."""
+        try:
+            Path(f"/proc/{self.db.info.backend_pid}/clear_refs").write_text("5")
+        except PermissionError:
+            return None
+        before = self.memory("VmHWM")
+        self.db.execute(query)
+        return self.memory("VmHWM") - before
+
+
+def in_turn(turns=TURNS, **works):
+    """Does each work in every turn and returns the median of what each returns."""
+    results = {name: [] for name in works}
+    for turn in range(turns):
+        # Every other turn backwards, so that neither gains by its place.
+        for name in list(works)[::1 if turn % 2 else -1]:
+            results[name].append(works[name]())
+    return {name: statistics.median(values) for name, values in results.items()}
+
+
+def update(server):
+    """The whole job, and all that PostgreSQL does for it."""
+    server.fill(ROWS, "before")
+
+    def run(expression):
+        server.db.execute("DROP TABLE IF EXISTS secrets")
+        server.db.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
+        server.db.execute("INSERT INTO secrets TABLE before")
+        server.db.execute("VACUUM ANALYZE secrets")
+        server.db.execute("CHECKPOINT")
+        seconds = server.clock(f"UPDATE secrets SET value = {expression}")
+        expected = 1 if expression.startswith("fernet_rotate") else 2
+        assert server.value("SELECT every(fernet_key_index(value) = %s) FROM secrets", expected)
+        return seconds
+
+    took = in_turn(plain=lambda: run("value || ''"), rotated=lambda: run("fernet_rotate(value)"))
+    yield Figure(f"UPDATE with fernet_rotate against one with || '', {ROWS:,} rows",
+                 took["rotated"] / took["plain"], at_most=1.10)
+    server.us["plain UPDATE"] = took["plain"] / ROWS * 1e6
+    server.us["UPDATE with fernet_rotate"] = took["rotated"] / ROWS * 1e6
+
+
+def values(server):
+    """Values by themselves: what scanning and counting take is taken off."""
+    server.fill(ROWS)
+    server.db.execute(f"CREATE TABLE plaintexts AS SELECT '{PLAINTEXT}' AS value FROM generate_series(1, {ROWS})")
+    server.db.execute("VACUUM ANALYZE plaintexts")
+    both = MultiFernet([Fernet(NEW), Fernet(OLD)])
+    tokens = [token for token, in server.db.execute("SELECT value::bytea FROM secrets LIMIT 5000")]
+
+    def count(expression, table):
+        return lambda: server.clock(f"SELECT count({expression}) FROM {table}") / ROWS * 1e6
+
+    def pyca():
+        start = time.perf_counter()
+        for token in tokens:
+            both.rotate(token)
+        return (time.perf_counter() - start) / len(tokens) * 1e6
+
+    def with_keys(keys, work):
+        def run():
+            server.keys(*keys)
+            return work()
+        return run
+
+    key = "decode('000102030405060708090a0b0c0d0e0f', 'hex')"
+    pgcrypto = (f"encode(hmac(encrypt_iv(convert_to(value, 'UTF8'), {key}, gen_random_bytes(16), 'aes-cbc'),"
+                f" {key}, 'sha256'), 'base64')")
+    took = in_turn(
+        scan=with_keys((NEW, OLD), count("value", "secrets")),
+        encrypt=with_keys((NEW, OLD), count("fernet_encrypt(value)", "plaintexts")),
+        pgcrypto=count(pgcrypto, "plaintexts"),
+        rotate=with_keys((NEW, OLD), count("fernet_rotate(value)", "secrets")),
+        pyca=pyca,
+        two=with_keys((NEW, MORE[0]), count("coalesce(fernet_key_index(value), 0)", "secrets")),
+        eleven=with_keys((NEW, *MORE), count("coalesce(fernet_key_index(value), 0)", "secrets")),
+    )
+    own = {name: us - took["scan"] for name, us in took.items()}
+    yield Figure("fernet_encrypt against pgcrypto's encrypt_iv and hmac", own["pgcrypto"] / own["encrypt"], at_least=8)
+    yield Figure("fernet_rotate against pyca's MultiFernet.rotate", took["pyca"] / own["rotate"], at_least=50)
+    yield Figure("each further key in the list", (took["eleven"] - took["two"]) / 9, at_most=0.2, unit="us/row")
+    server.us |= {"fernet_rotate": own["rotate"], "fernet_encrypt": own["encrypt"],
+                  "pgcrypto: encrypt_iv and hmac": own["pgcrypto"], "pyca: MultiFernet.rotate": took["pyca"]}
+
+
+def large(server, floor):
+    """One value of 64 MiB, against its primitives alone and a copy of it."""
+    size = 64 * MEBIBYTE
+    block = bytearray(size)
+
+    def copy():
+        start = time.perf_counter()
+        bytes(block)
+        return time.perf_counter() - start
+
+    server.db.execute("""
+        CREATE FUNCTION large(size integer, OUT encrypt float, OUT decrypt float) LANGUAGE plpgsql AS $$
+        DECLARE
+            plaintext text := repeat('x', size);
+            start timestamptz := clock_timestamp();
+            token text := fernet_encrypt(plaintext);
+        BEGIN
+            encrypt := extract(epoch FROM clock_timestamp() - start);
+            start := clock_timestamp();
+            plaintext := fernet_decrypt(token);
+            decrypt := extract(epoch FROM clock_timestamp() - start);
+        END $$""")
+    took = [server.db.execute(f"SELECT * FROM large({size})").fetchone() for _ in range(TURNS)]
+    copied = statistics.median(copy() for _ in range(TURNS))
+    for name, seconds, steps in (("encrypt", [run[0] for run in took], ("hmac", "cbc encrypt", "base64 encode")),
+                                 ("decrypt", [run[1] for run in took], ("base64 decode", "hmac", "cbc decrypt"))):
+        least = sum(floor[MEBIBYTE, step] for step in steps) * 64 + copied
+        yield Figure(f"64 MiB: {name} against its primitives and one copy", statistics.median(seconds) / least, at_most=1.6)
+
+    plaintext = f"repeat('x', {size})"
+    token = f"fernet_encrypt({plaintext})"
+    encrypted = server.peak(f"SELECT octet_length({token})")
+    decrypted = server.peak(f"SELECT octet_length(fernet_decrypt({token}))")
+    if encrypted is None:
+        print("64 MiB: peak memory: this user may not reset the peak of the server's process")
+        return
+    yield Figure("64 MiB: peak memory of encrypt, in values", encrypted / size, at_most=3, unit="", runs=1)
+    # The plaintext it began with is still there, but no part of decrypting.
+    yield Figure("64 MiB: peak memory of decrypt, in values", decrypted / size - 1, at_most=3, unit="", runs=1)
+
+
+def parallel(server):
+    """All cores at once, on a table of a million tokens."""
+    server.fill(1_000_000)
+
+    def run(workers):
+        def decrypt():
+            server.db.execute(f"SET max_parallel_workers_per_gather = {workers}")
+            try:
+                return server.clock("SELECT count(fernet_decrypt(value)) FROM secrets")
+            finally:
+                server.db.execute("SET max_parallel_workers_per_gather = 0")
+        return decrypt
+
+    took = in_turn(5, alone=run(0), two=run(1))
+    yield Figure("SELECT of a million fernet_decrypt: one more worker", took["alone"] / took["two"], at_least=1.7, runs=5)
+
+
+def growth(server, most):
+    """One UPDATE of ever more rows."""
+    took, memory = {}, {}
+    rows = 100_000
+    while rows <= most:
+        server.fill(rows)
+        server.db.execute("CHECKPOINT")
+        took[rows] = server.clock("UPDATE secrets SET value = fernet_rotate(value)") / rows
+        memory[rows] = server.memory()
+        rows *= 10
+    few, many = min(took), max(took)
+    yield Figure(f"time per row of an UPDATE of {many:,} against {few:,}", took[many] / took[few], at_most=1.2, runs=1)
+    yield Figure(f"memory of the session after it, {many:,} against {few:,}", memory[many] / memory[few], at_most=1.05, runs=1)
+
+
+def core(folder):
+    """What criterion measured, in seconds: {(group, size, name): seconds}"""
+    times = {}
+    for path in Path(folder).glob("*/*/new/benchmark.json"):
+        benchmark = json.loads(path.read_text())
+        group, size = benchmark["group_id"].split("/")
+        estimates = json.loads(path.with_name("estimates.json").read_text())
+        times[group, int(size), benchmark["function_id"]] = estimates["median"]["point_estimate"] / 1e9
+    return times
+
+
+def core_figures(times):
+    sizes = {24: ("24 B", 5.5, 1.25), 200: ("200 B", 4.5, None), 4096: ("4 KiB", 1.4, 1.10), MEBIBYTE: ("1 MiB", 2.3, 1.10)}
+    for size, (name, faster, over) in sizes.items():
+        yield Figure(f"core rotate of {name}: times faster than the fernet crate",
+                     times["rotate", size, "fernet crate"] / times["rotate", size, "pg_fernet"],
+                     at_least=faster, runs=100)
+    for size, (name, faster, over) in sizes.items():
+        if over:
+            # A rotation computes two HMACs.
+            floor = sum(times["floor", size, step] for step in FLOOR) + times["floor", size, "hmac"]
+            yield Figure(f"core rotate of {name} against its primitives alone",
+                         times["rotate", size, "pg_fernet"] / floor, at_most=over, runs=100)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("criterion")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="most rows to update at once")
+    parser.add_argument("--record", type=Path, help="where to write performance.json and .svg")
+    arguments = parser.parse_args()
+
+    server = Server()
+    times = core(arguments.criterion)
+    floor = {(size, name): seconds for (group, size, name), seconds in times.items() if group == "floor"}
+    machine = {
+        "date": str(date.today()), "processor": processor(), "cores": os.cpu_count(),
+        "load average at start": round(os.getloadavg()[0], 1),
+        "server": server.value("SELECT version()"), "settings": "initdb's",
+        "pyca": cryptography.__version__,
+    }
+    for name, value in machine.items():
+        print(f"{name}: {value}")
+    figures = []
+    parts = (core_figures(times), update(server), values(server), parallel(server),
+             growth(server, arguments.rows), large(server, floor))
+    for part in parts:
+        for figure in part:
+            print(figure, flush=True)
+            figures.append(figure)
+    print("\nus a value of 24 bytes")
+    server.us["fernet crate: rotate, no server"] = times["rotate", 24, "fernet crate"] * 1e6
+    for name, us in server.us.items():
+        print(f"{name:40} {us:8.2f}")
+    if arguments.record:
+        result = machine | {"figures": [asdict(figure) | {"met": figure.met} for figure in figures], "us": server.us}
+        (arguments.record / "performance.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        (arguments.record / "performance.svg").write_text(draw("Time per password", server.us))
+
+
+def processor():
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()
