@@ -478,7 +478,11 @@ impl Rotation<'_> {
             return;
         }
         let bad = unknown_key + not_a_token;
-        let values = if bad == 1 { "value was" } else { "values were" };
+        let left = if bad == 1 {
+            "1 value was left as it is, since no key opens it".into()
+        } else {
+            format!("{bad} values were left as they are, since no key opens them")
+        };
         let more = if bad > NAMED as i64 {
             "; and others"
         } else {
@@ -486,7 +490,7 @@ impl Rotation<'_> {
         };
         ErrorReport::new(
             PgSqlErrorCode::ERRCODE_WARNING,
-            format!("{bad} {values} left as they are, since no key opens them"),
+            left,
             "pg_fernet",
         )
         .set_detail(format!("{}{more}.", self.bad.join("; ")))
