@@ -1,15 +1,14 @@
 """The commands of docs/airflow.md, so that the tests run what a reader would."""
 
-import re
-from textwrap import dedent
+import sys
 
 from harness import HERE
 
-PAGE = HERE.parents[1] / "docs" / "airflow.md"
+sys.path.insert(0, str(HERE.parent / "documentation"))
+
+import pages  # noqa: E402, found through the path
 
 
 def code_block(heading, language, containing=""):
     """The first code block in that language under that heading (that contains some text)."""
-    section = re.split(rf"^#+ {re.escape(heading)}$", PAGE.read_text(), flags=re.MULTILINE)[1]
-    blocks = re.findall(rf"^ *```{language}\n(.*?)^ *```$", section, re.MULTILINE | re.DOTALL)
-    return dedent(next(block for block in blocks if containing in block))
+    return pages.code_block("docs/airflow.md", heading, language, containing)

@@ -1,0 +1,150 @@
+"""What a page takes for granted: keys, tables, projects. By page and heading, done before the first block there."""
+
+import os
+from pathlib import Path
+
+from cryptography.fernet import Fernet
+from key_files import server_user
+from pyca import fingerprint
+
+NEW, OLD = (Fernet.generate_key().decode() for _ in range(2))
+VENV = Path(os.environ["PG_FERNET_CACHE"], "documentation")
+
+
+def use_keys(reader, *keys):
+    """A key file for the whole server, as in Getting started."""
+    reader.write("fernet.keys", "\n".join(keys))
+    reader.run_sql(f"""
+        CREATE EXTENSION IF NOT EXISTS pg_fernet;
+        ALTER SYSTEM SET fernet.keys_file = '{reader.folder}/fernet.keys';
+        SELECT pg_reload_conf();""")
+
+
+def airflow(reader):
+    """The metadata database of Airflow 3.3, as far as it is of interest."""
+    reader.run_sql("CREATE DATABASE airflow;")
+    reader.use_database("airflow")
+    reader.run_sql("""
+        CREATE TABLE dag_run ();
+        CREATE TABLE dag_bundle ();
+        CREATE TABLE connection (conn_id text, password text, extra text, is_encrypted bool, is_extra_encrypted bool);
+        CREATE TABLE variable (key text, val text, is_encrypted bool);
+        CREATE TABLE trigger (id serial, kwargs text);
+        CREATE TABLE connection_test_request
+            (connection_id text, password text, extra text, is_encrypted bool, is_extra_encrypted bool);""")
+    reader.write("fernet.keys", f"{NEW}\n{OLD}")
+
+
+def airflow_with_the_extension(reader):
+    airflow(reader)
+    reader.run_sql("CREATE EXTENSION pg_fernet;")
+    reader.use_database("postgres")
+
+
+def airflow_without_keys(reader):
+    reader.run_sql("""
+        INSERT INTO connection SELECT id, 'secret', '{}', false, false FROM generate_series(1, 10) AS id;
+        INSERT INTO variable SELECT id, 'value', false FROM generate_series(1, 10) AS id;""")
+
+
+def airflow_with_old_tokens(reader):
+    reader.run_sql(f"""
+        TRUNCATE connection, variable, trigger;
+        BEGIN;
+        SET LOCAL fernet.keys = '{OLD}';
+        INSERT INTO connection SELECT id, CASE WHEN id <= 771 THEN fernet_encrypt('secret') END,
+            CASE WHEN id > 172 THEN fernet_encrypt('{{}}') END, id <= 771, id > 172 FROM generate_series(1, 812) AS id;
+        INSERT INTO variable SELECT id, fernet_encrypt('value'), true FROM generate_series(1, 95) AS id;
+        INSERT INTO trigger (kwargs) SELECT fernet_encrypt('{{}}') FROM generate_series(1, 3);
+        INSERT INTO trigger (kwargs) SELECT '{{}}' FROM generate_series(1, 12);
+        COMMIT;""")
+
+
+def keys_for_secrets(reader):
+    use_keys(reader, NEW, OLD)
+    reader.replaced |= {"new_key": NEW, "old_key": OLD}
+    reader.run_sql("CREATE TABLE secrets (id integer, value text);")
+
+
+def large_column(reader):
+    def fill(rows, value, key=None):
+        return f"""
+            BEGIN;
+            SET LOCAL fernet.keys = '{key or Fernet.generate_key().decode()}';
+            INSERT INTO secrets SELECT id, {value} FROM generate_series(1, {rows}) AS id;
+            COMMIT;"""
+
+    reader.run_sql(fill(2, "fernet_encrypt('lost')") + fill(1934, "fernet_encrypt('secret')", NEW)
+                   + fill(197061, "fernet_encrypt('secret')", OLD) + fill(1003, "NULL") + "ANALYZE secrets;")
+
+
+def table_with_owners(reader):
+    reader.run_sql("CREATE TABLE connection (id integer, password text, owner name);")
+    use_keys(reader, NEW)
+
+
+def project(reader):
+    reader.run_sql("CREATE DATABASE app;")
+    reader.use_database("app")
+    use_keys(reader, NEW, OLD)
+    reader.fingerprints["cbeb362f1fa69a66"] = fingerprint(NEW)
+    reader.run_sql("CREATE TABLE secrets (id integer, value text);")
+    old_secrets(reader)
+
+
+def old_secrets(reader):
+    reader.run_sql(f"""
+        TRUNCATE secrets;
+        BEGIN;
+        SET LOCAL fernet.keys = '{OLD}';
+        INSERT INTO secrets SELECT id, fernet_encrypt('secret') FROM generate_series(1, 1000) AS id;
+        COMMIT;""")
+
+
+def alembic_project(reader):
+    old_secrets(reader)
+    reader.environment["PATH"] = f"{VENV}/bin:{reader.environment['PATH']}"
+    reader.run_sh("alembic init migrations; sed -i 's|^sqlalchemy.url = .*|sqlalchemy.url = postgresql+psycopg:///app|' alembic.ini")
+    for path in reader.folder.rglob("*"):
+        os.chown(path, *server_user())
+
+
+def all_rotated(reader):
+    assert "none is left" in reader.run_sql(
+        "SELECT CASE count(*) WHEN 0 THEN 'none is left' END FROM secrets WHERE fernet_key_index(value) IS DISTINCT FROM 1;")
+
+
+def rotated_by_alembic(reader):
+    all_rotated(reader)
+    old_secrets(reader)
+
+
+def vault(reader):
+    use_keys(reader, NEW)
+    reader.write("vault.keys", NEW)
+    reader.run_sql("""
+        CREATE TABLE vault_secret AS SELECT fernet_encrypt('hunter2') AS value;
+        CREATE TABLE users AS SELECT fernet_encrypt('{}')::bytea AS encrypted_auth_state;
+        CREATE TABLE account AS SELECT jsonb_build_object('token', fernet_encrypt('hunter2')) AS settings;""")
+
+
+def one_column(reader):
+    use_keys(reader, NEW, OLD)
+    reader.run_sql("CREATE TABLE connection (id integer, password text);")
+
+
+PREPARATIONS = {
+    ("README.md", "Airflow"): airflow_with_the_extension,
+    ("docs/airflow.md", "Before you start"): airflow,
+    ("docs/airflow.md", "Encrypt later"): airflow_without_keys,
+    ("docs/airflow.md", "Rotate with no downtime"): airflow_with_old_tokens,
+    ("docs/applications.md", "Other applications"): vault,
+    ("docs/migrations.md", "Rules"): project,
+    ("docs/migrations.md", "Alembic"): alembic_project,
+    ("docs/migrations.md", "Alembic, in batches"): rotated_by_alembic,
+    ("docs/migrations.md", "sqitch"): all_rotated,
+    ("docs/operations.md", "Rotating a large column"): keys_for_secrets,
+    ("docs/operations.md", "2. Dry run"): large_column,
+    ("docs/security.md", "Privileges"): table_with_owners,
+    ("docs/troubleshooting.md", "Troubleshooting"): one_column,
+}

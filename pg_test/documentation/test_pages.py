@@ -1,0 +1,83 @@
+"""Every code block of README.md and docs/ is run, in the order of its page, and prints what the page shows; or it is
+listed here, with the reason."""
+
+import re
+
+import pytest
+
+from pages import PAGES, ROOT, blocks
+from postgres import server
+from preparations import PREPARATIONS
+from reader import Reader
+
+# Blocks that are not run here, by a text in them. Either the test that runs them, or why there is none.
+NOT_RUN = {
+    "README.md": {
+        "-- the new key, and": "what Getting started says at length",
+        "make demo": "these are the tests",
+        "make install": "scripts/test installs in this way",
+    },
+    "docs/airflow.md": {
+        "PGOPTIONS=": "pg_test/airflow/test_rotate.py::test_airflow_and_the_extension_in_schemas_of_their_own",
+        "airflow config get-value": "pg_test/airflow/test_documentation.py::test_fingerprints_of_airflows_list",
+        "from alembic import op": "pg_test/airflow/test_documentation.py::test_alembic_migration",
+    },
+    "docs/applications.md": {
+        "python3 derive.py": "pg_test/documentation/test_applications.py::test_rotation",
+        "CREATE EXTENSION postgres_fdw": "pg_test/operations/test_replicas.py::test_postgres_fdw",
+    },
+    "docs/migrations.md": {
+        "sqitch init": "sqitch brings 60 packages of Perl",
+        "sqitch deploy": "the same",
+        "executeInTransaction": "Flyway is not to be had from a registry that the tests use",
+    },
+    "docs/operations.md": {
+        "UPDATE %s": "Citus is not to be had from a registry that the tests use",
+        "AS left_to_rotate": "the same",
+    },
+    "docs/security.md": {
+        "install -o root": "pg_test/security/test_key_file.py::test_a_file_of_roots_for_the_servers_group",
+        "fsGroup": "pg_test/security/test_recipes.py::test_kubernetes",
+        "'/etc/fernet/": "pg_test/security/test_recipes.py::test_kubernetes",
+        "LoadCredential": "pg_test/security/test_recipes.py::test_systemd",
+        "/run/credentials": "pg_test/security/test_recipes.py::test_systemd",
+        "printenv": "pg_test/security/test_recipes.py::test_airflow",
+    },
+}
+
+
+def reason(block):
+    """Why the block is not run."""
+    for text, why in NOT_RUN.get(block.page, {}).items():
+        if text in block.text:
+            return why
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page(page):
+    with server() as host:
+        reader = Reader(host)
+        heading = None
+        for block in blocks(page):
+            if block.heading != heading:
+                heading = block.heading
+                PREPARATIONS.get((page, heading), lambda reader: None)(reader)
+            if not reason(block):
+                reader.follow(block)
+        reader.leave_psql()
+
+
+def test_what_is_not_run_is_there():
+    for page, listed in NOT_RUN.items():
+        texts = [block.text for block in blocks(page)]
+        for text in listed:
+            assert sum(text in block for block in texts) == 1, f"{page} has not one block with {text}"
+    for page, heading in PREPARATIONS:
+        assert any(block.heading == heading for block in blocks(page)), f"{page} has no block under {heading}"
+
+
+def test_the_tests_that_run_the_others_are_there():
+    for listed in NOT_RUN.values():
+        for why in listed.values():
+            if test := re.fullmatch(r"(pg_test/\S+\.py)::(\w+)", why):
+                assert f"def {test[2]}(" in (ROOT / test[1]).read_text(), why

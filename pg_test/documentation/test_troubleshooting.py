@@ -1,0 +1,35 @@
+"""docs/troubleshooting.md has every error and warning that the source can raise."""
+
+import re
+
+from pages import ROOT
+
+STRING = r'"((?:[^"\\]|\\.)*)"'
+
+
+def strings(path, start, end):
+    """The string literals of a part of a source file."""
+    part = (ROOT / path).read_text().split(start)[1].split(end)[0]
+    return re.findall(STRING, part)
+
+
+def messages():
+    yield from strings("src/error.rs", "fn message(", "fn hint(")
+    yield from strings("src/fernet/error.rs", "fn fmt(", "impl std::error::Error")
+    yield from strings("src/key_file.rs", "fn check_private(", "Ok(())")
+    yield from strings("src/rotate_column.rs", "let left =", ";")
+    for path in ROOT.glob("src/*.rs"):
+        for call in r"ERRCODE_WARNING,\s*(?:format!\(\s*)?", r"refuse\(\s*", r"io::ErrorKind::\w+,\s*":
+            yield from re.findall(call + STRING, path.read_text())
+
+
+def test_every_message_is_there():
+    """With an example for what is put in."""
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+
+    def is_there(message):
+        parts = (re.escape(part.strip(": ")) for part in re.split(r"\{\w*\}", message.replace('\\"', '"')))
+        return re.search("[^`|]*".join(parts), page)
+
+    assert len(set(messages())) > 35
+    assert [message for message in messages() if not is_there(message)] == []
