@@ -54,3 +54,15 @@ def code_block(page, heading, language, containing=""):
     """The first block in that language right under that heading (that contains some text)."""
     return next(block.text for block in blocks(page)
                 if (block.heading, block.language) == (heading, language) and containing in block.text)
+
+
+def links(page):
+    """Those to other pages of ours: the file, and the heading there, if there is one."""
+    text = (ROOT / page).read_text()
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+        yield (ROOT / page).parent / path if path else ROOT / page, anchor
+
+
+def anchors(path):
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

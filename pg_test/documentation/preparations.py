@@ -133,6 +133,11 @@ def one_column(reader):
     reader.run_sql("CREATE TABLE connection (id integer, password text);")
 
 
+def keys_of_the_client(reader):
+    old_secrets(reader)
+    reader.run_sql("ALTER SYSTEM RESET fernet.keys_file; SELECT pg_reload_conf();")
+
+
 PREPARATIONS = {
     ("README.md", "Airflow"): airflow_with_the_extension,
     ("docs/airflow.md", "Before you start"): airflow,
@@ -143,6 +148,7 @@ PREPARATIONS = {
     ("docs/migrations.md", "Alembic"): alembic_project,
     ("docs/migrations.md", "Alembic, in batches"): rotated_by_alembic,
     ("docs/migrations.md", "sqitch"): all_rotated,
+    ("docs/migrations.md", "Where the client has the keys"): keys_of_the_client,
     ("docs/operations.md", "Rotating a large column"): keys_for_secrets,
     ("docs/operations.md", "2. Dry run"): large_column,
     ("docs/security.md", "Privileges"): table_with_owners,

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pages import PAGES, ROOT, blocks
+from pages import PAGES, ROOT, anchors, blocks, links
 from postgres import server
 from preparations import PREPARATIONS
 from reader import Reader
@@ -81,3 +81,10 @@ def test_the_tests_that_run_the_others_are_there():
         for why in listed.values():
             if test := re.fullmatch(r"(pg_test/\S+\.py)::(\w+)", why):
                 assert f"def {test[2]}(" in (ROOT / test[1]).read_text(), why
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    for path, anchor in links(page):
+        assert path.exists(), path
+        assert not anchor or anchor in anchors(path), f"{path} has no heading {anchor}"
