@@ -172,8 +172,8 @@ impl Error {
         use fernet::Error as Refusal;
         match self {
             Self::NoKeys => {
-                "Set fernet.keys to a comma-separated list of keys, the newest first, or \
-                 fernet.keys_file to a file that holds them. fernet_generate_key() makes a key."
+                "Set fernet.keys_file to a file that holds the keys, or fernet.keys to a \
+                 comma-separated list of them, the newest first. fernet_generate_key() makes a key."
             }
             Self::KeyFile { .. } => {
                 "fernet.keys_file must name a file that the server's user can read and others \
@@ -208,7 +208,7 @@ impl Error {
                  did not follow the Fernet specification. Replace the value."
             }
             Self::Token(_) | Self::Value { .. } => {
-                "Append the key that the token was made with to fernet.keys. \
+                "Append the key that the token was made with to the list of keys. \
                  fernet_key_index() is NULL for the values that no key opens."
             }
             Self::Expired => "Raise ttl, or get a new token.",

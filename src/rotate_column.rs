@@ -495,7 +495,7 @@ impl Rotation<'_> {
         )
         .set_detail(format!("{}{more}.", self.bad.join("; ")))
         .set_hint(
-            "Append the missing key to fernet.keys, or encrypt plaintext with fernet_encrypt(). \
+            "Append the missing key to the list of keys, or encrypt plaintext with fernet_encrypt(). \
              fernet_key_index() is NULL for these values.",
         )
         .report(PgLogLevel::WARNING);
@@ -757,6 +757,6 @@ fn warn_of_single_key() {
         "there is a single key, so nothing can be under an old one",
         "pg_fernet",
     )
-    .set_hint("Put the new key before the old one: SET fernet.keys = 'new,old'.")
+    .set_hint("Put the new key before the old one in the list of keys.")
     .report(PgLogLevel::WARNING);
 }
