@@ -25,13 +25,13 @@ CREATE FUNCTION fernet_decrypt(token text) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_wrapper';
 COMMENT ON FUNCTION fernet_decrypt(text) IS
-    'decrypt a Fernet token to text';
+    'decrypt a Fernet token to text, with whichever key opens it';
 
 CREATE FUNCTION fernet_decrypt(token bytea) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_wrapper';
 COMMENT ON FUNCTION fernet_decrypt(bytea) IS
-    'decrypt a Fernet token to text';
+    'decrypt a Fernet token to text, with whichever key opens it';
 
 CREATE FUNCTION fernet_decrypt(token text, ttl interval, at timestamptz DEFAULT now()) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE
@@ -49,13 +49,13 @@ CREATE FUNCTION fernet_decrypt_bytea(token text) RETURNS bytea
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_wrapper';
 COMMENT ON FUNCTION fernet_decrypt_bytea(text) IS
-    'decrypt a Fernet token to bytes';
+    'decrypt a Fernet token to bytes, with whichever key opens it';
 
 CREATE FUNCTION fernet_decrypt_bytea(token bytea) RETURNS bytea
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_wrapper';
 COMMENT ON FUNCTION fernet_decrypt_bytea(bytea) IS
-    'decrypt a Fernet token to bytes';
+    'decrypt a Fernet token to bytes, with whichever key opens it';
 
 CREATE FUNCTION fernet_decrypt_bytea(token text, ttl interval, at timestamptz DEFAULT now()) RETURNS bytea
     LANGUAGE c STABLE STRICT PARALLEL SAFE
@@ -117,13 +117,13 @@ CREATE FUNCTION fernet_timestamp(token text) RETURNS timestamptz
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_timestamp_wrapper';
 COMMENT ON FUNCTION fernet_timestamp(text) IS
-    'time at which a Fernet token was made';
+    'time at which a Fernet token was made; a key must authenticate it';
 
 CREATE FUNCTION fernet_timestamp(token bytea) RETURNS timestamptz
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_timestamp_wrapper';
 COMMENT ON FUNCTION fernet_timestamp(bytea) IS
-    'time at which a Fernet token was made';
+    'time at which a Fernet token was made; a key must authenticate it';
 
 --
 -- Keys
