@@ -62,7 +62,6 @@ def airflow_with_old_tokens(reader):
 
 def keys_for_secrets(reader):
     use_keys(reader, NEW, OLD)
-    reader.replaced |= {"new_key": NEW, "old_key": OLD}
     reader.run_sql("CREATE TABLE secrets (id integer, value text);")
 
 
@@ -110,8 +109,7 @@ def alembic_project(reader):
 
 
 def all_rotated(reader):
-    assert "none is left" in reader.run_sql(
-        "SELECT CASE count(*) WHEN 0 THEN 'none is left' END FROM secrets WHERE fernet_key_index(value) IS DISTINCT FROM 1;")
+    reader.run_sql("SELECT 1 / (count(*) = 0)::int FROM secrets WHERE fernet_key_index(value) IS DISTINCT FROM 1;")
 
 
 def rotated_by_alembic(reader):

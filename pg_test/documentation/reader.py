@@ -33,6 +33,12 @@ class Reader:
         self.replaced = {"/etc/postgresql": str(self.folder)}
         self.fingerprints = {}
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.leave_psql()
+
     def follow(self, block):
         text = block.text
         for written, meant in (self.replaced | self.fingerprints).items():
@@ -56,14 +62,14 @@ class Reader:
         # A comment after a statement says what that prints.
         for statements, answer in re.findall(r"((?:(?!-- ).*\n)+)((?:-- .*\n)*)", text):
             assert re.search(r"(;|^\\.*)\n$", statements, re.MULTILINE), f"{block}: the last statement has no end"
-            result = self.run_sql(statements, terse=bool(answer))
+            result = self.type_sql(TERSE + statements + NOT_TERSE if answer else statements)
             if answer:
                 self.compare(block, result, re.sub("^-- ", "", answer, flags=re.MULTILINE))
             printed += result
         if block.output:
             self.compare(block, printed, block.output)
-        else:
-            assert "ERROR:" not in printed, f"{block}: {printed}"
+        elif "ERROR:" in printed:
+            raise AssertionError(f"{block}: {printed}")
 
     def compare(self, block, printed, shown):
         """What is shown may have … for what differs each time. A fingerprint stands for some key's, always the same."""
@@ -76,14 +82,20 @@ class Reader:
 
     # What the reader does.
 
-    def run_sql(self, statements, terse=False):
+    def run_sql(self, statements):
+        """What psql prints of them; they must succeed."""
+        printed = self.type_sql(statements)
+        assert "ERROR:" not in printed, printed
+        return printed
+
+    def type_sql(self, statements):
         """What psql prints of them, in a session that goes on."""
         if not self.psql:
             command = ["psql", "-X", "-P", "footer=off", "-P", "pager=off"]
             self.psql = subprocess.Popen([*RUN, *command], cwd=self.folder, env=self.environment, text=True,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         before = self.loaded()
-        printed = self.send(TERSE + statements + NOT_TERSE if terse else statements)
+        printed = self.send(statements)
         while "pg_reload_conf" in statements and self.loaded() == before:
             time.sleep(0.01)
         return printed
@@ -91,7 +103,12 @@ class Reader:
     def send(self, text):
         self.psql.stdin.write(f"{text}\n\\echo {END}\n")
         self.psql.stdin.flush()
-        return "".join(iter(self.psql.stdout.readline, END + "\n"))
+        printed = ""
+        while not printed.endswith(END + "\n"):
+            line = self.psql.stdout.readline()
+            assert line, f"psql has ended: {printed}"
+            printed += line
+        return printed.removesuffix(END + "\n")
 
     def loaded(self):
         """When this session's server last read its configuration."""

@@ -55,8 +55,7 @@ def reason(block):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page(page):
-    with server() as host:
-        reader = Reader(host)
+    with server() as host, Reader(host) as reader:
         heading = None
         for block in blocks(page):
             if block.heading != heading:
@@ -64,7 +63,6 @@ def test_page(page):
                 PREPARATIONS.get((page, heading), lambda reader: None)(reader)
             if not reason(block):
                 reader.follow(block)
-        reader.leave_psql()
 
 
 def test_what_is_not_run_is_there():
