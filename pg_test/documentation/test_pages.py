@@ -24,7 +24,7 @@ NOT_RUN = {
     },
     "docs/applications.md": {
         "python3 derive.py": "pg_test/documentation/test_applications.py::test_rotation",
-        "CREATE EXTENSION postgres_fdw": "pg_test/operations/test_replicas.py::test_postgres_fdw",
+        "CREATE EXTENSION postgres_fdw": "pg_test/documentation/test_provider.py::test_rotation",
     },
     "docs/migrations.md": {
         "sqitch init": "sqitch brings 60 packages of Perl",
