@@ -4,7 +4,8 @@
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-airflow install installcheck lint bench bench-airflow bench-operations clean
+.PHONY: help demo test test-airflow install installcheck lint bench bench-airflow bench-operations \
+	package test-package clean
 
 export PG PG_CONFIG
 
@@ -34,6 +35,9 @@ bench-airflow: ## measure beside Airflow's own command
 
 bench-operations: ## measure batches beside an UPDATE
 	@scripts/bench-operations
+
+package: ## make what a release consists of, in dist/: packages for Debian, tarballs (as root)
+	@scripts/package
 
 lint: ## check formatting, lints, documentation
 	@scripts/lint

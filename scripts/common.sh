@@ -77,6 +77,11 @@ apt_install() {
     quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
 }
 
+is_debian() { # RELEASE
+    # shellcheck disable=SC1091 # of this machine
+    (. /etc/os-release 2>/dev/null && [ "${ID:-} ${VERSION_ID:-}" = "debian $1" ])
+}
+
 major_of() { "$1" --version | grep -oE '[0-9]+' | head -1; }
 
 # Builds the extension and installs it into the server of a pg_config.
