@@ -6,6 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck disable=SC2034 # setup reads it
 PGRX_VERSION=$(sed -n 's/^pgrx = "=\(.*\)"$/\1/p' Cargo.toml)
 
+crate_version() { sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml; }
+
 # What outlives a clone: tools, servers, virtual environments. Readable by the user that a server
 # runs as, which /root is not.
 if [ "$(id -u)" = 0 ]; then
