@@ -86,6 +86,25 @@ is_debian() { # RELEASE
 
 major_of() { "$1" --version | grep -oE '[0-9]+' | head -1; }
 
+# Whether a server, of that version, is there with its headers.
+usable() { # PG_CONFIG [MAJOR]
+    [ -x "$1" ] && [ -e "$("$1" --includedir-server)/postgres.h" ] &&
+        [ -x "$("$1" --bindir)/initdb" ] && [[ $("$1" --version) == "PostgreSQL ${2:-}"* ]]
+}
+
+# Prints the pg_config of an installed one.
+installed() { # MAJOR
+    local candidate
+    for candidate in "/usr/lib/postgresql/$1/bin/pg_config" "/usr/pgsql-$1/bin/pg_config" \
+        "$(command -v pg_config || true)"; do
+        if usable "$candidate" "$1"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
 # Builds the extension and installs it into the server of a pg_config.
 install_into() {
     local major
