@@ -15,7 +15,7 @@ help: ## list the targets
 demo: ## rotate an Airflow-shaped database on a throwaway server
 	@scripts/demo
 
-test: ## run all tests (PG=16 or PG=18: on that server)
+test: ## run all tests (PG=16, 17 or 18: on that server)
 	@scripts/test
 
 test-airflow: ## run the tests on real Airflow, 2.11 and 3.3
