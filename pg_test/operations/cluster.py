@@ -16,31 +16,39 @@ from tables import connect, wait_until
 RUN = shlex.split(os.environ.get("PG_FERNET_RUN", ""))
 
 
-def run(*command, **options):
-    done = subprocess.run([*RUN, *command], cwd="/", text=True, capture_output=True, **options)
+def run(*command, cwd="/", **options):
+    done = subprocess.run([*RUN, *command], cwd=cwd, text=True, capture_output=True, **options)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
 class Cluster:
-    """A server with a key file, in a folder of its own."""
+    """A server with a key file, in a folder of its own. Its programs are those on PATH, or in a folder."""
 
-    def __init__(self, keys, *settings, base=None):
+    def __init__(self, keys, *settings, base=None, programs=""):
+        self.programs = programs
         self.dir = tempfile.mkdtemp(prefix="pg_fernet_")
         os.chmod(self.dir, 0o755)
         if RUN:
             shutil.chown(self.dir, "postgres")
         self.data = os.path.join(self.dir, "data")
         if base:
-            run("pg_basebackup", "-h", base.dir, "-U", "postgres", "-D", self.data, "-R", "-c", "fast")
+            run(self.program("pg_basebackup"), "-h", base.dir, "-U", "postgres", "-D", self.data, "-R", "-c", "fast")
         else:
-            run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+            self.init()
         self.write("keys", "\n".join(keys))
         self.write("data/postgresql.auto.conf", "\n".join([
             *(["primary_conninfo = 'host=%s user=postgres'" % base.dir] if base else []),
             "listen_addresses = ''", f"unix_socket_directories = '{self.dir}'",
             f"fernet.keys_file = '{self.dir}/keys'", "session_preload_libraries = 'pg_fernet'", *settings]))
         self.start()
+
+    def program(self, name):
+        return os.path.join(self.programs, name)
+
+    def init(self, *options):
+        run(self.program("initdb"), "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C",
+            "--no-sync", *options)
 
     def write(self, name, text):
         path = os.path.join(self.dir, name)
@@ -50,7 +58,7 @@ class Cluster:
         deadline = time.monotonic() + 60
         with open(os.path.join(self.dir, "log"), "a") as log:
             # A child of ours: when it is killed, it is gone, and not a zombie that keeps its lock file.
-            self.process = subprocess.Popen([*RUN, "postgres", "-D", self.data], cwd="/", stdout=log, stderr=log)
+            self.process = subprocess.Popen([*RUN, self.program("postgres"), "-D", self.data], cwd="/", stdout=log, stderr=log)
         while True:
             try:
                 return self.connect().close()
@@ -62,8 +70,12 @@ class Cluster:
         with open(os.path.join(self.dir, "log")) as log:
             return log.read()
 
-    def connect(self, database="postgres"):
-        return connect(database, host=self.dir, user="postgres")
+    def connect(self, database="postgres", user="postgres"):
+        return connect(database, host=self.dir, user=user)
+
+    def stop(self, mode="fast"):
+        subprocess.run([*RUN, self.program("pg_ctl"), "stop", "-m", mode, "-D", self.data], cwd="/", capture_output=True)
+        self.process.wait()
 
     def kill_session(self, pid):
         """Kills a process that serves a session. The server then ends all of them, and recovers."""
@@ -92,8 +104,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_):
-        subprocess.run([*RUN, "pg_ctl", "stop", "-m", "immediate", "-D", self.data], cwd="/", capture_output=True)
-        self.process.wait()
+        self.stop("immediate")
         shutil.rmtree(self.dir)
 
 
