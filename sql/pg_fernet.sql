@@ -172,6 +172,14 @@ CREATE PROCEDURE fernet_rotate_column(
 COMMENT ON PROCEDURE fernet_rotate_column IS
     're-encrypt the tokens of a column under the first key, in batches with a COMMIT after each';
 
+CREATE PROCEDURE fernet_rotate_shard(
+    relation regclass, column_name name, batch_size integer, strict boolean, fingerprints text,
+    INOUT result text DEFAULT NULL)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_rotate_shard_wrapper';
+COMMENT ON PROCEDURE fernet_rotate_shard IS
+    'what fernet_rotate_column calls for each shard of a table that Citus distributes';
+
 --
 -- Privileges: what reads or uses the keys is granted function by function, so that a role can
 -- rotate without being able to decrypt. fernet_generate_key and fernet_is_token use none.
@@ -189,4 +197,4 @@ REVOKE ALL ON FUNCTION
     fernet_keys(),
     fernet_census(regclass, name), fernet_find_columns(integer)
 FROM PUBLIC;
-REVOKE ALL ON PROCEDURE fernet_rotate_column FROM PUBLIC;
+REVOKE ALL ON PROCEDURE fernet_rotate_column, fernet_rotate_shard FROM PUBLIC;

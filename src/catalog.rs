@@ -245,6 +245,30 @@ pub(crate) struct Column {
     pub(crate) generated: bool,
 }
 
+/// Returns the name of a function's schema, quoted where it must be.
+pub(crate) fn schema_of(function: pg_sys::FunctionCallInfo) -> Identifier {
+    // SAFETY: the call is of a function that exists, and so has a schema; the names are C strings.
+    unsafe {
+        let schema = pg_sys::get_func_namespace((*(*function).flinfo).fn_oid);
+        bytes(pg_sys::quote_identifier(pg_sys::get_namespace_name(schema)))
+    }
+}
+
+/// Tells whether a relation is in the schema `public`.
+pub(crate) fn is_in_public(relation: pg_sys::Oid) -> bool {
+    // SAFETY: a C string, or null where there is nothing of that oid.
+    unsafe {
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
+        !schema.is_null() && CStr::from_ptr(schema) == c"public"
+    }
+}
+
+/// Returns a string as a literal of SQL.
+pub(crate) fn literal(string: &CStr) -> Vec<u8> {
+    // SAFETY: a C string, and so is the result.
+    unsafe { bytes(pg_sys::quote_literal_cstr(string.as_ptr())) }
+}
+
 /// Copies a C string.
 ///
 /// # Safety

@@ -6,14 +6,18 @@
     reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
 )]
 
+use std::ffi::CStr;
+
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::catalog::{Kind, Lock, Name, Relation};
+use crate::catalog::{Kind, Lock, Name, Relation, literal, schema_of};
+use crate::citus::{self, Spread};
 use crate::error::Error;
 use crate::fernet::{self, Keyring, Token};
 use crate::functions::{fingerprint, is_token, sql_index};
 use crate::key_source::keyring;
+use crate::server;
 use crate::spi::{Argument, Connection, Planning, Row, Scalar};
 use crate::text::Buffer;
 
@@ -34,6 +38,7 @@ type CensusRow = (
 fn fernet_census(
     relation: pg_sys::Oid,
     column_name: Name,
+    fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<
     TableIterator<
         'static,
@@ -57,6 +62,17 @@ fn fernet_census(
         .into());
     }
     let column = relation.column(column_name.as_cstr())?;
+    // In a transaction, other sessions might see other rows, or wait for our own locks.
+    if Spread::of(&connection, relation.oid()) == Spread::Shards && !server::in_transaction_block()
+    {
+        census.add_shards(
+            &connection,
+            &relation,
+            column_name.as_cstr(),
+            &schema_of(fcinfo),
+        )?;
+        return Ok(TableIterator::new(census.rows()));
+    }
     let select = connection.prepare(
         &[
             b"SELECT t.",
@@ -114,6 +130,45 @@ impl<'a> Census<'a> {
             }
         };
         *counter += 1;
+        Ok(())
+    }
+
+    /// Counts the values in the shards of a table, each where it is.
+    fn add_shards(
+        &mut self,
+        connection: &Connection,
+        relation: &Relation<'_>,
+        column_name: &CStr,
+        schema: &[u8],
+    ) -> Result<(), Error> {
+        let before = [
+            b"SELECT pg_catalog.concat(pg_catalog.string_agg(fingerprint, ','), ' ', \
+              pg_catalog.string_agg(tokens::pg_catalog.text, ' ')) FROM ",
+            schema,
+            b".fernet_census(",
+        ]
+        .concat();
+        let after = [b", ", &literal(column_name)[..], b")"].concat();
+        let fingerprints = citus::fingerprints(self.keyring);
+        let parse = |text: &str| {
+            let (theirs, counts) = text.split_once(' ').ok_or(Error::Answer)?;
+            if theirs != fingerprints {
+                return Err(Error::OtherKeys);
+            }
+            let counts = counts.split(' ').map(|count| count.parse().ok());
+            let counts: Option<Vec<i64>> = counts.collect();
+            counts.ok_or(Error::Answer)
+        };
+        for counts in citus::on_shards(connection, relation.oid(), &before, &after, parse)? {
+            let counters = (self.under_key.iter_mut()).chain([
+                &mut self.unknown_key,
+                &mut self.not_a_token,
+                &mut self.nulls,
+            ]);
+            for (counter, count) in counters.zip(counts) {
+                *counter += count;
+            }
+        }
         Ok(())
     }
 

@@ -63,6 +63,18 @@ pub(crate) enum Error {
     AccessMethod { relation: String },
     /// Policies for row-level security apply to the caller.
     HiddenRows { relation: String },
+    /// The rows have copies on several nodes of Citus, which would not be the same any more.
+    Copies { relation: String },
+    /// A node of Citus has other keys than the one that asks it for something.
+    OtherKeys,
+    /// A node of Citus has not answered as it should.
+    Answer,
+    /// Shards of a table failed: for each node, why.
+    Shards {
+        failed: usize,
+        all: usize,
+        failures: Vec<String>,
+    },
     /// A value in a column is no token, or no key opens it.
     Value {
         place: String,
@@ -80,7 +92,9 @@ impl Error {
     fn sqlstate(&self) -> PgSqlErrorCode {
         use fernet::Error as Refusal;
         match self {
-            Self::NoKeys => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::NoKeys | Self::OtherKeys => {
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
+            }
             Self::KeyFile { .. } | Self::KeyCommand { .. } => {
                 PgSqlErrorCode::ERRCODE_CONFIG_FILE_ERROR
             }
@@ -107,7 +121,12 @@ impl Error {
             Self::NoColumn { .. } => PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
             Self::ColumnType { .. } => PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
             Self::Generated { .. } => PgSqlErrorCode::ERRCODE_GENERATED_ALWAYS,
-            Self::AccessMethod { .. } => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::AccessMethod { .. } | Self::Copies { .. } => {
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
+            }
+            Self::Answer | Self::Shards { .. } => {
+                PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION
+            }
             Self::HiddenRows { .. } => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
         }
     }
@@ -164,7 +183,27 @@ impl Error {
             Self::HiddenRows { relation } => {
                 format!("row-level security may hide rows of {relation}")
             }
+            Self::Copies { relation } => {
+                format!("{relation} has copies of its rows on several nodes")
+            }
+            Self::Answer => "unexpected answer".into(),
+            Self::OtherKeys => "keys are not those of the calling node".into(),
+            Self::Shards {
+                failed,
+                all,
+                failures,
+            } => format!(
+                "{failed} of {all} shards failed, for instance on {}",
+                failures[0]
+            ),
             Self::Value { place, refusal } => format!("{refusal}: {place}"),
+        }
+    }
+
+    fn detail(&self) -> Option<String> {
+        match self {
+            Self::Shards { failures, .. } if failures.len() > 1 => Some(failures.join("\n")),
+            _ => None,
         }
     }
 
@@ -251,6 +290,20 @@ impl Error {
                 "Use UPDATE ... SET column = fernet_rotate(column) WHERE \
                  fernet_key_index(column) > 1."
             }
+            Self::Copies { .. } => {
+                "Rotated one by one, they would be different tokens. Compute the new tokens in a \
+                 MATERIALIZED subquery of an UPDATE."
+            }
+            Self::OtherKeys => {
+                "Set the same keys on every node, in the same order. fernet_keys() shows their \
+                 fingerprints."
+            }
+            Self::Answer => "Update the extension on each node.",
+            Self::Shards { .. } => {
+                "Each node needs the extension and the same keys, in fernet.keys_file, and the \
+                 caller needs the same privileges there. What was done on other shards stays: \
+                 call it again."
+            }
             Self::HiddenRows { .. } => {
                 "Call it as the owner of the table or as a role with BYPASSRLS."
             }
@@ -260,7 +313,12 @@ impl Error {
 
 impl From<Error> for ErrorReport {
     fn from(error: Error) -> Self {
-        Self::new(error.sqlstate(), error.message(), "pg_fernet").set_hint(error.hint())
+        let report =
+            Self::new(error.sqlstate(), error.message(), "pg_fernet").set_hint(error.hint());
+        match error.detail() {
+            Some(detail) => report.set_detail(detail),
+            None => report,
+        }
     }
 }
 

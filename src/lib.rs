@@ -6,6 +6,7 @@
 //! | `functions`  | the SQL functions; `sql/pg_fernet.sql` declares them |
 //! | `census`, `rotate_column` | whole columns: what they hold, and their rotation in batches |
 //! | `catalog`, `spi`, `progress` | what these two build on: relations, queries, arithmetic |
+//! | `citus`      | tables spread over several servers |
 //! | `settings`   | the settings `fernet.*` |
 //! | `key_source` | from the settings to the backend's cached keyring |
 //! | `key_file`, `key_command`, `secret` | keys from outside, and the memory they pass through |
@@ -18,6 +19,7 @@ use pgrx::prelude::*;
 
 mod catalog;
 mod census;
+mod citus;
 mod error;
 pub mod fernet;
 mod functions;

@@ -11,6 +11,9 @@
 //!    row alone in its transaction.
 //!
 //! Nothing is remembered between calls: a call after one that was cancelled finds what is left.
+//!
+//! Of a table that Citus spreads over nodes, each shard is rotated where it is, by
+//! `fernet_rotate_shard`.
 
 #![allow(
     clippy::result_large_err,
@@ -26,7 +29,8 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::catalog::{Column, Identifier, Kind, Lock, Name, Relation};
+use crate::catalog::{self, Column, Identifier, Kind, Lock, Name, Relation};
+use crate::citus::{self, Spread};
 use crate::error::Error;
 use crate::fernet::{self, Keyring, Token};
 use crate::key_source::keyring;
@@ -44,60 +48,140 @@ fn fernet_rotate_column(
     strict: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
-    let relation = relation.ok_or(Error::Null("relation"))?;
-    let column_name = column_name.ok_or(Error::Null("column_name"))?;
-    let batch_size = batch_size.ok_or(Error::Null("batch_size"))?;
-    let strict = strict.ok_or(Error::Null("strict"))?;
-    if batch_size < 1 {
-        return Err(Error::LessThanOne("batch_size").into());
-    }
-    if !server::may_commit(fcinfo) {
-        return Err(Error::InTransaction.into());
-    }
-    server::refuse_in_read_only_transaction(c"fernet_rotate_column()");
-
-    let keyring = keyring()?;
-    check(relation, column_name.as_cstr())?;
-    if keyring.keys().len() == 1 {
+    let started = Instant::now();
+    let call = Call::new(relation, column_name, batch_size, strict, fcinfo)?;
+    if call.keyring.keys().len() == 1 {
         warn_of_single_key();
     }
-
-    let counts = Rotation {
-        column_name: column_name.as_cstr(),
-        batch_size: batch_size as usize,
-        strict,
-        keyring,
-        ours: HashSet::new(),
-        counts: Counts::default(),
-        bad: Vec::new(),
-    }
-    .run(relation)?;
-    Ok(Record::new(
-        fcinfo,
-        [
-            counts.rotated,
-            counts.current,
-            counts.unknown_key,
-            counts.not_a_token,
-            counts.nulls,
-        ],
-    ))
+    let tally = if call.is_sharded {
+        call.rotate_shards(&catalog::schema_of(fcinfo))?
+    } else {
+        call.rotate()?
+    };
+    tally.report(started.elapsed());
+    Ok(Record::new(fcinfo, tally.counts.in_order()))
 }
 
-/// Refuses, before anything is done, what cannot be rotated.
-fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<(), Error> {
+/// Rotates a shard for a call on another node, if the keys here are the same.
+#[pg_extern(sql = false)]
+fn fernet_rotate_shard(
+    relation: Option<pg_sys::Oid>,
+    column_name: Option<Name>,
+    batch_size: Option<i32>,
+    strict: Option<bool>,
+    caller_fingerprints: Option<Value<'_>>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<Record, ErrorReport> {
+    let call = Call::new(relation, column_name, batch_size, strict, fcinfo)?;
+    let theirs = caller_fingerprints.ok_or(Error::Null("fingerprints"))?;
+    if theirs[..] != *citus::fingerprints(&call.keyring).as_bytes() {
+        return Err(Error::OtherKeys.into());
+    }
+    Ok(Record::new(fcinfo, [call.rotate()?.to_text()]))
+}
+
+/// A call of one of the procedures that may go ahead.
+struct Call {
+    relation: pg_sys::Oid,
+    is_sharded: bool,
+    column_name: Name,
+    batch_size: i32,
+    strict: bool,
+    /// One for the whole call, whatever happens to the settings meanwhile.
+    keyring: Rc<Keyring>,
+}
+
+impl Call {
+    fn new(
+        relation: Option<pg_sys::Oid>,
+        column_name: Option<Name>,
+        batch_size: Option<i32>,
+        strict: Option<bool>,
+        fcinfo: pg_sys::FunctionCallInfo,
+    ) -> Result<Self, Error> {
+        let relation = relation.ok_or(Error::Null("relation"))?;
+        let column_name = column_name.ok_or(Error::Null("column_name"))?;
+        let batch_size = batch_size.ok_or(Error::Null("batch_size"))?;
+        let strict = strict.ok_or(Error::Null("strict"))?;
+        if batch_size < 1 {
+            return Err(Error::LessThanOne("batch_size"));
+        }
+        if !server::may_commit(fcinfo) {
+            return Err(Error::InTransaction);
+        }
+        server::refuse_in_read_only_transaction(c"fernet_rotate_column()");
+
+        let keyring = keyring()?;
+        let is_sharded = check(relation, column_name.as_cstr())?;
+        Ok(Self {
+            relation,
+            is_sharded,
+            column_name,
+            batch_size,
+            strict,
+            keyring,
+        })
+    }
+
+    fn rotate(&self) -> Result<Tally, Error> {
+        Rotation {
+            column_name: self.column_name.as_cstr(),
+            batch_size: self.batch_size as usize,
+            strict: self.strict,
+            keyring: Rc::clone(&self.keyring),
+            ours: HashSet::new(),
+            tally: Tally::default(),
+        }
+        .run(self.relation)
+    }
+
+    fn rotate_shards(&self, schema: &[u8]) -> Result<Tally, Error> {
+        let before = [b"CALL ", schema, b".fernet_rotate_shard("].concat();
+        let after = [
+            b", ",
+            &catalog::literal(self.column_name.as_cstr())[..],
+            format!(
+                ", {}, {}, '{}')",
+                self.batch_size,
+                self.strict,
+                citus::fingerprints(&self.keyring)
+            )
+            .as_bytes(),
+        ]
+        .concat();
+        let connection = Connection::read_only();
+        let tallies = citus::on_shards(&connection, self.relation, &before, &after, |text| {
+            Tally::from_text(text).ok_or(Error::Answer)
+        })?;
+        let mut sum = Tally::default();
+        for tally in tallies {
+            sum.counts += tally.counts;
+            sum.name_bad(tally.bad);
+        }
+        Ok(sum)
+    }
+}
+
+/// Refuses, before anything is done, what cannot be rotated. Tells whether the table has its rows in
+/// shards.
+fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<bool, Error> {
     let connection = Connection::read_only();
     let tables = tables(&connection, relation);
     for table in tables {
-        let opened = Relation::open(&connection, table, Lock::Write);
-        if opened.is_none() && table == relation {
-            return Err(Error::NoRelation(relation));
+        let Some(opened) = Relation::open(&connection, table, Lock::Write) else {
+            if table == relation {
+                return Err(Error::NoRelation(relation));
+            }
+            continue;
+        };
+        if Spread::of(&connection, table) == Spread::Copies {
+            return Err(Error::Copies {
+                relation: opened.shown(),
+            });
         }
-        opened
-            .map(|relation| Table::new(relation, column_name))
-            .transpose()?;
+        Table::new(opened, column_name)?;
     }
-    Ok(())
+    Ok(Spread::of(&connection, relation) == Spread::Shards)
 }
 
 /// Returns a relation and all that inherit from it, partitions included.
@@ -129,6 +213,18 @@ struct Counts {
     nulls: i64,
 }
 
+impl Counts {
+    fn in_order(self) -> [i64; 5] {
+        [
+            self.rotated,
+            self.current,
+            self.unknown_key,
+            self.not_a_token,
+            self.nulls,
+        ]
+    }
+}
+
 impl AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         self.rotated += other.rotated;
@@ -139,17 +235,96 @@ impl AddAssign for Counts {
     }
 }
 
+/// What became of the values of a column.
+#[derive(Default)]
+struct Tally {
+    counts: Counts,
+    /// The first values that no key opens, by their place.
+    bad: Vec<String>,
+}
+
+impl Tally {
+    fn name_bad(&mut self, more: impl IntoIterator<Item = String>) {
+        let unnamed = NAMED - self.bad.len();
+        self.bad.extend(more.into_iter().take(unnamed));
+    }
+
+    /// Tells the client.
+    fn report(&self, time: Duration) {
+        let Counts {
+            rotated,
+            current,
+            unknown_key,
+            not_a_token,
+            nulls,
+        } = self.counts;
+        let rows = rotated + current + unknown_key + not_a_token + nulls;
+        let rate = rows as f64 / time.as_secs_f64().max(0.001);
+        notice(format!(
+            "rotated {rotated} of {rows} rows in {}, {rate:.0} rows/s",
+            describe_time(time)
+        ));
+        if self.bad.is_empty() {
+            return;
+        }
+        let bad = unknown_key + not_a_token;
+        let left = if bad == 1 {
+            "1 value was left as it is, since no key opens it".into()
+        } else {
+            format!("{bad} values were left as they are, since no key opens them")
+        };
+        let more = if bad > NAMED as i64 {
+            "; and others"
+        } else {
+            ""
+        };
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_WARNING,
+            left,
+            "pg_fernet",
+        )
+        .set_detail(format!("{}{more}.", self.bad.join("; ")))
+        .set_hint(
+            "Append the missing key to the list of keys, or encrypt plaintext with fernet_encrypt(). \
+             fernet_key_index() is NULL for these values.",
+        )
+        .report(PgLogLevel::WARNING);
+    }
+
+    /// Writes it down for the node that has called this one: the counts, then the values by line.
+    fn to_text(&self) -> String {
+        let counts = self.counts.in_order().map(|count| count.to_string());
+        [&[counts.join(" ")], &self.bad[..]].concat().join("\n")
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let counts = lines.next()?.split(' ').map(|count| count.parse().ok());
+        let counts: Vec<i64> = counts.collect::<Option<_>>()?;
+        let &[rotated, current, unknown_key, not_a_token, nulls] = &counts[..] else {
+            return None;
+        };
+        Some(Self {
+            counts: Counts {
+                rotated,
+                current,
+                unknown_key,
+                not_a_token,
+                nulls,
+            },
+            bad: lines.map(str::to_owned).collect(),
+        })
+    }
+}
+
 struct Rotation<'a> {
     column_name: &'a CStr,
     batch_size: usize,
     strict: bool,
-    /// One for the whole call, whatever happens to the settings meanwhile.
     keyring: Rc<Keyring>,
     /// The transactions of our own batches.
     ours: HashSet<Xid>,
-    counts: Counts,
-    /// The first values that no key opens, by their place.
-    bad: Vec<String>,
+    tally: Tally,
 }
 
 /// What the first pass has done to a table.
@@ -177,8 +352,7 @@ enum Step {
 }
 
 impl Rotation<'_> {
-    fn run(mut self, relation: pg_sys::Oid) -> Result<Counts, Error> {
-        let started = Instant::now();
+    fn run(mut self, relation: pg_sys::Oid) -> Result<Tally, Error> {
         Transaction::end_callers();
 
         let (start, tables, mut report) = Transaction::run(|transaction| {
@@ -210,8 +384,7 @@ impl Rotation<'_> {
             }
         }
 
-        self.report_end(started.elapsed());
-        Ok(self.counts)
+        Ok(self.tally)
     }
 
     /// Rotates what the table holds at the start, or returns `None` if it has no rows of its own,
@@ -247,15 +420,14 @@ impl Rotation<'_> {
                 }
                 counts += batch.counts;
                 counts.rotated += written as i64;
-                let unnamed = NAMED - self.bad.len();
-                self.bad.extend(batch.bad.iter().take(unnamed).cloned());
+                self.tally.name_bad(batch.bad.iter().cloned());
                 let blocks = scan.advance(batch.range, batch.rows);
                 Ok(Step::Batch(batch.rows, blocks))
             })?;
             match step {
                 Step::Gone => return Ok(None),
                 Step::End(file) => {
-                    self.counts += counts;
+                    self.tally.counts += counts;
                     return Ok(Some(Done { file, left_out }));
                 }
                 Step::Batch(rows, blocks) => report.advance(rows, blocks),
@@ -289,7 +461,7 @@ impl Rotation<'_> {
                 let since = (!all).then_some(start);
                 let batch = self.read(transaction, &table, range, since)?;
                 let written = self.write(transaction, &table, &batch, Patience::None);
-                self.counts.rotated += written as i64;
+                self.tally.counts.rotated += written as i64;
                 if written < batch.ids.len() {
                     locked = Some((scan.file, batch.range.clone(), since));
                 }
@@ -330,7 +502,7 @@ impl Rotation<'_> {
                 if let Some(table) = table.filter(|table| table.relation.file() == file) {
                     let batch = self.read(transaction, &table, row.alone(), since)?;
                     let written = self.write(transaction, &table, &batch, Patience::Wait);
-                    self.counts.rotated += written as i64;
+                    self.tally.counts.rotated += written as i64;
                 }
                 Ok(())
             })?;
@@ -458,47 +630,6 @@ impl Rotation<'_> {
         };
         self.ours.extend(transaction.xid());
         written as usize
-    }
-
-    fn report_end(&self, time: Duration) {
-        let Counts {
-            rotated,
-            current,
-            unknown_key,
-            not_a_token,
-            nulls,
-        } = self.counts;
-        let rows = rotated + current + unknown_key + not_a_token + nulls;
-        let rate = rows as f64 / time.as_secs_f64().max(0.001);
-        notice(format!(
-            "rotated {rotated} of {rows} rows in {}, {rate:.0} rows/s",
-            describe_time(time)
-        ));
-        if self.bad.is_empty() {
-            return;
-        }
-        let bad = unknown_key + not_a_token;
-        let left = if bad == 1 {
-            "1 value was left as it is, since no key opens it".into()
-        } else {
-            format!("{bad} values were left as they are, since no key opens them")
-        };
-        let more = if bad > NAMED as i64 {
-            "; and others"
-        } else {
-            ""
-        };
-        ErrorReport::new(
-            PgSqlErrorCode::ERRCODE_WARNING,
-            left,
-            "pg_fernet",
-        )
-        .set_detail(format!("{}{more}.", self.bad.join("; ")))
-        .set_hint(
-            "Append the missing key to the list of keys, or encrypt plaintext with fernet_encrypt(). \
-             fernet_key_index() is NULL for these values.",
-        )
-        .report(PgLogLevel::WARNING);
     }
 }
 

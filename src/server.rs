@@ -88,22 +88,31 @@ pub(crate) fn may_commit(fcinfo: pg_sys::FunctionCallInfo) -> bool {
     }
 }
 
+/// Tells whether the client has begun a transaction.
+pub(crate) fn in_transaction_block() -> bool {
+    // SAFETY: no arguments, no side effects.
+    unsafe { pg_sys::IsTransactionBlock() }
+}
+
 /// Raises an error if the transaction is read-only, as on a hot standby.
 pub(crate) fn refuse_in_read_only_transaction(command: &CStr) {
     // SAFETY: a C string.
     unsafe { pg_sys::PreventCommandIfReadOnly(command.as_ptr()) };
 }
 
-/// A row of bigints: what a procedure returns in its INOUT parameters.
+/// A row: what a procedure returns in its INOUT parameters.
 pub(crate) struct Record(pg_sys::Datum);
 
 impl Record {
-    pub(crate) fn new<const N: usize>(fcinfo: pg_sys::FunctionCallInfo, values: [i64; N]) -> Self {
-        let mut datums = values.map(pg_sys::Datum::from);
+    /// The values must be of the types of those parameters.
+    pub(crate) fn new<T: IntoDatum, const N: usize>(
+        fcinfo: pg_sys::FunctionCallInfo,
+        values: [T; N],
+    ) -> Self {
+        let mut datums = values.map(|value| value.into_datum().expect("the value is not null"));
         let mut nulls = [false; N];
         let mut shape = ptr::null_mut();
-        // SAFETY: `fcinfo` is that of the call. The row gets as many values as it has columns, all
-        // of them bigints.
+        // SAFETY: `fcinfo` is that of the call. The row gets as many values as it has columns.
         unsafe {
             pg_sys::get_call_result_type(fcinfo, ptr::null_mut(), &mut shape);
             assert!(!shape.is_null() && (*shape).natts as usize == N);

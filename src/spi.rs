@@ -118,6 +118,21 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Calls `f`, which may call functions that look names up, with no schema but the server's own
+    /// in the search path.
+    pub(crate) fn with_safe_path<R>(&self, f: impl FnOnce() -> R) -> R {
+        // SAFETY: no pointers. If `f` raises an error, the end of the transaction puts the settings
+        // back.
+        let settings = unsafe { pg_sys::NewGUCNestLevel() };
+        set_config(c"search_path", c"pg_catalog, pg_temp", Until::Level);
+        let result = f();
+        // SAFETY: the level begun above.
+        unsafe { pg_sys::AtEOXact_GUC(true, settings) };
+        result
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         if !thread::panicking() {
@@ -551,6 +566,13 @@ impl Argument {
 
     pub(crate) fn oid(value: pg_sys::Oid) -> Self {
         Self(value.into())
+    }
+
+    pub(crate) fn text(bytes: &[u8]) -> Self {
+        // SAFETY: copies as many bytes as there are.
+        let text =
+            unsafe { pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32) };
+        Self(text.into())
     }
 
     pub(crate) fn xid(xid: Xid) -> Self {

@@ -76,6 +76,8 @@ CALLS = {
     "fernet_find_columns(integer)": "SELECT relation::pg_catalog.oid, column_name, sampled, tokens FROM fernet.fernet_find_columns()",
     "fernet_rotate_column(regclass,name,integer,boolean,bigint,bigint,bigint,bigint,bigint)":
         "CALL fernet.fernet_rotate_column('fernet.secrets', 'token')",
+    "fernet_rotate_shard(regclass,name,integer,boolean,text,text)":
+        "CALL fernet.fernet_rotate_shard('fernet.secrets', 'token', 10, false, {fingerprints})",
 }
 
 
@@ -154,10 +156,12 @@ def test_to_create_the_extension_springs_none(attacked):
 
 @pytest.mark.parametrize("function", CALLS)
 def test_to_call_a_function_springs_none(victim, token, function):
+    fingerprints = value(victim, "SELECT string_agg(fingerprint, ',') FROM fernet.fernet_keys()")
+
     def result():
         victim.execute("TRUNCATE fernet.secrets")
         victim.execute("INSERT INTO fernet.secrets VALUES (%s)", [token])
-        return victim.execute(CALLS[function].format(token=f"'{token}'")).fetchall()
+        return victim.execute(CALLS[function].format(token=f"'{token}'", fingerprints=f"'{fingerprints}'")).fetchall()
 
     expected = result()
     assert expected

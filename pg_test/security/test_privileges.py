@@ -19,7 +19,7 @@ ROLES = {
     "rotator": ["EXECUTE ON FUNCTION fernet_rotate(text), fernet_rotate(bytea)"],
     "decryptor": ["EXECUTE ON FUNCTION fernet_decrypt(text), fernet_decrypt(bytea)",
                   "EXECUTE ON FUNCTION fernet_decrypt(text, interval, timestamptz), fernet_decrypt(bytea, interval, timestamptz)"],
-    "operator": ["EXECUTE ON FUNCTION fernet_census, fernet_find_columns", "EXECUTE ON PROCEDURE fernet_rotate_column"],
+    "operator": ["EXECUTE ON FUNCTION fernet_census, fernet_find_columns", "EXECUTE ON PROCEDURE fernet_rotate_column, fernet_rotate_shard"],
     "setter": ["SET ON PARAMETER fernet.keys, fernet.keys_file, fernet.keys_command"],
     "nobody": [],
     "reader": ["pg_read_all_settings"],
@@ -49,6 +49,7 @@ fernet_keys()                                           x       .      .        
 fernet_rotate(bytea)                                    x       .      x        .        .       .      .      .       .
 fernet_rotate(text)                                     x       .      x        .        .       .      .      .       .
 fernet_rotate_column(regclass,name,integer,boolean)     x       .      .        .        x       .      .      .       .
+fernet_rotate_shard(regclass,name,integer,boolean,text,text) x  .      .        .        x       .      .      .       .
 fernet_timestamp(bytea)                                 x       .      .        .        .       .      .      .       .
 fernet_timestamp(text)                                  x       .      .        .        .       .      .      .       .
 SHOW fernet.keys                                        x       .      .        .        .       .      .      x       x
@@ -118,6 +119,7 @@ def token(roles):
     return pyca.encrypt(roles.keys[1], b"hello", 1_700_000_000).decode()
 
 
+FINGERPRINTS = "SELECT string_agg(fingerprint, ',' ORDER BY key_index) FROM fernet_keys()"
 SETTING = {
     "SET": "SET {}",
     "ALTER DATABASE SET": f"ALTER DATABASE {DATABASE} SET {{}}",
@@ -127,8 +129,10 @@ SETTING = {
 }
 
 
-def statement(action, token):
+def statement(action, token, fingerprints):
     """What a row of the matrix means in SQL."""
+    if action.startswith("fernet_rotate_shard"):
+        return f"CALL fernet_rotate_shard('tokens', 'token', 10, false, '{fingerprints}')"
     if action.startswith("fernet_rotate_column"):
         return "CALL fernet_rotate_column('tokens', 'token')"
     if action.startswith("fernet_"):
@@ -167,8 +171,8 @@ def may(session, query):
 
 @pytest.mark.parametrize("action", matrix())
 def test_matrix(roles, token, action):
-    expected = matrix()[action]
-    assert {role: may(getattr(roles, role), statement(action, token)) for role in ROLES} == expected
+    query = statement(action, token, value(roles.admin, FINGERPRINTS))
+    assert {role: may(getattr(roles, role), query) for role in ROLES} == matrix()[action]
 
 
 def signature(function):

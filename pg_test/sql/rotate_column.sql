@@ -290,8 +290,23 @@ CREATE FUNCTION trap.age(xid) RETURNS integer LANGUAGE plpgsql AS $$ BEGIN RAISE
 CREATE TABLE trap.pg_inherits (inhrelid oid, inhparent oid);
 SET search_path = trap, pg_catalog, public;
 CALL fernet_rotate_column('rotation.secrets', 'value');
-
 RESET search_path;
+
+-- A shard, for a call on another node of Citus: only with the same keys, in the same order.
+CREATE VIEW rotation.fingerprints AS SELECT string_agg(fingerprint, ',' ORDER BY key_index) AS caller FROM fernet_keys();
+SELECT caller FROM rotation.fingerprints \gset
+SET fernet.keys = :'lost', :'old';
+CALL fernet_rotate_shard('rotation.secrets', 'value', 10, false, :'caller');
+\echo :LAST_ERROR_SQLSTATE
+CALL fernet_rotate_shard('rotation.secrets', 'value', 10, false, NULL);
+SELECT caller FROM rotation.fingerprints \gset
+INSERT INTO rotation.secrets VALUES (4, 'plain'), (5, NULL), (6, fernet_encrypt('x'));
+CALL fernet_rotate_shard('rotation.secrets', 'value', 10, false, :'caller');
+CALL fernet_rotate_shard('rotation.secrets', 'value', 0, false, :'caller');
+BEGIN;
+CALL fernet_rotate_shard('rotation.secrets', 'value', 10, false, :'caller');
+ROLLBACK;
+
 DROP SCHEMA rotation, trap, "Sch ema." CASCADE;
 DROP FOREIGN DATA WRAPPER regress_fernet_wrapper CASCADE;
 DROP OWNED BY regress_fernet_rotator;

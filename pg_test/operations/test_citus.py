@@ -1,0 +1,376 @@
+"""Tables that Citus distributes: called on one node, all shards are rotated and counted where they are.
+
+Skipped where the server has no Citus, which is not installed for these tests."""
+
+import os
+import re
+import threading
+
+import psycopg
+import pytest
+from cryptography.fernet import Fernet
+from psycopg import errors
+
+from cluster import Cluster
+from tables import LOST, NEW, OLD, census, connect, fill, in_background, plaintexts, rotate, value, wait_until
+
+ROWS = int(os.environ.get("PG_FERNET_ROWS", 20_000))
+SHARDS = 8
+SETTINGS = ("fsync = off", "shared_preload_libraries = 'citus'", "citus.node_conninfo = 'sslmode=disable'",
+            f"citus.shard_count = {SHARDS}", "max_connections = 100")
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A coordinator and two workers."""
+    with connect("postgres") as db:
+        if not value(db, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'citus')"):
+            pytest.skip("Citus is NOT tested: this server does not have it")
+    keys = NEW, OLD
+    with Cluster(keys, *SETTINGS) as coordinator, Cluster(keys, *SETTINGS) as one, Cluster(keys, *SETTINGS) as other:
+        for node in coordinator, one, other:
+            with node.connect() as db:
+                db.execute("CREATE EXTENSION citus")
+        with coordinator.connect() as db:
+            # Without reference tables, it holds no rows itself.
+            db.execute("SELECT citus_set_coordinator_host(%s, 5432)", [coordinator.dir])
+            for worker in one, other:
+                db.execute("SELECT citus_add_node(%s, 5432)", [worker.dir])
+            db.execute("CREATE EXTENSION pg_fernet")  # on the workers, too
+        yield coordinator, one, other
+
+
+@pytest.fixture
+def coordinator(nodes):
+    return nodes[0]
+
+
+@pytest.fixture
+def workers(nodes):
+    return nodes[1:]
+
+
+@pytest.fixture
+def db(coordinator):
+    with coordinator.connect() as db:
+        yield db
+    with coordinator.connect() as db:
+        db.execute("DROP TABLE IF EXISTS secrets")
+
+
+def distribute(db, rows, key=OLD):
+    db.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
+    db.execute("SELECT create_distributed_table('secrets', 'id')")
+    fill(db, rows, key)
+
+
+def secrets(rows):
+    return {id: f"secret {id}" for id in range(1, rows + 1)}
+
+
+def on_each(db, command):
+    """Runs a command on every node by itself."""
+    for success, result in db.execute("SELECT success, result FROM run_command_on_all_nodes(%s)", [command]):
+        assert success, result
+
+
+def test_one_call_rotates_all_shards(db):
+    distribute(db, ROWS)
+    assert census(db) == {"old key": ROWS}
+    assert rotate(db) == {"rotated": ROWS, "current": 0, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+    assert census(db) == {"current": ROWS}
+    found = plaintexts(db)
+    assert {id: plaintext for id, (plaintext, _) in found.items()} == secrets(ROWS)
+    assert {key for _, key in found.values()} == {NEW}
+    assert rotate(db) == {"rotated": 0, "current": ROWS, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+
+
+def test_in_batches_with_a_commit_after_each(db, workers):
+    distribute(db, 4000)
+    rotate(db, batch_size=100)
+    batches = [count for _, count in db.execute(
+        "SELECT shardid, result::integer FROM run_command_on_shards('secrets', 'SELECT count(DISTINCT xmin::text) FROM %s')")]
+    assert len(batches) == SHARDS and min(batches) > 3
+
+
+def test_all_shards_at_once(db, workers):
+    distribute(db, 2000)
+    blockers = []
+    for worker in workers:
+        blocker = worker.connect()
+        blocker.execute("BEGIN")
+        for (shard,) in blocker.execute("SELECT table_name || '_' || shardid FROM citus_shards WHERE nodename = %s"
+                                        " AND table_name = 'secrets'::regclass", [worker.dir]).fetchall():
+            blocker.execute(f"SELECT FROM {shard} LIMIT 1 FOR UPDATE")
+        blockers.append((blocker, worker))
+    with in_background(rotate, db) as call:
+        for blocker, worker in blockers:
+            with worker.connect() as other:
+                wait_until(lambda: value(other, "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                                                " AND query LIKE 'CALL%%'") == SHARDS // 2)
+        for blocker, worker in blockers:
+            blocker.close()
+        assert call.result()["rotated"] == 2000
+
+
+def test_bad_values_are_counted_and_named(db):
+    distribute(db, 1000)
+    db.execute("UPDATE secrets SET value = 'plaintext' WHERE mod(id, 100) = 7")
+    db.execute("UPDATE secrets SET value = %s WHERE mod(id, 100) = 13", [Fernet(LOST).encrypt(b"lost").decode()])
+    db.execute("UPDATE secrets SET value = NULL WHERE mod(id, 100) = 17")
+    warnings = []
+    db.add_notice_handler(lambda n: n.severity == "WARNING" and warnings.append((n.message_primary, n.message_detail)))
+    assert rotate(db) == {"rotated": 970, "current": 0, "unknown_key": 10, "not_a_token": 10, "nulls": 10}
+    assert census(db) == {"current": 970, "unknown key": 10, "not a token": 10, "null": 10}
+    [(message, detail)] = warnings
+    assert message == "20 values were left as they are, since no key opens them"
+    assert detail.count(" of public.secrets_") == 5 and detail.endswith("; and others.") and "plaintext" not in detail
+    refusal = r"shards failed, for instance on .*: (value is not a|no key authenticates the) Fernet token: \("
+    with pytest.raises(errors.ExternalRoutineException, match=refusal):
+        rotate(db, strict=True)
+
+
+def test_names_that_need_quotes(db):
+    table, column = """ "o'Brien %s"."we""ird \\ % %1$L" """.strip(), """ "V a'lue \\ %I" """.strip()
+    db.execute("""CREATE SCHEMA "o'Brien %s" """)
+    db.execute(f"CREATE TABLE {table} (id integer PRIMARY KEY, {column} bytea)")
+    try:
+        call = [table, column[1:-1]]
+        db.execute("SELECT create_distributed_table(%s, 'id')", [table])
+        with db.transaction():
+            db.execute("SELECT set_config('fernet.keys', %s, true)", [OLD])
+            db.execute(f"INSERT INTO {table} SELECT i, fernet_encrypt('x')::bytea FROM generate_series(1, 100) AS i")
+        assert db.execute("CALL fernet_rotate_column(%s, %s)", call).fetchone() == (100, 0, 0, 0, 0)
+        assert db.execute("SELECT status, tokens FROM fernet_census(%s, %s) WHERE tokens > 0", call).fetchall() == [("current", 100)]
+    finally:
+        db.execute("""DROP SCHEMA "o'Brien %s" CASCADE""")
+
+
+def test_a_partitioned_table(db):
+    db.execute("CREATE TABLE secrets (id integer, day integer, value text) PARTITION BY RANGE (day)")
+    db.execute("CREATE TABLE secrets_1 PARTITION OF secrets FOR VALUES FROM (1) TO (2)")
+    db.execute("CREATE TABLE secrets_2 PARTITION OF secrets FOR VALUES FROM (2) TO (3)")
+    db.execute("SELECT create_distributed_table('secrets', 'id')")
+    with db.transaction():
+        db.execute("SELECT set_config('fernet.keys', %s, true)", [OLD])
+        db.execute("INSERT INTO secrets SELECT i, 1 + i % 2, fernet_encrypt('x') FROM generate_series(1, 1000) AS i")
+    assert rotate(db, "secrets_2")["rotated"] == 500
+    assert census(db) == {"current": 500, "old key": 500}
+    assert rotate(db) == {"rotated": 500, "current": 500, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+    assert census(db) == {"current": 1000}
+
+
+def test_a_role_needs_its_privileges_on_each_node(db, coordinator):
+    distribute(db, 100)
+    db.execute("CREATE ROLE fernet_rotator LOGIN")
+    try:
+        db.execute("GRANT SELECT, UPDATE ON secrets TO fernet_rotator")
+        # Of the functions of an extension, Citus passes no privileges on.
+        on_each(db, "GRANT EXECUTE ON FUNCTION fernet_census TO fernet_rotator")
+        db.execute("GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")
+        with coordinator.connect(user="fernet_rotator") as rotator:
+            with pytest.raises(errors.ExternalRoutineException, match="permission denied for procedure fernet_rotate_shard"):
+                rotate(rotator)
+            on_each(db, "GRANT EXECUTE ON PROCEDURE fernet_rotate_shard TO fernet_rotator")
+            assert rotate(rotator)["rotated"] == 100
+            assert census(rotator) == {"current": 100}
+            with pytest.raises(errors.InsufficientPrivilege):
+                rotator.execute("SELECT fernet_decrypt(value) FROM secrets")
+            db.execute("REVOKE UPDATE ON secrets FROM fernet_rotator")
+            db.execute("UPDATE secrets SET value = %s WHERE id = 1", [Fernet(OLD).encrypt(b"old").decode()])
+            with pytest.raises(errors.ExternalRoutineException, match="1 of 8 shards .*: permission denied for table secrets_"):
+                rotate(rotator)
+    finally:
+        db.execute("DROP OWNED BY fernet_rotator")
+        db.execute("DROP ROLE fernet_rotator")
+
+
+@pytest.mark.parametrize("keys, reason", [
+    ([], "no Fernet keys are configured|a list holds one or more keys|fernet.keys_file"),
+    ([OLD], "keys are not those of the calling node"),
+    ([OLD, NEW], "keys are not those of the calling node"),
+], ids=["none", "no new key", "another order"])
+def test_a_worker_with_other_keys_is_named(db, workers, keys, reason):
+    distribute(db, 1000)
+    worker = workers[1]
+    worker.write("keys", "\n".join(keys))
+    try:
+        for call in census, rotate:
+            with pytest.raises(errors.ExternalRoutineException) as caught:
+                call(db)
+            message = caught.value.diag.message_primary
+            assert message.startswith(f"{SHARDS // 2} of {SHARDS} shards failed, for instance on {worker.dir}:5432: ")
+            assert re.search(reason, message)
+            assert workers[0].dir not in str(caught.value)
+            assert not any(key in str(caught.value) for key in (NEW, OLD))
+    finally:
+        worker.write("keys", f"{NEW}\n{OLD}")
+    # The shards on the other worker are done, and none here.
+    done = census(db)["current"]
+    assert 0 < done < 1000
+    assert rotate(db) == {"rotated": 1000 - done, "current": done, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+
+
+def test_a_worker_without_the_extension_is_named(db, workers):
+    distribute(db, 100)
+    worker = workers[0]
+    with worker.connect() as session:
+        session.execute("SET citus.enable_ddl_propagation = off")
+        session.execute("DROP EXTENSION pg_fernet")
+        try:
+            with pytest.raises(errors.ExternalRoutineException, match=f"{worker.dir}:5432: procedure .*fernet_rotate_shard.* does not exist"):
+                rotate(db)
+            with pytest.raises(errors.ExternalRoutineException, match=f"{worker.dir}:5432: function .*fernet_census.* does not exist"):
+                census(db)
+        finally:
+            session.execute("CREATE EXTENSION pg_fernet")
+    assert rotate(db)["rotated"] + rotate(db)["current"] >= 100
+    assert census(db) == {"current": 100}
+
+
+def test_a_worker_that_is_down_is_named(db, coordinator, workers):
+    distribute(db, 100)
+    worker = workers[0]
+    worker.stop()
+    try:
+        with coordinator.connect() as caller, pytest.raises(errors.ExternalRoutineException, match=f"on {worker.dir}:5432: .*connect"):
+            rotate(caller)
+    finally:
+        worker.start()
+    with coordinator.connect() as caller:
+        rotate(caller)
+        assert census(caller) == {"current": 100}
+
+
+def test_cancel_stops_the_workers(db, coordinator, workers):
+    distribute(db, ROWS)
+    caller = coordinator.connect()
+    busy = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'CALL%%'"
+    with in_background(rotate, caller, batch_size=10) as call:
+        with workers[0].connect() as worker:
+            wait_until(lambda: value(worker, busy) > 0)
+            assert value(db, "SELECT pg_cancel_backend(%s::integer)", caller.info.backend_pid)
+            with pytest.raises(errors.QueryCanceled):
+                call.result()
+            wait_until(lambda: value(worker, busy) == 0, seconds=5)
+    done = census(db).get("current", 0)
+    assert done < ROWS
+    assert rotate(db) == {"rotated": ROWS - done, "current": done, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+
+
+def test_no_update_is_lost(db, coordinator, rng):
+    distribute(db, ROWS)
+    written, stop = {}, threading.Event()
+
+    def write():
+        with coordinator.connect() as writer:
+            while not stop.is_set():
+                id, plaintext = rng.randint(1, ROWS), f"written: {rng.random()}"
+                writer.execute("UPDATE secrets SET value = %s WHERE id = %s",
+                               [Fernet(rng.choice([NEW, OLD])).encrypt(plaintext.encode()).decode(), id])
+                written[id] = plaintext
+
+    with coordinator.connect() as caller, in_background(write):
+        wait_until(lambda: written)
+        try:
+            rotate(caller, batch_size=100)
+        finally:
+            stop.set()
+    print(f"{len(written)} rows written meanwhile")
+    rotate(db)
+    assert census(db) == {"current": ROWS}
+    assert {id: plaintext for id, (plaintext, _) in plaintexts(db).items()} == secrets(ROWS) | written
+
+
+def test_in_a_transaction_the_census_sees_its_changes(db):
+    distribute(db, 100)
+    with db.transaction():
+        db.execute("UPDATE secrets SET value = NULL WHERE id <= 10")
+        assert census(db) == {"old key": 90, "null": 10}
+        db.execute("ALTER TABLE secrets ADD COLUMN more text")  # locks every shard
+        assert census(db) == {"old key": 90, "null": 10}
+        with pytest.raises(errors.InvalidTransactionTermination), db.transaction():
+            rotate(db)
+
+
+# As in docs/operations.md: Citus evaluates the query once, and sends the result to every copy.
+UPDATE = """
+    WITH new AS MATERIALIZED (
+        SELECT value AS old, min(fernet_rotate(value)) AS token
+        FROM secrets WHERE fernet_key_index(value) > 1 GROUP BY value)
+    UPDATE secrets SET value = new.token FROM new WHERE value = new.old"""
+
+
+@pytest.mark.parametrize("kind", ["distributed", "reference"])
+def test_one_atomic_update(db, kind):
+    db.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
+    db.execute("SELECT create_reference_table('secrets')" if kind == "reference" else
+               "SELECT create_distributed_table('secrets', 'id')")
+    fill(db, 1000)
+    db.execute("UPDATE secrets SET value = %s WHERE id = 2", [value(db, "SELECT value FROM secrets WHERE id = 1")])
+    db.execute("UPDATE secrets SET value = NULL WHERE id = 3")
+    with pytest.raises(errors.FeatureNotSupported, match="must not be VOLATILE"):
+        db.execute("UPDATE secrets SET value = fernet_rotate(value)")
+    with db.transaction(force_rollback=True):
+        db.execute(UPDATE)
+        assert census(db) == {"current": 999, "null": 1}
+    assert census(db) == {"old key": 999, "null": 1}
+    db.execute(UPDATE)
+    assert census(db) == {"current": 999, "null": 1}
+    found = plaintexts_of_all(db)
+    assert found == secrets(1000) | {2: "secret 1", 3: None}
+
+
+def plaintexts_of_all(db):
+    return dict(db.execute("SELECT id, fernet_decrypt(value) FROM secrets").fetchall())
+
+
+def test_a_reference_table_is_refused_and_its_copies_stay_the_same(db):
+    db.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
+    db.execute("SELECT create_reference_table('secrets')")
+    fill(db, 100)
+    with pytest.raises(errors.FeatureNotSupported, match="public.secrets has copies of its rows on several nodes"):
+        rotate(db)
+    assert census(db) == {"old key": 100}
+    db.execute(UPDATE)
+    copies = [result for (result,) in db.execute(
+        "SELECT result FROM run_command_on_placements('secrets', 'SELECT md5(string_agg(value, '''' ORDER BY id)) FROM %s')")]
+    assert len(copies) == 3 and len(set(copies)) == 1
+
+
+def test_columns_are_found(db):
+    distribute(db, 1000)
+    assert db.execute("SELECT relation::text, column_name, tokens > 0 FROM fernet_find_columns()").fetchall() == \
+        [("secrets", "value", True)]
+
+
+def test_names_in_the_path_of_the_caller_or_of_a_worker_mean_nothing(db, workers):
+    distribute(db, 1000)
+    db.execute("CREATE SCHEMA traps")
+    try:
+        db.execute("SET citus.enable_ddl_propagation = off")
+        db.execute("CREATE TABLE traps.pg_dist_partition (logicalrelid regclass, repmodel \"char\")")
+        db.execute("CREATE TABLE traps.pg_dist_shard (logicalrelid regclass, shardid bigint)")
+        db.execute("CREATE FUNCTION traps.run_command_on_placements(table_name regclass, command text, parallel bool DEFAULT true,"
+                   " OUT nodename text, OUT nodeport int, OUT shardid bigint, OUT success bool, OUT result text)"
+                   " RETURNS SETOF record LANGUAGE plpgsql AS 'BEGIN RAISE ''trapped''; END'")
+        for worker in workers:
+            with worker.connect() as session:
+                session.execute("SET citus.enable_ddl_propagation = off")
+                for (shard,) in session.execute("SELECT table_name || '_' || shardid FROM citus_shards"
+                                                " WHERE table_name = 'secrets'::regclass").fetchall():
+                    session.execute(f"CREATE TABLE traps.{shard} (id integer, value text)")
+                session.execute("ALTER DATABASE postgres SET search_path = traps, public")
+        db.execute("SET search_path = traps, pg_catalog, public")
+        assert rotate(db, "public.secrets")["rotated"] == 1000
+        assert census(db, "public.secrets") == {"current": 1000}
+        db.execute("RESET search_path")
+    finally:
+        db.execute("SET citus.enable_ddl_propagation = off")
+        db.execute("DROP SCHEMA traps CASCADE")
+        for worker in workers:
+            with worker.connect() as session:
+                session.execute("SET citus.enable_ddl_propagation = off")
+                session.execute("ALTER DATABASE postgres RESET search_path")
+                session.execute("DROP SCHEMA traps CASCADE")
+        db.execute("RESET citus.enable_ddl_propagation")

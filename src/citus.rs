@@ -1,0 +1,134 @@
+//! Tables that [Citus](https://www.citusdata.com) spreads over several nodes. What is asked for on
+//! one node is done on every shard, where the shard is, with the privileges of the caller.
+
+use pgrx::prelude::*;
+
+use crate::catalog;
+use crate::error::Error;
+use crate::fernet::Keyring;
+use crate::functions::fingerprint;
+use crate::spi::{Argument, Connection, Planning};
+
+/// Where the rows of a table are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spread {
+    /// In the table.
+    Here,
+    /// In shards, each of them on one node.
+    Shards,
+    /// In shards, with copies of each on several nodes.
+    Copies,
+}
+
+impl Spread {
+    pub(crate) fn of(connection: &Connection, relation: pg_sys::Oid) -> Self {
+        // SAFETY: a C string; the result is not an oid where there is no such extension.
+        if unsafe { pg_sys::get_extension_oid(c"citus".as_ptr(), true) } == pg_sys::InvalidOid {
+            return Self::Here;
+        }
+        // What it replicates itself, and does not leave to the server, it copies.
+        const COPIED: &[u8] = b"
+            SELECT repmodel OPERATOR(pg_catalog.<>) 's'::\"char\"
+            FROM pg_catalog.pg_dist_partition WHERE logicalrelid OPERATOR(pg_catalog.=) $1";
+        let copied = connection.prepare(&[COPIED], [pg_sys::OIDOID], Planning::Once);
+        let mut cursor = copied.open([Argument::oid(relation)]);
+        let rows = cursor.fetch();
+        match rows.and_then(|rows| rows.iter().next().map(|row| row.get::<bool>(1))) {
+            None => Self::Here,
+            Some(false) => Self::Shards,
+            Some(true) => Self::Copies,
+        }
+    }
+}
+
+/// Runs a command on every shard of a table, on all at once, each in a session of its own. In the
+/// command, the shard stands between `before` and `after`. Returns what `parse` makes of the one
+/// value that each gives.
+///
+/// # Errors
+/// If it fails on any shard, or if `parse` refuses what comes from it, but only after all have
+/// ended.
+pub(crate) fn on_shards<T>(
+    connection: &Connection,
+    relation: pg_sys::Oid,
+    before: &[u8],
+    after: &[u8],
+    parse: impl Fn(&str) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    const RUN: &[u8] = b"
+        SELECT pg_catalog.concat(r.nodename, ':', r.nodeport), r.success, r.result
+        FROM pg_catalog.run_command_on_placements($1, $2) AS r";
+    // Citus leaves this schema out, and a caller's path on that node is not ours to trust.
+    let schema: &[u8] = if catalog::is_in_public(relation) {
+        b"public."
+    } else {
+        b""
+    };
+    let command = [
+        &escaped(before)[..],
+        b"pg_catalog.concat('",
+        schema,
+        b"', %L)::pg_catalog.regclass",
+        &escaped(after),
+    ]
+    .concat();
+    let run = connection.prepare(
+        &[RUN],
+        [pg_sys::REGCLASSOID, pg_sys::TEXTOID],
+        Planning::Once,
+    );
+    let mut results = Vec::new();
+    let mut failures = Vec::new();
+    connection.with_safe_path(|| {
+        let mut cursor = run.open([Argument::oid(relation), Argument::text(&command)]);
+        while let Some(rows) = cursor.fetch() {
+            for row in rows.iter() {
+                let text = |column| {
+                    row.with_bytes(column, |bytes| {
+                        String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned()
+                    })
+                };
+                let (node, result) = (text(1), text(3));
+                let parsed = if row.get::<bool>(2) {
+                    parse(&result).map_err(|error| error.message())
+                } else {
+                    Err(result.trim_start_matches("ERROR:").trim().to_owned())
+                };
+                match parsed {
+                    Ok(value) => results.push(value),
+                    Err(reason) => failures.push(format!("{node}: {reason}")),
+                }
+            }
+        }
+    });
+    if failures.is_empty() {
+        return Ok(results);
+    }
+    let (failed, all) = (failures.len(), failures.len() + results.len());
+    failures.sort();
+    failures.dedup();
+    Err(Error::Shards {
+        failed,
+        all,
+        failures,
+    })
+}
+
+/// Returns what tells, on another node, whether its keys are the same.
+pub(crate) fn fingerprints(keyring: &Keyring) -> String {
+    let fingerprints: Vec<_> = keyring.keys().iter().map(fingerprint).collect();
+    fingerprints.join(",")
+}
+
+/// Escapes a part of a format string.
+fn escaped(part: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::with_capacity(part.len());
+    for &byte in part {
+        escaped.extend(if byte == b'%' {
+            &b"%%"[..]
+        } else {
+            std::slice::from_ref(&byte)
+        });
+    }
+    escaped
+}
