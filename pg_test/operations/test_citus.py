@@ -85,6 +85,14 @@ def test_one_call_rotates_all_shards(db):
     assert rotate(db) == {"rotated": 0, "current": ROWS, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
 
 
+def test_any_node_can_be_called(db, workers):
+    distribute(db, 1000)
+    with workers[0].connect() as worker:
+        assert census(worker) == {"old key": 1000}
+        assert rotate(worker)["rotated"] == 1000
+    assert census(db) == {"current": 1000}
+
+
 def test_in_batches_with_a_commit_after_each(db, workers):
     distribute(db, 4000)
     rotate(db, batch_size=100)

@@ -1,8 +1,10 @@
 """Rotation beside others who write to the table, or lock its rows."""
 
 import os
+import subprocess
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from cryptography.fernet import Fernet
@@ -94,6 +96,65 @@ def test_nothing_is_lost(db, sessions, rng, keys):
     assert rotate(db)["rotated"] == len(old)
     assert census(db) == {"current": len(found)}
     assert {id: plaintext for id, (plaintext, _) in plaintexts(db).items()} == expected
+
+
+SCRIPT = """
+\\set id random(1, :rows * 11 / 10)
+\\set number random(1, 1000000000)
+BEGIN;
+INSERT INTO secrets VALUES (:id, fernet_encrypt('written ' || :number))
+    ON CONFLICT (id) DO UPDATE SET value = excluded.value;
+-- While this transaction has the row, nobody else can write down a later change of it.
+INSERT INTO journal (id, plaintext, key) VALUES (:id, 'written ' || :number, :key);
+COMMIT;
+"""
+
+
+@contextmanager
+def pgbench(database, key, others, folder):
+    """Two clients that update and insert rows at random, under one key, as fast as they can."""
+    script = folder / "script.sql"
+    script.write_text(SCRIPT)
+    command = ["pgbench", "-n", "-f", script, "-T", "86400", "-c", "2", "-D", f"rows={ROWS}", "-D", f"key='{key}'"]
+    keys = f"-c session_preload_libraries=pg_fernet -c fernet.keys={','.join([key, *others])}"
+    process = subprocess.Popen([*command, database], env=os.environ | {"PGOPTIONS": keys},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        _, errors = process.communicate()
+    assert "ERROR" not in errors, errors
+
+
+def test_nothing_is_lost_beside_pgbench(db, sessions, database, tmp_path):
+    fill(db, ROWS)
+    db.execute("CREATE TABLE journal (number bigserial, id integer, plaintext text, key text)")
+    try:
+        with pgbench(database, NEW, [OLD], tmp_path), pgbench(database, OLD, [NEW], tmp_path):
+            wait_until(lambda: value(db, "SELECT count(DISTINCT key) FROM journal") == 2)
+            start = time.monotonic()
+            counts = rotate(sessions())
+            seconds = time.monotonic() - start
+        writes = value(db, "SELECT count(*) FROM journal")
+        print(f"{counts} in {seconds:.1f} s, {writes} rows written meanwhile")
+        assert counts["unknown_key"] == counts["not_a_token"] == counts["nulls"] == 0
+        assert counts["rotated"] > ROWS * 0.9
+
+        # Each value is what was written last; the others are what they were. What is still under the old key was written
+        # under it, and the census tells exactly how much that is.
+        db.execute("CREATE TABLE last AS SELECT DISTINCT ON (id) id, plaintext, key FROM journal ORDER BY id, number DESC")
+        rows, right, old, written_so = db.execute("""
+            SELECT count(*), count(*) FILTER (WHERE fernet_decrypt(value) = coalesce(plaintext, 'secret ' || id)),
+                   count(*) FILTER (WHERE fernet_key_index(value) = 2), count(*) FILTER (WHERE fernet_key_index(value) = 2 AND key = %s)
+            FROM secrets LEFT JOIN last USING (id)""", [OLD]).fetchone()
+        inserted = value(db, "SELECT count(*) FROM last WHERE id > %s", ROWS)
+        assert rows == right == ROWS + inserted
+        assert old == written_so == census(db).get("old key", 0)
+        assert rotate(db)["rotated"] == old
+        assert census(db) == {"current": rows}
+    finally:
+        db.execute("DROP TABLE IF EXISTS journal, last")
 
 
 def waits_for_lock(db, pid):
