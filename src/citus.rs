@@ -122,13 +122,6 @@ pub(crate) fn fingerprints(keyring: &Keyring) -> String {
 
 /// Escapes a part of a format string.
 fn escaped(part: &[u8]) -> Vec<u8> {
-    let mut escaped = Vec::with_capacity(part.len());
-    for &byte in part {
-        escaped.extend(if byte == b'%' {
-            &b"%%"[..]
-        } else {
-            std::slice::from_ref(&byte)
-        });
-    }
-    escaped
+    let parts: Vec<_> = part.split(|&byte| byte == b'%').collect();
+    parts.join(&b"%%"[..])
 }
