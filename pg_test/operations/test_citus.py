@@ -4,14 +4,19 @@ Skipped where the server has no Citus, which is not installed for these tests.""
 
 import os
 import re
+import sys
 import threading
+from pathlib import Path
 
 import psycopg
 import pytest
 from cryptography.fernet import Fernet
 from psycopg import errors
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "documentation"))
+
 from cluster import Cluster
+from pages import code_block
 from tables import LOST, NEW, OLD, census, fill, in_background, plaintexts, rotate, value, wait_until
 
 with psycopg.connect() as server:
@@ -306,12 +311,8 @@ def test_in_a_transaction_the_census_sees_its_changes(db):
             rotate(db)
 
 
-# As in docs/operations.md: Citus evaluates the query once, and sends the result to every copy.
-UPDATE = """
-    WITH new AS MATERIALIZED (
-        SELECT value AS old, min(fernet_rotate(value)) AS token
-        FROM secrets WHERE fernet_key_index(value) > 1 GROUP BY value)
-    UPDATE secrets SET value = new.token FROM new WHERE value = new.old"""
+# Citus evaluates the query once, and sends the result to every copy.
+UPDATE = code_block("docs/operations.md", "In one statement", "sql")
 
 
 @pytest.mark.parametrize("copies", [1, 2, "everywhere"])
