@@ -84,6 +84,15 @@ is_debian() { # RELEASE
     (. /etc/os-release 2>/dev/null && [ "${ID:-} ${VERSION_ID:-}" = "debian $1" ])
 }
 
+# Installs a cargo subcommand into the cache, unless it is there in that version.
+cargo_tool() { # NAME VERSION [OPTION ...]
+    if ! grep -qsF "\"$1 $2 " "$cache/tools/.crates.toml"; then
+        say "Installing $1 $2 (some minutes, once)"
+        quietly env -u CARGO_TARGET_DIR -u RUSTC_BOOTSTRAP \
+            cargo install "$1" --version "$2" --locked --root "$cache/tools" "${@:3}"
+    fi
+}
+
 major_of() { "$1" --version | grep -oE '[0-9]+' | head -1; }
 
 # Whether a server, of that version, is there with its headers.
