@@ -1,0 +1,169 @@
+//! The rules for keys and tokens, stated once more and as plainly as can be, for the core to be
+//! compared with.
+
+use aes::Aes128;
+use aes::cipher::{Array, BlockCipherDecrypt as _, BlockCipherEncrypt as _, KeyInit as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
+use hmac::{Hmac, Mac as _};
+use sha2::Sha256;
+
+use crate::fernet::Error;
+
+pub type Key = [u8; 32];
+
+pub const VERSION: u8 = 0x80;
+/// Version, timestamp, IV.
+pub const HEADER: usize = 1 + 8 + BLOCK;
+pub const HMAC: usize = 32;
+const BLOCK: usize = 16;
+
+pub fn encode(bytes: &[u8]) -> String {
+    URL_SAFE.encode(bytes)
+}
+
+/// Decodes base64 as pyca does.
+pub fn decode(encoded: &[u8]) -> Option<Vec<u8>> {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut digits = Vec::new();
+    let mut pads = 0;
+    for &byte in encoded {
+        let byte = match byte {
+            b'-' => b'+',
+            b'_' => b'/',
+            other => other,
+        };
+        let in_group = digits.len() % 4;
+        if let Some(digit) = DIGITS.iter().position(|&candidate| candidate == byte) {
+            digits.push(digit);
+            pads = 0;
+        } else if byte == b'=' && in_group >= 2 {
+            pads += 1;
+            if in_group + pads == 4 {
+                return Some(whole_bytes(&digits));
+            }
+        }
+    }
+    digits.len().is_multiple_of(4).then(|| whole_bytes(&digits))
+}
+
+fn whole_bytes(digits: &[usize]) -> Vec<u8> {
+    let bit = |n: usize| digits[n / 6] >> (5 - n % 6) & 1;
+    let byte = |i: usize| (8 * i..8 * i + 8).fold(0, |byte, n| byte << 1 | bit(n) as u8);
+    (0..digits.len() * 6 / 8).map(byte).collect()
+}
+
+/// Reads keys between commas.
+pub fn key_list(list: &[u8]) -> Result<Vec<Key>, Error> {
+    if list.iter().all(u8::is_ascii_whitespace) {
+        return Err(Error::EmptyKeyList);
+    }
+    keys(
+        list.split(|&byte| byte == b',')
+            .map(<[u8]>::to_vec)
+            .collect(),
+    )
+}
+
+/// Reads keys on lines and between commas, with comments.
+pub fn key_file(text: &[u8]) -> Result<Vec<Key>, Error> {
+    let mut elements = vec![Vec::new()];
+    let mut comment = false;
+    for &byte in text {
+        match byte {
+            b'\n' => {
+                comment = false;
+                elements.push(Vec::new());
+            }
+            _ if comment => {}
+            b'#' => comment = true,
+            b',' => elements.push(Vec::new()),
+            _ => elements.last_mut().unwrap().push(byte),
+        }
+    }
+    elements.retain(|element| !element.iter().all(u8::is_ascii_whitespace));
+    keys(elements)
+}
+
+fn keys(elements: Vec<Vec<u8>>) -> Result<Vec<Key>, Error> {
+    let mut keys = Vec::new();
+    for element in elements {
+        let position = keys.len() + 1;
+        let key = decode(&element).and_then(|bytes| bytes.try_into().ok());
+        keys.push(key.ok_or(Error::InvalidKey { position })?);
+    }
+    if keys.is_empty() {
+        return Err(Error::EmptyKeyList);
+    }
+    Ok(keys)
+}
+
+/// Returns what a token holds: version, timestamp, IV, ciphertext, HMAC.
+pub fn record(token: &[u8]) -> Result<Vec<u8>, Error> {
+    let record = decode(token).ok_or(Error::NotAToken)?;
+    let ciphertext = record.len().saturating_sub(HEADER + HMAC);
+    if ciphertext == 0 || !ciphertext.is_multiple_of(BLOCK) || record[0] != VERSION {
+        return Err(Error::NotAToken);
+    }
+    Ok(record)
+}
+
+/// Returns the place of the first key under which the record's HMAC is right.
+pub fn key_index(keys: &[Key], record: &[u8]) -> Option<usize> {
+    let (signed, hmac) = record.split_at(record.len() - HMAC);
+    keys.iter().position(|key| sign(key, signed) == hmac)
+}
+
+/// Returns the place of the key that opens the record, and the plaintext.
+pub fn open(keys: &[Key], record: &[u8]) -> Result<(usize, Vec<u8>), Error> {
+    let (signed, hmac) = record.split_at(record.len() - HMAC);
+    let mut refusal = Error::Unauthenticated;
+    for (index, key) in keys.iter().enumerate() {
+        if sign(key, signed) != hmac {
+            continue;
+        }
+        let mut plaintext = decrypt(key, signed);
+        let padding = plaintext[plaintext.len() - 1];
+        let keep = plaintext.len().wrapping_sub(padding.into());
+        if (1..=16).contains(&padding) && plaintext[keep..].iter().all(|&byte| byte == padding) {
+            plaintext.truncate(keep);
+            return Ok((index, plaintext));
+        }
+        refusal = Error::BadPadding;
+    }
+    Err(refusal)
+}
+
+pub fn sign(key: &Key, signed: &[u8]) -> [u8; HMAC] {
+    let mac = Hmac::<Sha256>::new_from_slice(&key[..16]).unwrap();
+    mac.chain_update(signed).finalize().into_bytes().into()
+}
+
+fn decrypt(key: &Key, signed: &[u8]) -> Vec<u8> {
+    let cipher = Aes128::new_from_slice(&key[16..]).unwrap();
+    let blocks: Vec<&[u8]> = signed[HEADER - BLOCK..].chunks(BLOCK).collect();
+    let decrypt = |pair: &[&[u8]]| {
+        let mut block = Array::try_from(pair[1]).unwrap();
+        cipher.decrypt_block(&mut block);
+        xor(&block, pair[0])
+    };
+    blocks.windows(2).flat_map(decrypt).collect()
+}
+
+/// Encrypts the whole blocks behind the header, in place.
+pub fn encrypt(key: &Key, signed: &mut [u8]) {
+    let cipher = Aes128::new_from_slice(&key[16..]).unwrap();
+    for at in (HEADER..signed.len().saturating_sub(BLOCK - 1)).step_by(BLOCK) {
+        let block = xor(&signed[at..at + BLOCK], &signed[at - BLOCK..at]);
+        let mut block = Array::try_from(&block[..]).unwrap();
+        cipher.encrypt_block(&mut block);
+        signed[at..at + BLOCK].copy_from_slice(&block);
+    }
+}
+
+fn xor(left: &[u8], right: &[u8]) -> Vec<u8> {
+    left.iter()
+        .zip(right)
+        .map(|(left, right)| left ^ right)
+        .collect()
+}
