@@ -3,7 +3,7 @@
 //! timestamp, and can keep it.
 
 use fernet::{Fernet, MultiFernet};
-use pg_fernet::fernet::{Error, IV, Keyring, Token, sealed_len};
+use pg_fernet::fernet::{Error, IV, Keyring, Token, overwrite_traces, sealed_len};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -44,6 +44,11 @@ fn timestamp(token: &[u8]) -> u64 {
 fn key_index(keyring: &Keyring, token: &[u8]) -> Option<usize> {
     let mut buf = vec![0; token.len()];
     keyring.key_index(&Token::decode(token, &mut buf).ok()?)
+}
+
+fn opening_key(keyring: &Keyring, token: &[u8]) -> Result<usize, Error> {
+    let mut buf = vec![0; token.len()];
+    keyring.opening_key(&Token::decode(token, &mut buf)?)
 }
 
 /// Base64 of 32 bytes.
@@ -110,6 +115,7 @@ proptest! {
         // Twice, since the ring remembers the key that opened the token before.
         for _ in 0..2 {
             prop_assert_eq!(key_index(&ring, token.as_bytes()), Some(maker));
+            prop_assert_eq!(opening_key(&ring, token.as_bytes()), Ok(maker));
             prop_assert_eq!(open(&ring, token.as_bytes()), Ok(plaintext.clone()));
         }
     }
@@ -266,4 +272,37 @@ fn fingerprint() {
         ring.keys()[0].fingerprint(),
         [0xcb, 0xeb, 0x36, 0x2f, 0x1f, 0xa6, 0x9a, 0x66]
     );
+}
+
+#[test]
+fn three_bytes_for_four_characters_are_enough() {
+    for len in 0..100 {
+        assert_eq!(Token::decoded_len_max(len), (3 * len).div_ceil(4));
+    }
+}
+
+#[test]
+fn refusals_say_what_is_wrong() {
+    for (refusal, message) in [
+        (Error::EmptyKeyList, "the key list is empty"),
+        (
+            Error::InvalidKey { position: 2 },
+            "key 2 is not a valid Fernet key",
+        ),
+        (Error::NotAToken, "value is not a Fernet token"),
+        (
+            Error::Unauthenticated,
+            "no key authenticates the Fernet token",
+        ),
+        (Error::BadPadding, "padding of the Fernet token is wrong"),
+        (Error::OutOfMemory, "out of memory"),
+    ] {
+        assert_eq!(refusal.to_string(), message);
+    }
+}
+
+/// What it overwrites, pg_test/security looks for; here, that it cannot fail.
+#[test]
+fn overwriting_traces_succeeds() {
+    overwrite_traces();
 }
