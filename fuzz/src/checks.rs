@@ -172,8 +172,10 @@ impl Case {
     /// under which keys the rest becomes a token, and how that is written.
     fn new(data: &[u8]) -> Option<Self> {
         let (&[ring, signer, spelling], rest) = data.split_first_chunk()?;
-        // From one key on. The one that signs need not be among them.
-        let keys = &KEYS[..1 + usize::from(ring) % KEYS.len()];
+        // One or more, from any on. The one that signs need not be among them.
+        let first = usize::from(ring >> 2) % KEYS.len();
+        let keys = &KEYS[first..];
+        let keys = &keys[..1 + usize::from(ring) % keys.len()];
         let key = &KEYS[usize::from(signer >> 2) % KEYS.len()];
         let mut record = rest.to_vec();
         match signer & 3 {

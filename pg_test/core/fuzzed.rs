@@ -1,0 +1,48 @@
+//! Replays what the fuzz targets found: each file in `fuzzed/TARGET/` broke a core that had the
+//! fault it is named for.
+
+use std::fs;
+use std::path::Path;
+
+use pg_fernet::fernet;
+
+#[path = "../../fuzz/src/checks.rs"]
+pub mod checks;
+#[path = "../../src/fernet/codec.rs"]
+mod codec;
+#[path = "../../fuzz/src/rules.rs"]
+pub mod rules;
+
+fn replay(target: &str, check: fn(&[u8])) {
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("pg_test/core/fuzzed");
+    for entry in fs::read_dir(found.join(target)).expect("inputs for the target") {
+        let path = entry.expect("an input").path();
+        println!("{}", path.display()); // cargo shows it where the check fails
+        check(&fs::read(path).expect("an input"));
+    }
+}
+
+#[test]
+fn decode() {
+    replay("decode", checks::decode);
+}
+
+#[test]
+fn key_list() {
+    replay("key_list", checks::key_list);
+}
+
+#[test]
+fn open() {
+    replay("open", checks::open);
+}
+
+#[test]
+fn rotate() {
+    replay("rotate", checks::rotate);
+}
+
+#[test]
+fn fernet_crate() {
+    replay("fernet_crate", checks::fernet_crate);
+}
