@@ -4,8 +4,8 @@
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-airflow install installcheck lint bench bench-airflow bench-operations \
-	package test-package clean
+.PHONY: help demo test test-airflow fuzz mutants audit install installcheck lint bench bench-airflow \
+	bench-operations package test-package clean
 
 export PG PG_CONFIG
 
@@ -20,6 +20,15 @@ test: ## run all tests (PG=16, 17 or 18: on that server)
 
 test-airflow: ## run the tests on real Airflow, 2.11 and 3.3
 	@scripts/test-airflow
+
+fuzz: ## fuzz the core, ten seconds for each target
+	@scripts/fuzz
+
+mutants: ## show which faults in the core its tests would miss
+	@scripts/mutants
+
+audit: ## check the dependencies: licences, sources, advisories
+	@scripts/audit
 
 install: ## install the extension into the server of PG_CONFIG
 	@scripts/install
