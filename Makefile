@@ -4,7 +4,7 @@
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-airflow install installcheck lint bench bench-airflow bench-operations clean
+.PHONY: help demo test soak test-airflow install installcheck lint bench bench-airflow bench-operations clean
 
 export PG PG_CONFIG
 
@@ -16,6 +16,9 @@ demo: ## rotate an Airflow-shaped database on a throwaway server
 
 test: ## run all tests (PG=16 or PG=18: on that server)
 	@scripts/test
+
+soak: ## run the long form of the hardening tests (hours)
+	@scripts/soak
 
 test-airflow: ## run the tests on real Airflow, 2.11 and 3.3
 	@scripts/test-airflow
