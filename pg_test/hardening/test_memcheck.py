@@ -68,7 +68,10 @@ CALLS = [
     # These fail.
     "fernet_decrypt('plaintext')", "fernet_rotate(lost)", "fernet_decrypt_bytea(old, '1 s')", "set_config('fernet.keys', 'x', false)",
     "(SELECT sum(tokens) FROM fernet_census('samples', 'nothing'))",
+    # An error of the server's that passes through pgrx, which then leaks the 12 bytes of its domain's name.
+    "(SELECT sum(tokens) FROM fernet_census('failing', 'token'))",
 ]
+KNOWN = "CString", "do_ereport"
 
 
 def test_leaks(memcheck, rng):
@@ -78,6 +81,7 @@ def test_leaks(memcheck, rng):
         db.execute("CREATE EXTENSION pg_fernet")
         db.execute("CREATE TABLE samples AS SELECT %s::text AS old, %s::text AS lost, %s::text AS large",
                    [pyca.encrypt(key, plaintext, 1_700_000_000).decode() for key, plaintext in [(old, b"hello"), (lost, b"hello"), (old, b"x" * 50_000)]])
+        db.execute("CREATE VIEW failing AS SELECT (1 / length(left(old, 0)))::text AS token FROM samples")
         db.execute("""
             CREATE FUNCTION repeatedly(call text, times integer) RETURNS void LANGUAGE plpgsql AS $$
             BEGIN
@@ -103,6 +107,8 @@ def test_leaks(memcheck, rng):
             time.sleep(0.1)
         invalid, leaks = complaints(folder / f"{pid}.log")
         assert invalid == []
-        lost_bytes[times] = sum(int(LEAK.search(leak)[1].replace(",", "")) for leak in leaks)
+        known = [leak for leak in leaks if all(frame in leak for frame in KNOWN)]
+        assert known  # memcheck does see leaks
+        lost_bytes[times] = sum(int(LEAK.search(leak)[1].replace(",", "")) for leak in leaks if leak not in known)
     print(lost_bytes)
     assert lost_bytes[1000] == lost_bytes[100], "\n".join(leaks)
