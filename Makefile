@@ -4,7 +4,7 @@
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-airflow fuzz mutants audit install installcheck lint bench bench-airflow \
+.PHONY: help demo test soak test-airflow fuzz mutants audit install installcheck lint bench bench-airflow \
 	bench-operations package test-package clean
 
 export PG PG_CONFIG
@@ -17,6 +17,9 @@ demo: ## rotate an Airflow-shaped database on a throwaway server
 
 test: ## run all tests (PG=16, 17 or 18: on that server)
 	@scripts/test
+
+soak: ## run the long form of the hardening tests (hours)
+	@scripts/soak
 
 test-airflow: ## run the tests on real Airflow, 2.11 and 3.3
 	@scripts/test-airflow

@@ -15,7 +15,7 @@ use crate::catalog::{Kind, Lock, Name, Relation, literal, schema_of};
 use crate::citus::{self, Spread};
 use crate::error::Error;
 use crate::fernet::{self, Keyring, Token};
-use crate::functions::{fingerprint, is_token, sql_index};
+use crate::functions::{fingerprints, is_token, shown, sql_index};
 use crate::key_source::keyring;
 use crate::server;
 use crate::spi::{Argument, Connection, Planning, Row, Scalar};
@@ -51,7 +51,7 @@ fn fernet_census(
     >,
 > {
     let keyring = keyring()?;
-    let mut census = Census::new(&keyring);
+    let mut census = Census::new(&keyring)?;
     let connection = Connection::read_only();
     let relation =
         Relation::open(&connection, relation, Lock::Read).ok_or(Error::NoRelation(relation))?;
@@ -71,7 +71,7 @@ fn fernet_census(
             column_name.as_cstr(),
             &schema_of(fcinfo),
         )?;
-        return Ok(TableIterator::new(census.rows()));
+        return Ok(TableIterator::new(census.rows()?));
     }
     let select = connection.prepare(
         &[
@@ -91,7 +91,7 @@ fn fernet_census(
         }
     }
     drop(cursor);
-    Ok(TableIterator::new(census.rows()))
+    Ok(TableIterator::new(census.rows()?))
 }
 
 /// Counts values by what opens them.
@@ -105,14 +105,17 @@ struct Census<'a> {
 }
 
 impl<'a> Census<'a> {
-    fn new(keyring: &'a Keyring) -> Self {
-        Self {
+    fn new(keyring: &'a Keyring) -> Result<Self, Error> {
+        let mut under_key = Vec::new();
+        under_key.try_reserve_exact(keyring.keys().len())?;
+        under_key.resize(keyring.keys().len(), 0);
+        Ok(Self {
             keyring,
-            under_key: vec![0; keyring.keys().len()],
+            under_key,
             unknown_key: 0,
             not_a_token: 0,
             nulls: 0,
-        }
+        })
     }
 
     fn count(&mut self, value: Option<&[u8]>) -> Result<(), Error> {
@@ -173,25 +176,22 @@ impl<'a> Census<'a> {
     }
 
     /// Returns a row for each status and key, whether there are such values or not.
-    fn rows(self) -> Vec<CensusRow> {
-        let keys = self.keyring.keys().iter().zip(self.under_key).enumerate();
-        let mut rows: Vec<CensusRow> = keys
-            .map(|(index, (key, tokens))| {
-                let status = if index == 0 { "current" } else { "old key" };
-                (
-                    status,
-                    Some(sql_index(index)),
-                    Some(fingerprint(key)),
-                    tokens,
-                )
-            })
-            .collect();
-        rows.extend([
+    fn rows(self) -> Result<impl Iterator<Item = CensusRow> + use<>, Error> {
+        let keys = fingerprints(self.keyring)?.into_iter().zip(self.under_key);
+        let under_keys = keys.enumerate().map(|(index, (fingerprint, tokens))| {
+            let status = if index == 0 { "current" } else { "old key" };
+            (
+                status,
+                Some(sql_index(index)),
+                Some(shown(fingerprint)),
+                tokens,
+            )
+        });
+        Ok(under_keys.chain([
             ("unknown key", None, None, self.unknown_key),
             ("not a token", None, None, self.not_a_token),
             ("null", None, None, self.nulls),
-        ]);
-        rows
+        ]))
     }
 }
 

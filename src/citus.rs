@@ -6,7 +6,7 @@ use pgrx::prelude::*;
 use crate::catalog;
 use crate::error::Error;
 use crate::fernet::Keyring;
-use crate::functions::fingerprint;
+use crate::functions::shown;
 use crate::spi::{Argument, Connection, Planning};
 
 /// Where the rows of a table are.
@@ -116,7 +116,8 @@ pub(crate) fn on_shards<T>(
 
 /// Returns what tells, on another node, whether its keys are the same.
 pub(crate) fn fingerprints(keyring: &Keyring) -> String {
-    let fingerprints: Vec<_> = keyring.keys().iter().map(fingerprint).collect();
+    let keys = keyring.keys().iter();
+    let fingerprints: Vec<_> = keys.map(|key| shown(key.fingerprint())).collect();
     fingerprints.join(",")
 }
 

@@ -2,6 +2,7 @@
 //!
 //! None of them holds key material or plaintext, so neither can reach a client or the server log.
 
+use std::collections::TryReserveError;
 use std::io;
 
 use pgrx::pg_sys::panic::ErrorReport;
@@ -35,6 +36,8 @@ pub(crate) enum Error {
     NotText,
     /// The result would not fit into a value of PostgreSQL.
     TooLarge,
+    /// The operating system gave no memory.
+    OutOfMemory,
     /// The operating system gave no random bytes.
     NoRandomness,
     /// An argument of a procedure is null.
@@ -88,8 +91,14 @@ impl From<fernet::Error> for Error {
     }
 }
 
+impl From<TryReserveError> for Error {
+    fn from(_: TryReserveError) -> Self {
+        Self::OutOfMemory
+    }
+}
+
 impl Error {
-    fn sqlstate(&self) -> PgSqlErrorCode {
+    pub(crate) fn sqlstate(&self) -> PgSqlErrorCode {
         use fernet::Error as Refusal;
         match self {
             Self::NoKeys | Self::OtherKeys => {
@@ -98,7 +107,8 @@ impl Error {
             Self::KeyFile { .. } | Self::KeyCommand { .. } => {
                 PgSqlErrorCode::ERRCODE_CONFIG_FILE_ERROR
             }
-            Self::KeyList {
+            Self::OutOfMemory
+            | Self::KeyList {
                 refusal: Refusal::OutOfMemory,
                 ..
             } => PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
@@ -157,6 +167,7 @@ impl Error {
             Self::NotUtf8 => "text has no equivalent in UTF-8".into(),
             Self::NotText => "plaintext is not valid text in the database encoding".into(),
             Self::TooLarge => "result would exceed the limit of 1 GB for a value".into(),
+            Self::OutOfMemory => "out of memory".into(),
             Self::NoRandomness => "could not generate random bytes".into(),
             Self::Null(argument) => format!("{argument} must not be null"),
             Self::LessThanOne(argument) => format!("{argument} must be at least 1"),
@@ -262,6 +273,7 @@ impl Error {
             Self::TooLarge => {
                 "Split the value: a token takes a third more space than its plaintext."
             }
+            Self::OutOfMemory => "Configure fewer keys, or pass a smaller batch_size.",
             Self::NoRandomness => "Check the random number source of the operating system.",
             Self::Null(_) => "Leave the argument out where it has a default.",
             Self::LessThanOne(_) => "Leave the argument out to get its default.",

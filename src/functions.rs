@@ -6,7 +6,6 @@
     reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
 )]
 
-use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pgrx::pg_sys::panic::ErrorReport;
@@ -111,11 +110,10 @@ fn fernet_generate_key() -> String {
 #[pg_extern(sql = false)]
 fn fernet_keys()
 -> Result<TableIterator<'static, (name!(key_index, i32), name!(fingerprint, String))>> {
-    let keyring: Rc<Keyring> = keyring()?;
-    let rows: Vec<_> = (keyring.keys().iter().enumerate())
-        .map(|(index, key)| (sql_index(index), fingerprint(key)))
-        .collect();
-    Ok(TableIterator::new(rows))
+    let fingerprints = fingerprints(&*keyring()?)?.into_iter().enumerate();
+    Ok(TableIterator::new(fingerprints.map(
+        |(index, fingerprint)| (sql_index(index), shown(fingerprint)),
+    )))
 }
 
 /// Makes a token under the primary key, stamped with the time of the call.
@@ -195,9 +193,17 @@ fn timestamp_at(seconds: u64) -> TimestampWithTimeZone {
         .unwrap_or_else(TimestampWithTimeZone::positive_infinity)
 }
 
-/// Returns what SQL shows of a key.
-pub(crate) fn fingerprint(key: &Key) -> String {
-    format!("{:016x}", u64::from_be_bytes(key.fingerprint()))
+/// Returns the fingerprints of the keys. There may be so many that memory for them is refused.
+pub(crate) fn fingerprints(keyring: &Keyring) -> Result<Vec<[u8; 8]>, Error> {
+    let mut fingerprints = Vec::new();
+    fingerprints.try_reserve_exact(keyring.keys().len())?;
+    fingerprints.extend(keyring.keys().iter().map(Key::fingerprint));
+    Ok(fingerprints)
+}
+
+/// Returns what SQL shows of a fingerprint.
+pub(crate) fn shown(fingerprint: [u8; 8]) -> String {
+    format!("{:016x}", u64::from_be_bytes(fingerprint))
 }
 
 /// Returns the number that SQL knows a key by: its 1-based place in the list.

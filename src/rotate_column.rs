@@ -557,7 +557,7 @@ impl Rotation<'_> {
                     Outcome::Current if self.ours.contains(&writer) => batch.rows -= 1,
                     Outcome::Current => batch.counts.current += 1,
                     Outcome::Rotated(mut buffer, len) => {
-                        batch.push(id, writer, &buffer.value(len));
+                        batch.push(id, writer, &buffer.value(len))?;
                     }
                     Outcome::Refused(refusal) if self.strict => {
                         return Err(Error::Value {
@@ -682,10 +682,12 @@ impl<'tx> Batch<'tx> {
         }
     }
 
-    fn push(&mut self, id: Tid, writer: Xid, value: &Value<'_>) {
-        self.bytes += value.len();
+    fn push(&mut self, id: Tid, writer: Xid, value: &Value<'_>) -> Result<(), Error> {
+        self.ids.try_reserve(1)?;
         self.ids.push(id);
         self.values.push(id, writer, value);
+        self.bytes += value.len();
+        Ok(())
     }
 }
 

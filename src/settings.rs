@@ -1,7 +1,7 @@
 //! The settings `fernet.*` and their hooks.
 
 use std::cell::Cell;
-use std::ffi::{CStr, CString, OsStr, c_char, c_void};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -131,7 +131,7 @@ unsafe extern "C-unwind" fn check_keys(
     }
     match key_source::parse_setting(list) {
         Ok(_) => true,
-        Err(refusal) => refuse(&refusal.message(), refusal.hint()),
+        Err(refusal) => refuse(refusal.sqlstate(), &refusal.message(), refusal.hint()),
     }
 }
 
@@ -145,6 +145,7 @@ unsafe extern "C-unwind" fn check_keys_file(
     // SAFETY: the server passes a valid pointer.
     match unsafe { value_of(new_value) } {
         Some(path) if key_source::parse_setting(path).is_ok() => refuse(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             "fernet.keys_file must be the name of a file, not a list of keys",
             "Write the keys into a file, or set fernet.keys.",
         ),
@@ -161,11 +162,12 @@ unsafe fn value_of<'a>(new_value: *mut *mut c_char) -> Option<&'a [u8]> {
 }
 
 /// Says why a check hook refuses a value.
-fn refuse(message: &str, hint: &str) -> bool {
+fn refuse(sqlstate: PgSqlErrorCode, message: &str, hint: &str) -> bool {
     let message = CString::new(message).unwrap_or_default();
     let hint = CString::new(hint).unwrap_or_default();
     // SAFETY: the server reads these once the hook has returned; pstrdup'ed memory lasts that long.
     unsafe {
+        pg_sys::GUC_check_errcode(sqlstate as c_int);
         pg_sys::GUC_check_errmsg_string = pg_sys::pstrdup(message.as_ptr());
         pg_sys::GUC_check_errhint_string = pg_sys::pstrdup(hint.as_ptr());
     }

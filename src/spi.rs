@@ -354,7 +354,6 @@ impl Cursor<'_> {
         /// A compromise between calls and memory: rows hold 8 kB at most, since longer values
         /// stay out of line.
         const ROWS: i64 = 1000;
-        pgrx::check_for_interrupts!();
         // SAFETY: the portal is open until `self` is dropped; SPI leaves the table of rows to us.
         let rows = unsafe {
             pg_sys::SPI_cursor_fetch(self.portal.as_ptr(), true, ROWS);
@@ -390,10 +389,14 @@ impl Rows {
             let table = self.table.as_ref();
             (slice::from_raw_parts(table.vals, self.count), table.tupdesc)
         };
-        tuples.iter().map(move |&tuple| Row {
-            tuple,
-            shape,
-            rows: PhantomData,
+        tuples.iter().map(move |&tuple| {
+            // A row may take a while: its values may be large, and out of line.
+            pgrx::check_for_interrupts!();
+            Row {
+                tuple,
+                shape,
+                rows: PhantomData,
+            }
         })
     }
 }

@@ -14,7 +14,7 @@ def strings(path, start, end):
 
 
 def messages():
-    yield from strings("src/error.rs", "fn message(", "fn hint(")
+    yield from strings("src/error.rs", "fn message(", "fn detail(")
     yield from strings("src/fernet/error.rs", "fn fmt(", "impl std::error::Error")
     yield from strings("src/key_file.rs", "fn check_private(", "Ok(())")
     yield from strings("src/rotate_column.rs", "let left =", ";")

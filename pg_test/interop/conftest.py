@@ -1,11 +1,8 @@
 """A database with the extension on the server that PGHOST and so on name, and connections to it."""
 
-import os
-import random
-
 import pytest
 
-from fixtures import database, db, sessions  # noqa: F401, fixtures
+from fixtures import database, db, rng, sessions  # noqa: F401, fixtures
 from postgres import connect
 
 
@@ -20,11 +17,3 @@ def role(database):
         yield "fernet_user"
         admin.execute("DROP OWNED BY fernet_user")
         admin.execute("DROP ROLE fernet_user")
-
-
-@pytest.fixture
-def rng():
-    """Random numbers. PG_FERNET_SEED repeats a run; pytest shows the seed of a test that fails."""
-    seed = int(os.environ.get("PG_FERNET_SEED", random.SystemRandom().getrandbits(32)))
-    print(f"PG_FERNET_SEED={seed}")
-    return random.Random(seed)

@@ -1,5 +1,7 @@
-"""Fixtures that the tests of security use, too."""
+"""Fixtures that other suites use, too."""
 
+import os
+import random
 from contextlib import ExitStack
 
 import pytest
@@ -29,3 +31,11 @@ def sessions(database):
 def db(sessions):
     """A session of a superuser, each statement a transaction."""
     return sessions()
+
+
+@pytest.fixture
+def rng():
+    """Random numbers. PG_FERNET_SEED repeats a run; pytest shows the seed of a test that fails."""
+    seed = int(os.environ.get("PG_FERNET_SEED", random.SystemRandom().getrandbits(32)))
+    print(f"PG_FERNET_SEED={seed}")
+    return random.Random(seed)

@@ -35,7 +35,7 @@ class Cluster:
         if base:
             run(self.program("pg_basebackup"), "-h", base.dir, "-U", "postgres", "-D", self.data, "-R", "-c", "fast")
         else:
-            self.init()
+            self.init("--data-checksums")
         self.write("keys", "\n".join(keys))
         self.write("data/postgresql.auto.conf", "\n".join([
             *(["primary_conninfo = 'host=%s user=postgres'" % base.dir] if base else []),
@@ -86,19 +86,25 @@ class Cluster:
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: recoveries() > before)
 
-    def kill(self):
-        """Kills all processes of the server, with no time to clean up."""
+    def processes(self):
+        """All processes of the server, the first of them in front."""
         with open(os.path.join(self.data, "postmaster.pid")) as file:
             first = int(file.readline())
         processes = [tuple(map(int, line.split())) for line in run("ps", "-A", "-o", "pid=,ppid=").splitlines()]
-        for pid in [first, *(pid for pid, parent in processes if parent == first)]:
+        return [first, *(pid for pid, parent in processes if parent == first)]
+
+    def kill(self, processes=None):
+        """Kills all processes of the server, with no time to clean up. To look for them takes time: for
+        a kill at a certain moment, pass them."""
+        first, *others = processes or self.processes()
+        for pid in first, *others:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
         self.process.wait()
         # One that is still on its way out keeps the next server from starting.
-        wait_until(lambda: not any(is_alive(pid) for pid, parent in processes if parent == first))
+        wait_until(lambda: not any(map(is_alive, others)))
 
     def __enter__(self):
         return self

@@ -88,9 +88,7 @@ def upgrade(cluster, old_bin, new_bin):
     data, old = cluster.data, cluster.data + ".old"
     run("mv", data, old)
     cluster.programs = new_bin
-    # The default is with checksums since PostgreSQL 18.
-    options = ["--no-data-checksums"] if major(os.environ["PG_CONFIG"]) >= 18 else []
-    cluster.init(*options)
+    cluster.init("--data-checksums")  # as the old one was made
     run("cp", os.path.join(old, "postgresql.auto.conf"), data)
     run(cluster.program("pg_upgrade"), "-b", str(old_bin), "-B", new_bin, "-d", old, "-D", data,
         "-U", "postgres", "-s", cluster.dir, cwd=cluster.dir)
