@@ -93,6 +93,20 @@ cargo_tool() { # NAME VERSION [OPTION ...]
     fi
 }
 
+# Makes a Python environment, where it is missing or was made from other files.
+python_environment() { # DIR REQUIREMENTS [CONSTRAINTS]
+    if ! cat "${@:2}" | cmp -s - "$1/made-from.txt"; then
+        command -v python3 >/dev/null && python3 -c 'import ensurepip' 2>/dev/null ||
+            { may_apt && apt_install python3-venv; } ||
+            die "Python 3 with its venv module is missing; install python3-venv"
+        say "Making a Python environment in $1 (up to a minute, once)"
+        rm -rf "$1"
+        python3 -m venv "$1"
+        quietly "$1/bin/pip" install -r "$2"
+        cat "${@:2}" >"$1/made-from.txt"
+    fi
+}
+
 major_of() { "$1" --version | grep -oE '[0-9]+' | head -1; }
 
 # Whether a server, of that version, is there with its headers.
