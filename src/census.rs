@@ -158,9 +158,7 @@ impl<'a> Census<'a> {
             if theirs != fingerprints {
                 return Err(Error::OtherKeys);
             }
-            let counts = counts.split(' ').map(|count| count.parse().ok());
-            let counts: Option<Vec<i64>> = counts.collect();
-            counts.ok_or(Error::Answer)
+            citus::parse_counts(counts).ok_or(Error::Answer)
         };
         for counts in citus::on_shards(connection, relation.oid(), &before, &after, parse)? {
             let counters = (self.under_key.iter_mut()).chain([

@@ -278,17 +278,13 @@ impl Tally {
         } else {
             ""
         };
-        ErrorReport::new(
-            PgSqlErrorCode::ERRCODE_WARNING,
-            left,
-            "pg_fernet",
-        )
-        .set_detail(format!("{}{more}.", self.bad.join("; ")))
-        .set_hint(
-            "Append the missing key to the list of keys, or encrypt plaintext with fernet_encrypt(). \
-             fernet_key_index() is NULL for these values.",
-        )
-        .report(PgLogLevel::WARNING);
+        ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, left, "pg_fernet")
+            .set_detail(format!("{}{more}.", self.bad.join("; ")))
+            .set_hint(
+                "Append the missing key to the list of keys, or encrypt plaintext with \
+                 fernet_encrypt(). fernet_key_index() is NULL for these values.",
+            )
+            .report(PgLogLevel::WARNING);
     }
 
     /// Writes it down for the node that has called this one: the counts, then the values by line.
@@ -299,8 +295,7 @@ impl Tally {
 
     fn from_text(text: &str) -> Option<Self> {
         let mut lines = text.lines();
-        let counts = lines.next()?.split(' ').map(|count| count.parse().ok());
-        let counts: Vec<i64> = counts.collect::<Option<_>>()?;
+        let counts = citus::parse_counts(lines.next()?)?;
         let &[rotated, current, unknown_key, not_a_token, nulls] = &counts[..] else {
             return None;
         };
