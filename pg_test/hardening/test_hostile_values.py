@@ -98,12 +98,14 @@ def test_every_function(table, keys):
             seen = Counter(code for _, code in results[call])
             assert set(seen) <= {None, *allowed}, call
             calls, codes = calls + len(made), codes + seen
-        # Not just some result, but the one of Python.
+        # Not just some result, but the one of Python, of all its versions.
         for token, is_there, row in zip(made, present, zip(*results.values(), strict=True), strict=True):
             outcome = dict(zip(CALLS, row, strict=True))
+            assert {outcome[ENCRYPT][0], outcome[ENCRYPT_TEXT][0]} <= {"true", None}
+            if pyca.is_disputed(token):
+                continue
             for call, expected in (oracle(keys, token) if is_there else dict.fromkeys(OF_TOKENS, (None, None))).items():
                 assert outcome[call] == expected, (call, token[:500])
-            assert {outcome[ENCRYPT][0], outcome[ENCRYPT_TEXT][0]} <= {"true", None}
     assert session.info.backend_pid == process and value(session, "SELECT 1") == 1
     print(f"{len(made)} values, {calls} calls: {dict(codes)}")
     assert calls > 90_000 and set(codes) == {None, NOT_A_TOKEN, NO_KEY, NOT_TEXT, TIME}
@@ -130,6 +132,9 @@ def oracle(keys, token):
 
 def test_whole_columns(table, keys):
     session, made, _ = table
+    disputed = [n for n, token in enumerate(made) if pyca.is_disputed(token)]
+    session.execute("DELETE FROM hostile WHERE n = ANY(%s)", [disputed])
+    made = [token for token in made if not pyca.is_disputed(token)]
     found = {row[0] for row in session.execute("SELECT column_name FROM fernet_find_columns() WHERE relation = 'hostile'::regclass")}
     assert found == {"bytes", "words"}
     for column in found:
