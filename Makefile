@@ -54,7 +54,7 @@ package: ## make what a release consists of, in dist/: packages for Debian, tarb
 test-package: ## install, use and remove the packages in dist/ on clean roots (as root)
 	@scripts/test-package
 
-lint: ## check formatting, lints, documentation
+lint: ## check formatting, lints, documentation, spelling
 	@scripts/lint
 
 clean: ## remove what was built here
