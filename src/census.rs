@@ -85,7 +85,12 @@ fn fernet_census(
         Planning::Once,
     );
     let mut cursor = select.open([]);
-    while let Some(rows) = cursor.fetch() {
+    let are_stored = matches!(relation.kind(), Kind::Table | Kind::MaterializedView);
+    while let Some(rows) = if are_stored {
+        cursor.fetch()
+    } else {
+        cursor.fetch_large()
+    } {
         for row in rows.iter() {
             row.with_bytes(1, |value| census.count(value))?;
         }
@@ -195,15 +200,15 @@ impl<'a> Census<'a> {
 
 impl Scalar for Name {}
 
-/// The columns that may hold tokens and that the caller may read, with their relation, the
-/// percentage of its blocks that is likely to hold `$1` rows, and whether policies may hide some.
+/// The columns that may hold tokens and that the caller may read, with their relation, and the
+/// percentage of its blocks that is likely to hold `$1` rows.
 ///
 /// A partitioned table stands for its partitions. At least some 16 blocks are read, since a sample
-/// of few blocks may turn out to be none. The function's own search_path applies.
+/// of few blocks may turn out to be none. A standby has nothing of unlogged tables. The function's
+/// own search_path applies.
 const CANDIDATES: &[u8] = b"
-    SELECT c.oid, a.attname, quote_ident(a.attname), concat(quote_ident(n.nspname), '.', quote_ident(c.relname)),
-           least(100, 100 * greatest($1 / greatest(s.rows, 1), 16 / greatest(s.blocks, 1)))::float8,
-           row_security_active(c.oid)
+    SELECT c.oid, a.attname,
+           least(100, 100 * greatest($1 / greatest(s.rows, 1), 16 / greatest(s.blocks, 1)))::float8
     FROM pg_class AS c
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
     JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -214,14 +219,15 @@ const CANDIDATES: &[u8] = b"
             SELECT t.oid, t.typbasetype FROM types JOIN pg_type AS t ON t.oid = types.base)
         SELECT oid FROM types WHERE base = 0) AS t
     CROSS JOIN LATERAL (
-        SELECT sum(greatest(l.reltuples, 0))::float8, sum(l.relpages)::float8
+        SELECT sum(greatest(l.reltuples, 0))::float8, sum(l.relpages)::float8, bool_or(l.relpersistence = 'u')
         FROM pg_class AS l
         WHERE l.oid = c.oid OR c.relkind = 'p' AND l.oid IN (SELECT relid FROM pg_partition_tree(c.oid))
-    ) AS s (rows, blocks)
+    ) AS s (rows, blocks, unlogged)
     WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition AND c.relispopulated
       AND t.oid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
       AND NOT pg_is_other_temp_schema(n.oid)
+      AND NOT (s.unlogged AND pg_is_in_recovery())
       AND has_schema_privilege(n.oid, 'USAGE')
       AND has_column_privilege(c.oid, a.attnum, 'SELECT')
     ORDER BY n.nspname, c.relname, a.attnum";
@@ -255,11 +261,15 @@ fn fernet_find_columns(
 
     let mut found = Vec::new();
     for columns in candidates.chunk_by_mut(|a, b| a.relation == b.relation) {
-        if columns[0].hides_rows {
-            warn_of_hidden_rows(&columns[0].relation_name);
+        // Somebody may have dropped it by now.
+        let Some(relation) = Relation::open(&connection, columns[0].relation, Lock::Read) else {
+            continue;
+        };
+        if relation.hides_rows() {
+            warn_of_hidden_rows(&relation);
             continue;
         }
-        sample(&connection, columns, sample_rows)?;
+        sample(&connection, &relation, columns, sample_rows)?;
         let with_tokens = columns.iter().filter(|column| column.tokens > 0);
         found.extend(with_tokens.map(|c| (c.relation, c.name, c.sampled, c.tokens)));
     }
@@ -269,11 +279,8 @@ fn fernet_find_columns(
 /// A column that may hold tokens.
 struct Candidate {
     relation: pg_sys::Oid,
-    relation_name: Vec<u8>,
     name: Name,
-    quoted_name: Vec<u8>,
     percent: f64,
-    hides_rows: bool,
     /// How many values were looked at, and how many of them are tokens.
     sampled: i64,
     tokens: i64,
@@ -281,14 +288,10 @@ struct Candidate {
 
 impl Candidate {
     fn new(row: &Row<'_>) -> Self {
-        let bytes = |column| row.with_bytes(column, |bytes| bytes.unwrap_or_default().to_vec());
         Self {
             relation: row.get(1),
             name: row.get(2),
-            quoted_name: bytes(3),
-            relation_name: bytes(4),
-            percent: row.get(5),
-            hides_rows: row.get(6),
+            percent: row.get(3),
             sampled: 0,
             tokens: 0,
         }
@@ -298,18 +301,23 @@ impl Candidate {
 /// Looks at some rows of a relation, the same ones each time as long as it does not change.
 fn sample(
     connection: &Connection,
+    relation: &Relation<'_>,
     columns: &mut [Candidate],
     sample_rows: i32,
 ) -> Result<(), Error> {
-    let names: Vec<&[u8]> = columns
-        .iter()
-        .map(|column| &column.quoted_name[..])
-        .collect();
+    let mut names = Vec::new();
+    for column in columns.iter() {
+        match relation.column(column.name.as_cstr()) {
+            Ok(column) => names.push(column.name),
+            // Somebody has dropped or changed it meanwhile.
+            Err(_) => names.push(b"NULL::pg_catalog.text".to_vec()),
+        }
+    }
     let select = [
         b"SELECT ",
         &names.join(&b", "[..])[..],
         b" FROM ",
-        &columns[0].relation_name,
+        &relation.name(),
         format!(
             " TABLESAMPLE SYSTEM ({}) REPEATABLE (0) LIMIT {sample_rows}",
             columns[0].percent
@@ -330,12 +338,12 @@ fn sample(
     Ok(())
 }
 
-fn warn_of_hidden_rows(relation: &[u8]) {
+fn warn_of_hidden_rows(relation: &Relation<'_>) {
     ErrorReport::new(
         PgSqlErrorCode::ERRCODE_WARNING,
         format!(
             "left out {}: row-level security may hide rows of it",
-            String::from_utf8_lossy(relation)
+            relation.shown()
         ),
         "pg_fernet",
     )

@@ -349,14 +349,22 @@ pub(crate) struct Cursor<'c> {
 }
 
 impl Cursor<'_> {
-    /// Returns the next rows, or `None` after the last one.
+    /// Returns the next rows of tables, or `None` after the last one. The more at once, the less
+    /// it takes, and these hold 8 kB at most: longer values stay out of line.
     pub(crate) fn fetch(&mut self) -> Option<Rows> {
-        /// A compromise between calls and memory: rows hold 8 kB at most, since longer values
-        /// stay out of line.
-        const ROWS: i64 = 1000;
+        self.fetch_some(1000)
+    }
+
+    /// Returns the next rows, or `None` after the last one, where a row may hold any amount: the
+    /// values of a view or of another server are all in it.
+    pub(crate) fn fetch_large(&mut self) -> Option<Rows> {
+        self.fetch_some(10)
+    }
+
+    fn fetch_some(&mut self, limit: i64) -> Option<Rows> {
         // SAFETY: the portal is open until `self` is dropped; SPI leaves the table of rows to us.
         let rows = unsafe {
-            pg_sys::SPI_cursor_fetch(self.portal.as_ptr(), true, ROWS);
+            pg_sys::SPI_cursor_fetch(self.portal.as_ptr(), true, limit);
             Rows {
                 table: NonNull::new(pg_sys::SPI_tuptable)
                     .unwrap_or_else(|| fail("SPI_cursor_fetch")),

@@ -3,7 +3,7 @@
 import pytest
 
 import pyca
-from postgres import private_memory, set_keys, value
+from postgres import peak_memory, private_memory, set_keys, value
 from soak import count
 
 MEGABYTE = 1024
@@ -135,6 +135,15 @@ def test_large_values(db, rng):
 
     few = peak(2)
     assert peak(count(100, 5000)) - few < 2 * MEGABYTE
+
+
+def test_large_values_of_a_view(db, rng):
+    """They are all in their rows, and so few rows are fetched at once."""
+    set_keys(db, pyca.key_of(rng))
+    db.execute("CREATE TEMP VIEW large AS SELECT repeat('x', 1000000) AS value FROM generate_series(1, 200)")
+    before = peak_memory(db)
+    assert value(db, "SELECT tokens FROM fernet_census('large', 'value') WHERE status = 'not a token'") == 200
+    assert peak_memory(db) - before < 60 * MEGABYTE
 
 
 def test_changes_of_the_setting(db, rng):

@@ -76,8 +76,17 @@ def force_parallel(session):
 
 def private_memory(session):
     """Kilobytes that the session's process has to itself: what it shares with others aside."""
+    return memory(session, "RssAnon")
+
+
+def peak_memory(session):
+    """The most kilobytes that the session's process has had."""
+    return memory(session, "VmHWM")
+
+
+def memory(session, kind):
     status = Path(f"/proc/{session.info.backend_pid}/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
+    (line,) = [line for line in status.splitlines() if line.startswith(kind + ":")]
     return int(line.split()[1])
 
 

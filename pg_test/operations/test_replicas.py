@@ -19,6 +19,7 @@ def primary():
 def test_hot_standby(primary):
     with primary.connect() as db, Cluster([NEW, OLD], "fsync = off", base=primary) as standby:
         fill(db, 1000)
+        db.execute("CREATE UNLOGGED TABLE cache AS SELECT value FROM secrets")
         with standby.connect() as replica:
             assert value(replica, "SELECT pg_is_in_recovery()")
             caught_up(db, replica)

@@ -269,3 +269,16 @@ def test_partitions_that_come_and_go(db, sessions):
         assert call.is_alive()
         assert call.result()["rotated"] == 30_010
     assert census(db) == {"current": 30_010}
+
+
+def test_a_table_dropped_while_columns_are_looked_for(db, sessions):
+    fill(db, 10)
+    other, caller = sessions(), sessions()
+    db.execute("CREATE TABLE aaa (value text)")
+    other.execute("BEGIN")
+    other.execute("DROP TABLE aaa")
+    find = "SELECT relation::text, tokens FROM fernet_find_columns()"
+    with in_background(lambda: caller.execute(find).fetchall()) as found:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        other.execute("COMMIT")
+        assert found.result() == [("secrets", 10)]
