@@ -3,12 +3,13 @@
 //! A batch reads a range of the table's blocks, rotates the tokens in memory, and writes them back
 //! to the rows that nobody has changed meanwhile: those that still have the same place (`ctid`) and
 //! writer (`xmin`). A row that was changed, or that somebody else has locked, is left for later; no
-//! batch waits while it holds locks. Two passes:
+//! batch waits while it holds locks. At least two passes:
 //!
 //! 1. Over the blocks that the table has at the start.
 //! 2. Over the whole table, for the rows that were written since the start by others and for the
 //!    ranges in which the first pass left rows out. Where a row is still locked, it waits, with that
-//!    row alone in its transaction.
+//!    row alone in its transaction. A row that was changed by then may be anywhere, and still under
+//!    the old key, so another such pass follows.
 //!
 //! Nothing is remembered between calls: a call after one that was cancelled finds what is left.
 //!
@@ -37,7 +38,7 @@ use crate::key_source::keyring;
 use crate::progress::{Density, Progress, describe_time};
 use crate::random;
 use crate::server::{self, Record};
-use crate::spi::{Argument, Connection, NewValues, Planning, Tid, Transaction, Xid};
+use crate::spi::{Argument, Connection, NewValues, Patience, Planning, Tid, Transaction, Xid};
 use crate::text::{Buffer, Value};
 
 #[pg_extern(sql = false)]
@@ -155,8 +156,7 @@ impl Call {
         })?;
         let mut sum = Tally::default();
         for tally in tallies {
-            sum.counts += tally.counts;
-            sum.name_bad(tally.bad);
+            sum += tally;
         }
         Ok(sum)
     }
@@ -184,7 +184,8 @@ fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<bool, Error> {
     Ok(Spread::of(&connection, relation) == Spread::Shards)
 }
 
-/// Returns a relation and all that inherit from it, partitions included.
+/// Returns a relation and all that inherit from it, partitions included, but for temporary tables
+/// of other sessions, which no query sees.
 fn tables(connection: &Connection, relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     const FAMILY: &[u8] = b"
         WITH RECURSIVE family (member) AS (
@@ -192,7 +193,9 @@ fn tables(connection: &Connection, relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
             UNION
             SELECT i.inhrelid
             FROM family AS f
-            JOIN pg_catalog.pg_inherits AS i ON i.inhparent OPERATOR(pg_catalog.=) f.member)
+            JOIN pg_catalog.pg_inherits AS i ON i.inhparent OPERATOR(pg_catalog.=) f.member
+            JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) i.inhrelid
+            WHERE NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace))
         SELECT member FROM family ORDER BY member";
     let mut tables = Vec::new();
     let family = connection.prepare(&[FAMILY], [pg_sys::OIDOID], Planning::Once);
@@ -243,10 +246,26 @@ struct Tally {
     bad: Vec<String>,
 }
 
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.counts += other.counts;
+        self.name_bad(other.bad);
+    }
+}
+
 impl Tally {
     fn name_bad(&mut self, more: impl IntoIterator<Item = String>) {
         let unnamed = NAMED - self.bad.len();
         self.bad.extend(more.into_iter().take(unnamed));
+    }
+
+    /// Leaves out what was met in a table that is gone, or has to be read again.
+    fn keep_rotated_alone(&mut self) {
+        self.counts = Counts {
+            rotated: self.counts.rotated,
+            ..Counts::default()
+        };
+        self.bad.clear();
     }
 
     /// Tells the client.
@@ -322,11 +341,11 @@ struct Rotation<'a> {
     tally: Tally,
 }
 
-/// What the first pass has done to a table.
+/// What a pass has done to a table.
 struct Done {
     /// The file that it read.
     file: pg_sys::Oid,
-    /// Ranges in which rows were left to the second pass.
+    /// Ranges in which rows were left to the next pass.
     left_out: Vec<Range<Tid>>,
 }
 
@@ -360,25 +379,32 @@ impl Rotation<'_> {
             done.insert(table, self.first_pass(table, &mut report)?);
         }
 
-        // There may be new partitions, with rows that have moved there.
-        let (tables, mut report) = Transaction::run(|transaction| {
-            let tables = self::tables(transaction, relation);
-            let blocks = count_blocks(transaction, &tables);
-            Ok((
-                tables,
-                Report::new("checking what was written meanwhile", blocks),
-            ))
-        })?;
-        for table in tables {
-            let done = match done.remove(&table) {
-                Some(done) => done,
-                None => self.first_pass(table, &mut report)?,
-            };
-            if let Some(done) = done {
-                self.second_pass(table, start, &done, &mut report)?;
+        for _ in 0..MORE_PASSES {
+            // There may be new partitions, with rows that have moved there.
+            let (tables, mut report) = Transaction::run(|transaction| {
+                let tables = self::tables(transaction, relation);
+                let blocks = count_blocks(transaction, &tables);
+                Ok((
+                    tables,
+                    Report::new("checking what was written meanwhile", blocks),
+                ))
+            })?;
+            let mut is_done = true;
+            for table in tables {
+                let before = match done.remove(&table) {
+                    Some(before) => before,
+                    None => self.first_pass(table, &mut report)?,
+                };
+                let Some(before) = before else { continue };
+                let after = self.another_pass(table, start, &before, &mut report)?;
+                is_done &= after.as_ref().is_none_or(|after| after.left_out.is_empty());
+                done.insert(table, after);
+            }
+            if is_done {
+                return Ok(self.tally);
             }
         }
-
+        warn_of_rest();
         Ok(self.tally)
     }
 
@@ -387,7 +413,7 @@ impl Rotation<'_> {
     fn first_pass(&mut self, oid: pg_sys::Oid, report: &mut Report) -> Result<Option<Done>, Error> {
         let mut scan: Option<Scan> = None;
         let mut left_out = Vec::new();
-        let mut counts = Counts::default();
+        let mut tally = Tally::default();
         loop {
             let step = Transaction::run(|transaction| {
                 let Some(table) = Table::open(transaction, oid, self.column_name)? else {
@@ -398,10 +424,7 @@ impl Rotation<'_> {
                     // The table is new to us, or was rewritten, and all rows are elsewhere now.
                     scan => {
                         left_out.clear();
-                        counts = Counts {
-                            rotated: counts.rotated,
-                            ..Counts::default()
-                        };
+                        tally.keep_rotated_alone();
                         scan.insert(Scan::new(&table))
                     }
                 };
@@ -409,20 +432,24 @@ impl Rotation<'_> {
                     return Ok(Step::End(scan.file));
                 };
                 let batch = self.read(transaction, &table, range, None)?;
-                let written = self.write(transaction, &table, &batch, Patience::None);
+                let written = self.write(transaction, &table, &batch, Patience::Moment);
                 if written < batch.ids.len() {
                     left_out.push(batch.range.clone());
                 }
-                counts += batch.counts;
-                counts.rotated += written as i64;
-                self.tally.name_bad(batch.bad.iter().cloned());
+                tally.counts += batch.counts;
+                tally.counts.rotated += written as i64;
+                tally.name_bad(batch.bad.iter().cloned());
                 let blocks = scan.advance(batch.range, batch.rows);
                 Ok(Step::Batch(batch.rows, blocks))
             })?;
             match step {
-                Step::Gone => return Ok(None),
+                Step::Gone => {
+                    tally.keep_rotated_alone();
+                    self.tally += tally;
+                    return Ok(None);
+                }
                 Step::End(file) => {
-                    self.tally.counts += counts;
+                    self.tally += tally;
                     return Ok(Some(Done { file, left_out }));
                 }
                 Step::Batch(rows, blocks) => report.advance(rows, blocks),
@@ -430,15 +457,17 @@ impl Rotation<'_> {
         }
     }
 
-    /// Rotates what others have written since `start`, and what the first pass left out.
-    fn second_pass(
+    /// Rotates what others have written since `start`, and what the pass before left out. Returns
+    /// `None` if the table has been dropped.
+    fn another_pass(
         &mut self,
         oid: pg_sys::Oid,
         start: Xid,
-        done: &Done,
+        before: &Done,
         report: &mut Report,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Done>, Error> {
         let mut scan: Option<Scan> = None;
+        let mut left_out = Vec::new();
         loop {
             let mut locked = None;
             let step = Transaction::run(|transaction| {
@@ -452,38 +481,46 @@ impl Rotation<'_> {
                 let Some(range) = scan.next(self.batch_size) else {
                     return Ok(Step::End(scan.file));
                 };
-                let all = done.file != scan.file || done.has_left_out(&range);
+                let all = before.file != scan.file || before.has_left_out(&range);
                 let since = (!all).then_some(start);
                 let batch = self.read(transaction, &table, range, since)?;
-                let written = self.write(transaction, &table, &batch, Patience::None);
+                let written = self.write(transaction, &table, &batch, Patience::Moment);
                 self.tally.counts.rotated += written as i64;
-                if written < batch.ids.len() {
-                    locked = Some((scan.file, batch.range.clone(), since));
+                let missing = batch.ids.len() - written;
+                if missing > 0 {
+                    locked = Some((scan.file, batch.range.clone(), since, missing));
                 }
                 let blocks = scan.advance(batch.range, batch.rows);
                 Ok(Step::Batch(batch.rows, blocks))
             })?;
-            if let Some((file, range, since)) = locked {
-                self.wait_for_rest(oid, file, range, since)?;
+            if let Some((file, range, since, missing)) = locked {
+                // Others changed the rest before we could.
+                if self.wait_for_rest(oid, file, range.clone(), since)? < missing {
+                    left_out.push(range);
+                }
             }
             match step {
-                Step::Gone | Step::End(_) => return Ok(()),
+                Step::Gone => return Ok(None),
+                Step::End(file) => {
+                    return Ok(Some(Done { file, left_out }));
+                }
                 Step::Batch(rows, blocks) => report.advance(rows, blocks),
             }
         }
     }
 
-    /// Rotates the rows of a range that others have locked, one by one. While it waits for a row it
-    /// has no lock on another, so nobody waits for us.
+    /// Rotates the rows of a range that others have locked, one by one, and returns how many. While
+    /// it waits for a row it has no lock on another, so nobody waits for us.
     fn wait_for_rest(
         &mut self,
         oid: pg_sys::Oid,
         file: pg_sys::Oid,
         range: Range<Tid>,
         since: Option<Xid>,
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
+        let mut written = 0;
         let rest = Transaction::run(|transaction| {
-            // If the table was rewritten, the second pass starts again.
+            // If the table was rewritten, the pass starts again.
             match Table::open(transaction, oid, self.column_name)? {
                 Some(table) if table.relation.file() == file => {
                     Ok(self.read(transaction, &table, range, since)?.ids)
@@ -496,13 +533,13 @@ impl Rotation<'_> {
                 let table = Table::open(transaction, oid, self.column_name)?;
                 if let Some(table) = table.filter(|table| table.relation.file() == file) {
                     let batch = self.read(transaction, &table, row.alone(), since)?;
-                    let written = self.write(transaction, &table, &batch, Patience::Wait);
-                    self.tally.counts.rotated += written as i64;
+                    written += self.write(transaction, &table, &batch, Patience::Long);
                 }
                 Ok(())
             })?;
         }
-        Ok(())
+        self.tally.counts.rotated += written as i64;
+        Ok(written)
     }
 
     /// Reads the rows of a range, or those that others have written `since`, and rotates their
@@ -612,18 +649,14 @@ impl Rotation<'_> {
             let Range { start, end } = batch.range;
             update.execute([Argument::tid(start), Argument::tid(end)])
         };
-        let update = table.update();
-        let written = match patience {
-            Patience::Wait => execute(&update),
-            Patience::None => match transaction.attempt(|| (execute(&update), transaction.xid())) {
-                Some((written, xid)) => {
-                    self.ours.extend(xid);
-                    written
-                }
-                None => execute(&table.update_of_unlocked()),
-            },
+        let attempt =
+            |query: &[u8]| transaction.attempt(patience, || (execute(query), transaction.xid()));
+        let done = match (attempt(&table.update()), patience) {
+            (None, Patience::Moment) => attempt(&table.update_of_unlocked()),
+            (done, _) => done,
         };
-        self.ours.extend(transaction.xid());
+        let (written, xid) = done.unwrap_or_default();
+        self.ours.extend(xid);
         written as usize
     }
 }
@@ -631,17 +664,11 @@ impl Rotation<'_> {
 /// A batch ends once its new tokens take this much memory, if it has no more than `batch_size`.
 const BATCH_BYTES: usize = 16 << 20;
 
+/// How many passes follow the first one, if rows are changed each time before they are written.
+const MORE_PASSES: usize = 5;
+
 /// How many bad values are named.
 const NAMED: usize = 5;
-
-/// What to do about a row that somebody else has locked.
-#[derive(Clone, Copy)]
-enum Patience {
-    /// Leave it.
-    None,
-    /// Wait for it.
-    Wait,
-}
 
 enum Outcome {
     Null,
@@ -761,8 +788,9 @@ impl<'c> Table<'c> {
         .concat()
     }
 
-    /// The same for those of the rows that nobody has locked. It locks them first, and so costs
-    /// more.
+    /// The same for those of the rows that nobody has locked in any way. It locks them first, and so
+    /// costs more. The lock is as strong as that of an UPDATE can be: where the column is in a unique
+    /// index, it would wait for those who refer to the row by a foreign key.
     fn update_of_unlocked(&self) -> Vec<u8> {
         let (name, column) = (&self.name[..], &self.column.name[..]);
         [
@@ -770,7 +798,7 @@ impl<'c> Table<'c> {
               FROM (SELECT l.ctid, n.value FROM fernet_new_values AS n, ONLY ", name, b" AS l \
                     WHERE l.ctid OPERATOR(pg_catalog.=) n.id AND l.xmin OPERATOR(pg_catalog.=) n.writer \
                       AND l.ctid OPERATOR(pg_catalog.>=) $1 AND l.ctid OPERATOR(pg_catalog.<) $2 \
-                    FOR NO KEY UPDATE OF l SKIP LOCKED) AS u (id, value) \
+                    FOR UPDATE OF l SKIP LOCKED) AS u (id, value) \
               WHERE t.ctid OPERATOR(pg_catalog.=) u.id \
                 AND t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
         ]
@@ -877,6 +905,16 @@ impl Report {
 fn notice(message: String) {
     let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
     ErrorReport::new(code, message, "pg_fernet").report(PgLogLevel::NOTICE);
+}
+
+fn warn_of_rest() {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_WARNING,
+        "some values could not be rotated: others changed their rows each time, or a trigger kept them",
+        "pg_fernet",
+    )
+    .set_hint("fernet_census() tells how many values are under an old key. Call this again.")
+    .report(PgLogLevel::WARNING);
 }
 
 fn warn_of_single_key() {

@@ -201,9 +201,10 @@ impl Transaction {
         (xid != pg_sys::InvalidTransactionId).then_some(xid)
     }
 
-    /// Calls `f`. Where it would wait for a lock for longer than a moment, undoes what it did and
-    /// returns `None`.
-    pub(crate) fn attempt<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
+    /// Calls `f`, which writes to rows. If it meets one that it cannot have, undoes what it did and
+    /// returns `None`: one that is locked, unless there is patience to wait for it, or one that has
+    /// moved to another partition.
+    pub(crate) fn attempt<T>(&self, patience: Patience, f: impl FnOnce() -> T) -> Option<T> {
         // SAFETY: these globals are always valid to read; they are put back below.
         let (context, owner) =
             unsafe { (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner) };
@@ -213,17 +214,21 @@ impl Transaction {
             pg_sys::MemoryContextSwitchTo(context);
             pg_sys::NewGUCNestLevel()
         };
-        // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice.
-        set_config(c"lock_timeout", c"10ms", Until::Level);
+        if let Patience::Moment = patience {
+            // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice.
+            set_config(c"lock_timeout", c"10ms", Until::Level);
+        }
+        let locked = |error| match patience {
+            Patience::Moment => Attempt::NotToBeHad,
+            Patience::Long => Attempt::Failed(Box::new(error)),
+        };
         let attempt = PgTryBuilder::new(AssertUnwindSafe(|| Attempt::Done(f())))
-            .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| {
-                Attempt::Locked
-            })
-            .catch_when(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED, |_| {
-                Attempt::Locked
+            .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, locked)
+            .catch_when(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED, locked)
+            .catch_when(PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE, |_| {
+                Attempt::NotToBeHad
             })
             .catch_others(|error| Attempt::Failed(Box::new(error)))
-            .catch_rust_panic(|error| Attempt::Failed(Box::new(error)))
             .execute();
         // SAFETY: as above.
         unsafe {
@@ -239,16 +244,23 @@ impl Transaction {
         }
         match attempt {
             Attempt::Done(result) => Some(result),
-            Attempt::Locked => None,
+            Attempt::NotToBeHad => None,
             Attempt::Failed(error) => error.rethrow(),
         }
     }
 }
 
+/// How long to wait for a row that somebody else has locked.
+#[derive(Clone, Copy)]
+pub(crate) enum Patience {
+    Moment,
+    /// As long as `lock_timeout` allows.
+    Long,
+}
+
 enum Attempt<T> {
     Done(T),
-    /// It would have had to wait.
-    Locked,
+    NotToBeHad,
     Failed(Box<CaughtError>),
 }
 

@@ -161,6 +161,14 @@ def waits_for_lock(db, pid):
     return value(db, "SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE pid = %s", pid)
 
 
+def wait_until_it_waits_for_long(db, session):
+    """For longer than the moment for which a batch waits before it leaves a row out."""
+    def waits():
+        return waits_for_lock(db, session.info.backend_pid)
+
+    wait_until(lambda: waits() and not time.sleep(0.1) and waits())
+
+
 def test_locked_rows_are_waited_for_at_last_and_alone(db, sessions):
     fill(db, 20_000)
     locker, caller, other = sessions(), sessions(), sessions()
@@ -201,13 +209,81 @@ def test_an_update_in_progress_wins(db, sessions):
     assert census(db) == {"current": 3}
 
 
+def test_a_row_is_rotated_whose_other_columns_are_changed_meanwhile(db, sessions):
+    # Its new version has the old token, and is in a place that was passed when the change ends.
+    fill(db, 3)
+    writer, caller = sessions(), sessions()
+    writer.execute("BEGIN")
+    writer.execute("UPDATE secrets SET id = -id WHERE id = 2")
+    with in_background(rotate, caller) as call:
+        wait_until_it_waits_for_long(db, caller)
+        writer.execute("COMMIT")
+        assert call.result()["rotated"] == 3
+    assert census(db) == {"current": 3}
+
+
+@pytest.mark.parametrize("partition", [1, 3])
+def test_a_row_that_moves_to_another_partition_is_rotated(db, sessions, partition):
+    db.execute("CREATE TABLE secrets (part integer, value text) PARTITION BY LIST (part)")
+    for part in range(1, 4):
+        db.execute(f"CREATE TABLE secrets_{part} PARTITION OF secrets FOR VALUES IN ({part})")
+    with db.transaction():
+        db.execute("SELECT set_config('fernet.keys', %s, true)", [OLD])
+        db.execute("INSERT INTO secrets SELECT part, fernet_encrypt('x') FROM generate_series(1, 3) AS part")
+    writer, caller = sessions(), sessions()
+    writer.execute("BEGIN")
+    writer.execute(f"UPDATE secrets SET part = {partition} WHERE part = 2")
+    with in_background(rotate, caller) as call:
+        wait_until_it_waits_for_long(db, caller)
+        writer.execute("COMMIT")
+        assert call.result()["rotated"] == 3
+    assert census(db) == {"current": 3}
+
+
+def test_rows_that_cannot_be_written_are_left_at_last(db, sessions):
+    fill(db, 3)
+    db.execute("CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+    db.execute("CREATE TRIGGER keep BEFORE UPDATE ON secrets FOR EACH ROW WHEN (old.id = 2) EXECUTE FUNCTION keep()")
+    warnings, caller = [], sessions()
+    caller.add_notice_handler(lambda notice: warnings.append(notice.message_primary) if notice.severity == "WARNING" else None)
+    try:
+        assert rotate(caller)["rotated"] == 2
+    finally:
+        db.execute("DROP FUNCTION keep CASCADE")
+    assert warnings == ["some values could not be rotated: others changed their rows each time, or a trigger kept them"]
+    assert census(db) == {"current": 2, "old key": 1}
+    assert rotate(db)["rotated"] == 1
+
+
+def test_a_unique_column_whose_rows_are_referred_to(db, sessions):
+    # Then an UPDATE of it conflicts with a lock that no other does.
+    fill(db, 1000)
+    db.execute("CREATE UNIQUE INDEX ON secrets (value)")
+    db.execute("CREATE TABLE children (id integer REFERENCES secrets (id))")
+    writer, caller = sessions(), sessions()
+    try:
+        writer.execute("BEGIN")
+        writer.execute("INSERT INTO children VALUES (500)")
+        with in_background(rotate, caller) as call:
+            wait_until_it_waits_for_long(db, caller)
+            # It waits with no lock on another row.
+            writer.execute("SET lock_timeout = '2s'")
+            writer.execute("UPDATE secrets SET id = id WHERE id IN (1, 1000)")
+            writer.execute("COMMIT")
+            assert call.result()["rotated"] == 1000
+        assert census(db) == {"current": 1000}
+    finally:
+        writer.execute("ROLLBACK")
+        db.execute("DROP TABLE children")
+
+
 def test_a_writer_that_rolls_back_leaves_the_row_to_the_rotation(db, sessions):
     fill(db, 3)
     writer, caller = sessions(), sessions()
     writer.execute("BEGIN")
     writer.execute("DELETE FROM secrets WHERE id = 2")
     with in_background(rotate, caller) as call:
-        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        wait_until_it_waits_for_long(db, caller)
         writer.execute("ROLLBACK")
         assert call.result()["rotated"] == 3
     assert census(db) == {"current": 3}
@@ -269,6 +345,33 @@ def test_partitions_that_come_and_go(db, sessions):
         assert call.is_alive()
         assert call.result()["rotated"] == 30_010
     assert census(db) == {"current": 30_010}
+
+
+def test_a_partition_that_goes_takes_its_bad_values_along(db, sessions):
+    db.execute("CREATE TABLE secrets (id integer, value text) PARTITION BY RANGE (id)")
+    for start in (0, 10_000):
+        db.execute(f"CREATE TABLE secrets_{start} PARTITION OF secrets FOR VALUES FROM ({start}) TO ({start + 10_000})")
+    with db.transaction():
+        db.execute("SELECT set_config('fernet.keys', %s, true)", [OLD])
+        db.execute("INSERT INTO secrets VALUES (0, 'plaintext')")
+        db.execute("INSERT INTO secrets SELECT i, fernet_encrypt('x') FROM generate_series(1, 10009) AS i")
+    caller, warnings = sessions(), []
+    caller.add_notice_handler(lambda notice: warnings.append(notice) if notice.severity == "WARNING" else None)
+    with in_background(rotate, caller, batch_size=100) as call:
+        wait_until(lambda: value(db, "SELECT fernet_key_index(value) FROM secrets WHERE id = 1") == 1)
+        db.execute("DROP TABLE secrets_0")
+        assert call.is_alive()
+        counts = call.result()
+    assert counts["not_a_token"] == 0 and 10 < counts["rotated"] < 10_000 and not warnings
+
+
+def test_temporary_children_of_others_are_passed_over(db, sessions):
+    fill(db, 10)
+    other = sessions()
+    other.execute("CREATE TEMP TABLE child () INHERITS (secrets)")
+    other.execute("INSERT INTO child VALUES (1, 'plaintext')")
+    assert rotate(db) == {"rotated": 10, "current": 0, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+    other.execute("DROP TABLE child")
 
 
 def test_a_table_dropped_while_columns_are_looked_for(db, sessions):
