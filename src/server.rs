@@ -41,9 +41,8 @@ pub(crate) fn sleep(time: Duration) -> io::Result<()> {
 
 fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> io::Result<u32> {
     let events = event | pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-    // SAFETY: the latch is this process's own; the socket is open, or none. The flags are read as
-    // the server itself reads them.
-    let (occurred, ending) = unsafe {
+    // SAFETY: the latch is this process's own; the socket is open, or none.
+    let occurred = unsafe {
         let occurred = pg_sys::WaitLatchOrSocket(
             pg_sys::MyLatch,
             events as i32,
@@ -52,16 +51,27 @@ fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> io::Result<u32>
             pg_sys::PG_WAIT_EXTENSION,
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
-        (
-            occurred,
-            pg_sys::QueryCancelPending != 0 || pg_sys::ProcDiePending != 0,
-        )
+        occurred
     };
-    if ending {
+    if is_ending() {
         return Err(io::ErrorKind::Interrupted.into());
     }
     end_if_interrupted();
     Ok(occurred as u32)
+}
+
+/// Tells whether the statement or the session is to end.
+fn is_ending() -> bool {
+    // SAFETY: flags that signal handlers set, read as the server itself reads them.
+    let ending = unsafe {
+        pg_sys::QueryCancelPending != 0
+            || pg_sys::ProcDiePending != 0
+            || pg_sys::ClientConnectionLost != 0
+    };
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: as above.
+    let ending = ending || unsafe { pg_sys::TransactionTimeoutPending != 0 };
+    ending
 }
 
 /// Ends the statement with an error, or the session, if somebody wants it to end. The latter does not

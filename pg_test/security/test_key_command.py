@@ -181,10 +181,13 @@ FOREVER = "echo $$ >>{0}; (sleep 15 & echo $! >>{0}; wait) & sleep 15 & echo $! 
     ("SELECT pg_cancel_backend({0})", psycopg.errors.QueryCanceled),
     ("SELECT pg_terminate_backend({0})", psycopg.errors.AdminShutdown),
     ("SET statement_timeout = '500ms'", psycopg.errors.QueryCanceled),
-], ids=["cancel", "terminate", "statement_timeout"])
+    ("SET transaction_timeout = '500ms'", psycopg.errors.TransactionTimeout),
+], ids=["cancel", "terminate", "statement_timeout", "transaction_timeout"])
 def test_it_is_killed_with_its_children(db, sessions, command, folder, end, error):
     command(FOREVER.format(folder / "ids"))
     session = sessions()
+    if "transaction_timeout" in end and session.info.server_version < 170000:
+        pytest.skip("there is none before PostgreSQL 17")
     if end.startswith("SET"):
         session.execute(end)
     else:
