@@ -254,6 +254,12 @@ pub(crate) fn schema_of(function: pg_sys::FunctionCallInfo) -> Identifier {
     }
 }
 
+/// Tells whether the database has an extension.
+pub(crate) fn has_extension(name: &CStr) -> bool {
+    // SAFETY: a C string; the result is no oid where there is no such extension.
+    unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
+}
+
 /// Tells whether a relation is in the schema `public`.
 pub(crate) fn is_in_public(relation: pg_sys::Oid) -> bool {
     // SAFETY: a C string, or null where there is nothing of that oid.

@@ -22,13 +22,12 @@ pub(crate) enum Spread {
 
 impl Spread {
     pub(crate) fn of(connection: &Connection, relation: pg_sys::Oid) -> Self {
-        // SAFETY: a C string; the result is not an oid where there is no such extension.
-        if unsafe { pg_sys::get_extension_oid(c"citus".as_ptr(), true) } == pg_sys::InvalidOid {
+        if !catalog::has_extension(c"citus") {
             return Self::Here;
         }
         // What it replicates itself, and does not leave to the server, it copies.
         const COPIED: &[u8] = b"
-            SELECT repmodel OPERATOR(pg_catalog.<>) 's'::\"char\"
+            SELECT repmodel OPERATOR(pg_catalog.<>) 's'::pg_catalog.\"char\"
             FROM pg_catalog.pg_dist_partition WHERE logicalrelid OPERATOR(pg_catalog.=) $1";
         let copied = connection.prepare(&[COPIED], [pg_sys::OIDOID], Planning::Once);
         let mut cursor = copied.open([Argument::oid(relation)]);
