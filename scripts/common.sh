@@ -1,6 +1,8 @@
 # Sourced by the other scripts: where things are, and how we speak.
 
 set -euo pipefail
+# What is installed is for the server's user, too.
+umask 022
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # shellcheck disable=SC2034 # setup reads it
