@@ -22,3 +22,4 @@ RUN cargo pgrx package --pg-config "$PGRX_PG_CONFIG_PATH" --out-dir /package \
 
 FROM postgres:${PG_MAJOR}-bookworm
 COPY --from=build /package/usr/ /usr/
+COPY sql/airflow /usr/share/pg_fernet/sql/airflow
