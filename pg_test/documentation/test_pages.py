@@ -1,6 +1,7 @@
 """Every code block of README.md and docs/ is run, in the order of its page, and prints what the page shows; or it is
 listed here, with the reason."""
 
+import json
 import re
 
 import pytest
@@ -79,6 +80,13 @@ def test_the_tests_that_run_the_others_are_there():
         for why in listed.values():
             if test := re.fullmatch(r"(pg_test/\S+\.py)::(\w+)", why):
                 assert f"def {test[2]}(" in (ROOT / test[1]).read_text(), why
+
+
+def test_the_table_of_performance_is_what_was_recorded():
+    page = (ROOT / "docs/performance.md").read_text()
+    for figure in json.loads((ROOT / "docs/performance.json").read_text())["figures"]:
+        work = figure["work"].replace("|", "\\|")
+        assert f"| {work} | {figure['measured']:.2f}" in page, f"docs/performance.md has not what `make bench` recorded for {work}"
 
 
 @pytest.mark.parametrize("page", PAGES)
