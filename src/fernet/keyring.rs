@@ -27,7 +27,7 @@ impl Keyring {
         if list.trim_ascii().is_empty() {
             return Err(Error::EmptyKeyList);
         }
-        Self::parse(list.split(|&byte| byte == b','))
+        Self::parse(list.split(|&byte| byte == b','), list.len())
     }
 
     /// Reads keys that stand on lines or between commas, newest first. Blank lines do not count,
@@ -39,17 +39,27 @@ impl Keyring {
         let lines = text.split(|&byte| byte == b'\n');
         let code = lines.filter_map(|line| line.split(|&byte| byte == b'#').next());
         let elements = code.flat_map(|line| line.split(|&byte| byte == b','));
-        Self::parse(elements.filter(|element| !element.trim_ascii().is_empty()))
+        let keys = elements.filter(|element| !element.trim_ascii().is_empty());
+        Self::parse(keys, text.len())
     }
 
-    fn parse<'a>(list: impl Iterator<Item = &'a [u8]> + Clone) -> Result<Self, Error> {
+    /// Reads the keys of a list that has so many bytes.
+    fn parse<'a>(
+        list: impl Iterator<Item = &'a [u8]> + Clone,
+        bytes: usize,
+    ) -> Result<Self, Error> {
+        // A key and what separates it from the next. Where there are more elements than such, one of
+        // them is no key, however many there are.
+        const LEN: usize = 45;
         let mut keys = Vec::new();
         // Room for all of them at once: a vector that grows leaves unwiped copies behind.
-        keys.try_reserve_exact(list.clone().count())
+        keys.try_reserve_exact(list.clone().count().min((bytes + 1) / LEN))
             .map_err(|_| Error::OutOfMemory)?;
         for (index, text) in list.enumerate() {
             let position = index + 1;
-            keys.push(Key::parse(text).ok_or(Error::InvalidKey { position })?);
+            let key = Key::parse(text).ok_or(Error::InvalidKey { position })?;
+            assert!(keys.len() < keys.capacity(), "a key is shorter than any");
+            keys.push(key);
         }
         if keys.is_empty() {
             return Err(Error::EmptyKeyList);
