@@ -131,8 +131,15 @@ installed() { # MAJOR
 }
 
 # Builds the extension and installs it into the server of a pg_config.
-install_into() {
-    local major
-    major=$(major_of "$1")
-    cargo pgrx install --release --pg-config "$1" "${@:2}" --no-default-features --features "pg$major"
+install_into() { # PG_CONFIG
+    cargo pgrx install --release --pg-config "$1" --no-default-features --features "pg$(major_of "$1")"
 }
+
+# Builds it for that server, and leaves in a folder what is to be installed.
+package_into() { # PG_CONFIG DIR
+    cargo pgrx package --pg-config "$1" --out-dir "$2" --no-default-features --features "pg$(major_of "$1")"
+}
+
+# What is in such a folder.
+packaged_library() { find "$1" -name pg_fernet.so; }
+packaged_extension() { find "$1" -name pg_fernet.control -o -name 'pg_fernet--*.sql'; }
