@@ -22,10 +22,17 @@ def value(db, query, *arguments):
     return db.execute(query, arguments or None).fetchone()[0]
 
 
-def fill(db, rows, key=OLD, table="secrets"):
-    """Makes a table of tokens under one key: the secret of row 1 is "secret 1"."""
+@contextmanager
+def under(db, key):
+    """A transaction that has one key."""
     with db.transaction():
         db.execute("SELECT set_config('fernet.keys', %s, true)", [key])
+        yield
+
+
+def fill(db, rows, key=OLD, table="secrets"):
+    """Makes a table of tokens under one key: the secret of row 1 is "secret 1"."""
+    with under(db, key):
         db.execute(f"CREATE TABLE IF NOT EXISTS {table} (id integer PRIMARY KEY, value text)")
         db.execute(f"INSERT INTO {table} SELECT i, fernet_encrypt('secret ' || i)"
                    f" FROM generate_series(1, {rows}) AS i")

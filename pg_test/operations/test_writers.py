@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 from cryptography.fernet import Fernet
 
-from tables import (NEW, OLD, census, fill, full_scans, in_background, plaintexts, rotate, value,
-                    wait_until)
+from tables import (NEW, OLD, census, fill, full_scans, in_background, plaintexts, rotate, under,
+                    value, wait_until)
 
 # Two million rows, for instance, take some minutes.
 ROWS = int(os.environ.get("PG_FERNET_ROWS", 200_000))
@@ -169,6 +169,17 @@ def wait_until_it_waits_for_long(db, session):
     wait_until(lambda: waits() and not time.sleep(0.1) and waits())
 
 
+def rotated_after_waiting_for(db, sessions, change, end="COMMIT"):
+    """How many rows a call rotates that has to wait for a transaction with a change."""
+    writer, caller = sessions(), sessions()
+    writer.execute("BEGIN")
+    writer.execute(change)
+    with in_background(rotate, caller) as call:
+        wait_until_it_waits_for_long(db, caller)
+        writer.execute(end)
+        return call.result()["rotated"]
+
+
 def test_locked_rows_are_waited_for_at_last_and_alone(db, sessions):
     fill(db, 20_000)
     locker, caller, other = sessions(), sessions(), sessions()
@@ -212,13 +223,7 @@ def test_an_update_in_progress_wins(db, sessions):
 def test_a_row_is_rotated_whose_other_columns_are_changed_meanwhile(db, sessions):
     # Its new version has the old token, and is in a place that was passed when the change ends.
     fill(db, 3)
-    writer, caller = sessions(), sessions()
-    writer.execute("BEGIN")
-    writer.execute("UPDATE secrets SET id = -id WHERE id = 2")
-    with in_background(rotate, caller) as call:
-        wait_until_it_waits_for_long(db, caller)
-        writer.execute("COMMIT")
-        assert call.result()["rotated"] == 3
+    assert rotated_after_waiting_for(db, sessions, "UPDATE secrets SET id = -id WHERE id = 2") == 3
     assert census(db) == {"current": 3}
 
 
@@ -227,16 +232,9 @@ def test_a_row_that_moves_to_another_partition_is_rotated(db, sessions, partitio
     db.execute("CREATE TABLE secrets (part integer, value text) PARTITION BY LIST (part)")
     for part in range(1, 4):
         db.execute(f"CREATE TABLE secrets_{part} PARTITION OF secrets FOR VALUES IN ({part})")
-    with db.transaction():
-        db.execute("SELECT set_config('fernet.keys', %s, true)", [OLD])
+    with under(db, OLD):
         db.execute("INSERT INTO secrets SELECT part, fernet_encrypt('x') FROM generate_series(1, 3) AS part")
-    writer, caller = sessions(), sessions()
-    writer.execute("BEGIN")
-    writer.execute(f"UPDATE secrets SET part = {partition} WHERE part = 2")
-    with in_background(rotate, caller) as call:
-        wait_until_it_waits_for_long(db, caller)
-        writer.execute("COMMIT")
-        assert call.result()["rotated"] == 3
+    assert rotated_after_waiting_for(db, sessions, f"UPDATE secrets SET part = {partition} WHERE part = 2") == 3
     assert census(db) == {"current": 3}
 
 
@@ -264,13 +262,7 @@ def test_a_unique_column_whose_rows_are_referred_to(db, sessions):
 
 def test_a_writer_that_rolls_back_leaves_the_row_to_the_rotation(db, sessions):
     fill(db, 3)
-    writer, caller = sessions(), sessions()
-    writer.execute("BEGIN")
-    writer.execute("DELETE FROM secrets WHERE id = 2")
-    with in_background(rotate, caller) as call:
-        wait_until_it_waits_for_long(db, caller)
-        writer.execute("ROLLBACK")
-        assert call.result()["rotated"] == 3
+    assert rotated_after_waiting_for(db, sessions, "DELETE FROM secrets WHERE id = 2", end="ROLLBACK") == 3
     assert census(db) == {"current": 3}
 
 
@@ -318,8 +310,7 @@ def test_partitions_that_come_and_go(db, sessions):
     for start in range(0, 40_000, 10_000):
         db.execute(f"CREATE TABLE secrets_{start} PARTITION OF secrets FOR VALUES FROM ({start}) TO ({start + 10_000})")
     db.execute("CREATE TABLE more (id integer, value text)")
-    with db.transaction():
-        db.execute("SELECT set_config('fernet.keys', %s, true)", [OLD])
+    with under(db, OLD):
         db.execute("INSERT INTO secrets SELECT i, fernet_encrypt('x') FROM generate_series(0, 39999) AS i")
         db.execute("INSERT INTO more SELECT i, fernet_encrypt('x') FROM generate_series(40000, 40009) AS i")
     caller = sessions()
@@ -336,8 +327,7 @@ def test_a_partition_that_goes_takes_its_bad_values_along(db, sessions):
     db.execute("CREATE TABLE secrets (id integer, value text) PARTITION BY RANGE (id)")
     for start in (0, 10_000):
         db.execute(f"CREATE TABLE secrets_{start} PARTITION OF secrets FOR VALUES FROM ({start}) TO ({start + 10_000})")
-    with db.transaction():
-        db.execute("SELECT set_config('fernet.keys', %s, true)", [OLD])
+    with under(db, OLD):
         db.execute("INSERT INTO secrets VALUES (0, 'plaintext')")
         db.execute("INSERT INTO secrets SELECT i, fernet_encrypt('x') FROM generate_series(1, 10009) AS i")
     caller, warnings = sessions(), []
