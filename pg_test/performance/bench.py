@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -20,6 +21,10 @@ import psycopg
 from cryptography.fernet import Fernet, MultiFernet
 
 from bars import draw
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
+
+from postgres import memory
 
 NEW, OLD = (Fernet.generate_key().decode() for _ in range(2))
 MORE = [Fernet.generate_key().decode() for _ in range(10)]
@@ -85,8 +90,7 @@ class Server:
 
     def memory(self, kind="RssAnon"):
         """What the session's process has to itself, in bytes; as VmHWM, the most that it had of all."""
-        status = Path(f"/proc/{self.db.info.backend_pid}/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(kind + ":"))
+        return memory(self.db, kind) * 1024
 
     def peak(self, query):
         """How much more memory a query takes at its peak than before, if we may ask for it."""
