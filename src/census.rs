@@ -85,12 +85,10 @@ fn fernet_census(
         Planning::Once,
     );
     let mut cursor = select.open([]);
-    let are_stored = matches!(relation.kind(), Kind::Table | Kind::MaterializedView);
-    while let Some(rows) = if are_stored {
-        cursor.fetch()
-    } else {
-        cursor.fetch_large()
-    } {
+    if !matches!(relation.kind(), Kind::Table | Kind::MaterializedView) {
+        cursor.expect_large_rows();
+    }
+    while let Some(rows) = cursor.fetch() {
         for row in rows.iter() {
             row.with_bytes(1, |value| census.count(value))?;
         }

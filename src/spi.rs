@@ -349,6 +349,9 @@ impl<'c> Plan<'c> {
         };
         Cursor {
             portal: NonNull::new(portal).unwrap_or_else(|| fail("SPI_cursor_open")),
+            // A compromise between calls and memory: rows of tables hold 8 kB at most, since longer
+            // values stay out of line.
+            rows_at_once: 1000,
             connection: PhantomData,
         }
     }
@@ -357,26 +360,21 @@ impl<'c> Plan<'c> {
 /// A running query.
 pub(crate) struct Cursor<'c> {
     portal: NonNull<pg_sys::PortalData>,
+    rows_at_once: i64,
     connection: PhantomData<&'c Connection>,
 }
 
 impl Cursor<'_> {
-    /// Returns the next rows of tables, or `None` after the last one. The more at once, the less
-    /// it takes, and these hold 8 kB at most: longer values stay out of line.
+    /// Fetches few rows at once: those of a view, or of another server, hold any amount.
+    pub(crate) fn expect_large_rows(&mut self) {
+        self.rows_at_once = 10;
+    }
+
+    /// Returns the next rows, or `None` after the last one.
     pub(crate) fn fetch(&mut self) -> Option<Rows> {
-        self.fetch_some(1000)
-    }
-
-    /// Returns the next rows, or `None` after the last one, where a row may hold any amount: the
-    /// values of a view or of another server are all in it.
-    pub(crate) fn fetch_large(&mut self) -> Option<Rows> {
-        self.fetch_some(10)
-    }
-
-    fn fetch_some(&mut self, limit: i64) -> Option<Rows> {
         // SAFETY: the portal is open until `self` is dropped; SPI leaves the table of rows to us.
         let rows = unsafe {
-            pg_sys::SPI_cursor_fetch(self.portal.as_ptr(), true, limit);
+            pg_sys::SPI_cursor_fetch(self.portal.as_ptr(), true, self.rows_at_once);
             Rows {
                 table: NonNull::new(pg_sys::SPI_tuptable)
                     .unwrap_or_else(|| fail("SPI_cursor_fetch")),
