@@ -108,6 +108,44 @@ class Background:
         return self.result_["value"]
 
 
+@contextmanager
+def rotation_held_at(db, caller, id, **arguments):
+    """Rotates in the background, and holds the call in the batch of a row until `go_on` is called.
+
+    The batch polls: a wait for a lock would be over after a moment, and the row left out.
+    """
+    def go_on():
+        db.execute("SELECT pg_advisory_unlock_all()")
+
+    db.execute("SELECT pg_advisory_lock(1)")
+    db.execute("CREATE OR REPLACE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+               " WHILE NOT pg_try_advisory_xact_lock_shared(1) LOOP PERFORM pg_sleep(0.005); END LOOP;"
+               " RETURN NEW; END $$")
+    db.execute(f"CREATE TRIGGER hold BEFORE UPDATE ON secrets FOR EACH ROW WHEN (OLD.id = {id}) EXECUTE FUNCTION hold()")
+    held = "SELECT wait_event IS NOT DISTINCT FROM 'PgSleep' FROM pg_stat_activity WHERE pid = %s"
+    try:
+        with in_background(rotate, caller, **arguments) as call:
+            try:
+                wait_until(lambda: value(db, held, caller.info.backend_pid))
+                yield call, go_on
+            finally:
+                go_on()
+    finally:
+        db.execute("DROP FUNCTION hold CASCADE")
+
+
+@contextmanager
+def in_line(db, session, statement):
+    """A statement in the background that waits for a lock, and will have it before whoever asks later."""
+    with in_background(session.execute, statement):
+        wait_until(lambda: waits_for_lock(db, session.info.backend_pid))
+        yield
+
+
+def waits_for_lock(db, pid):
+    return value(db, "SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE pid = %s", pid)
+
+
 def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():

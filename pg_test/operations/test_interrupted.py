@@ -1,9 +1,11 @@
 """Calls that end early, and the calls after them."""
 
+import time
+
 import pytest
 from psycopg import errors
 
-from tables import LOST, NEW, OLD, census, fill, in_background, plaintexts, rotate, value, wait_until
+from tables import LOST, NEW, OLD, census, fill, plaintexts, rotate, rotation_held_at, value, wait_until
 
 ROWS = 50_000
 
@@ -23,13 +25,12 @@ def is_consistent(db):
 def test_cancel(db, sessions):
     fill(db, ROWS)
     caller = sessions()
-    with in_background(rotate, caller, batch_size=500) as call:
-        wait_until(lambda: value(db, "SELECT fernet_key_index(value) FROM secrets WHERE id = 2000") == 1)
+    with rotation_held_at(db, caller, 2000, batch_size=500) as (call, _):
         assert value(db, "SELECT pg_cancel_backend(%s)", caller.info.backend_pid)
         with pytest.raises(errors.QueryCanceled):
             call.result()
     done = census(db)
-    assert 2000 <= done["current"] < ROWS
+    assert 1000 <= done["current"] < 2000
     assert is_consistent(db)
     # The same session goes on where it was.
     assert rotate(caller) == {"rotated": done["old key"], "current": done["current"],
@@ -64,13 +65,12 @@ def is_transaction_over(db):
 def test_a_terminated_session(db, sessions):
     fill(db, ROWS)
     caller = sessions()
-    with in_background(rotate, caller, batch_size=500) as call:
-        wait_until(lambda: value(db, "SELECT fernet_key_index(value) FROM secrets WHERE id = 2000") == 1)
+    with rotation_held_at(db, caller, 2000, batch_size=500) as (call, _):
         db.execute("SELECT pg_terminate_backend(%s)", [caller.info.backend_pid])
         with pytest.raises(errors.OperationalError):
             call.result()
     done = census(db)
-    assert 2000 <= done["current"] < ROWS
+    assert 1000 <= done["current"] < 2000
     assert rotate(db)["rotated"] == done["old key"]
     assert census(db) == {"current": ROWS}
 
@@ -100,11 +100,14 @@ def test_keys_that_change_meanwhile(db, sessions):
     caller = sessions()
     caller.execute("RESET fernet.keys")
     wait_until(lambda: value(caller, "SHOW fernet.keys") != "")
-    with in_background(rotate, caller, batch_size=500) as call:
-        wait_until(lambda: value(db, "SELECT fernet_key_index(value) FROM secrets WHERE id = 2000") == 1)
+    other = sessions()
+    other.execute("RESET fernet.keys")
+    with rotation_held_at(db, caller, 2000, batch_size=500) as (call, go_on):
         db.execute(f"ALTER SYSTEM SET fernet.keys = '{LOST}'")
         try:
             db.execute("SELECT pg_reload_conf()")
+            wait_until(lambda: value(other, "SHOW fernet.keys") == LOST)
+            go_on()
             assert call.result()["rotated"] == ROWS
         finally:
             db.execute("ALTER SYSTEM RESET fernet.keys")
@@ -140,15 +143,18 @@ def test_bad_values_are_counted_named_and_left_alone(db, sessions):
 
 
 def test_notices(db, sessions):
-    fill(db, 300_000)
+    fill(db, 30_000)
     caller = sessions()
     notices = notices_of(caller)
-    rotate(caller, batch_size=1000)
+    with rotation_held_at(db, caller, 15_000, batch_size=100) as (call, go_on):
+        time.sleep(1)
+        go_on()
+        call.result()
     messages = [message for _, message, _ in notices]
     print(*messages, sep="\n")
     assert {severity for severity, _, _ in notices} == {"NOTICE"}
-    assert messages[-1].startswith("rotated 300000 of 300000 rows in ")
+    assert messages[-1].startswith("rotated 30000 of 30000 rows in ")
     # Some, but far fewer than the 300 batches.
     progress = [message for message in messages if message.startswith("rotating: ")]
     assert 1 <= len(progress) < 100
-    assert all(" of about 300" in message and message.endswith(" left") for message in progress)
+    assert all(" of about 30" in message and message.endswith(" left") for message in progress)

@@ -5,7 +5,7 @@ import pytest
 from psycopg import errors
 
 from cluster import Cluster
-from tables import NEW, OLD, census, fill, in_background, rotate, value, wait_until
+from tables import NEW, OLD, census, fill, rotate, rotation_held_at, value, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def test_a_standby_promoted_half_way_completes_the_rotation(primary):
         fill(db, 30_000)
         with standby.connect() as replica:
             caught_up(db, replica)
-        with standby.connect() as replica, in_background(rotate, caller, batch_size=100) as call:
+        with standby.connect() as replica, rotation_held_at(db, caller, 20_000, batch_size=100) as (call, go_on):
             wait_until(lambda: census(replica).get("current", 0) > 1000)
-            assert call.is_alive()
             value(replica, "SELECT pg_promote()")
+            go_on()
             call.result()
             half = census(replica)
-            assert 1000 < half["current"] < 30_000 and half["current"] + half["old key"] == 30_000
+            assert 1000 < half["current"] < 20_000 and half["current"] + half["old key"] == 30_000
             assert rotate(replica)["rotated"] == half["old key"]
             assert census(replica) == {"current": 30_000}
         db.execute("DROP TABLE secrets")
