@@ -116,7 +116,7 @@ def test_alter_system_and_reload(admin, host, preload, rng):
 
     def reload(expected):
         value(admin, "SELECT pg_reload_conf()")
-        for _ in range(100):
+        for _ in range(1200):
             if column(admin, FINGERPRINTS_NOW) == expected:
                 return
             time.sleep(0.05)

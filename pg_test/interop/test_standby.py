@@ -38,7 +38,7 @@ def test_hot_standby(db, standby, database, rng):
     set_keys(db, old)
     db.execute("CREATE TABLE replicated AS SELECT fernet_encrypt(n::text) AS token FROM generate_series(1, 10000) AS n")
     until = value(db, "SELECT pg_current_wal_insert_lsn()::text")
-    deadline = time.time() + 20
+    deadline = time.time() + 60
     while not value(standby, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", until):
         assert time.time() < deadline
         time.sleep(0.05)
