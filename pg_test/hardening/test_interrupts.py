@@ -69,12 +69,7 @@ def session(large, sessions, keys):
     return session
 
 
-def is_soon(seconds):
-    """Whether it took less than a second. A busy machine gets three chances."""
-    return any(seconds() < 1 for _ in range(3))
-
-
-def seconds_to_end(session, statement, stop, refusal, after=0.2):
+def seconds_to_end(session, statement, stop, refusal, after=0.3):
     """How long a statement goes on once it is told to stop."""
     ended = []
 
@@ -100,38 +95,25 @@ def test_cancel(large, session, what):
     if what == "parallel":
         force_parallel(session)
     pid = session.info.backend_pid
-
-    def cancel():
-        large.execute("SELECT pg_cancel_backend(%s)", [pid])
-
-    assert is_soon(lambda: seconds_to_end(session, STATEMENTS[what], cancel, errors.QueryCanceled))
+    assert seconds_to_end(session, STATEMENTS[what], lambda: large.execute("SELECT pg_cancel_backend(%s)", [pid]), errors.QueryCanceled) < 1
     assert is_unchanged(large)
     assert value(session, "SELECT fernet_decrypt(fernet_encrypt('still here'))") == "still here"
 
 
 @pytest.mark.parametrize("what", STATEMENTS)
 def test_statement_timeout(large, session, what):
-    session.execute("SET statement_timeout = '200ms'")
-
-    def seconds():
-        begun = time.monotonic()
-        with pytest.raises(errors.QueryCanceled):
-            session.execute(STATEMENTS[what])
-        return time.monotonic() - begun - 0.2
-
-    assert is_soon(seconds)
+    session.execute("SET statement_timeout = '300ms'")
+    begun = time.monotonic()
+    with pytest.raises(errors.QueryCanceled):
+        session.execute(STATEMENTS[what])
+    assert time.monotonic() - begun < 1.3
     assert is_unchanged(large)
 
 
 @pytest.mark.parametrize("what", STATEMENTS)
-def test_terminate(large, sessions, keys, what):
-    def seconds():
-        session = sessions()
-        set_keys(session, *keys)
-        pid = session.info.backend_pid
-        return seconds_to_end(session, STATEMENTS[what], lambda: large.execute("SELECT pg_terminate_backend(%s)", [pid]), errors.AdminShutdown)
-
-    assert is_soon(seconds)
+def test_terminate(large, session, what):
+    pid = session.info.backend_pid
+    assert seconds_to_end(session, STATEMENTS[what], lambda: large.execute("SELECT pg_terminate_backend(%s)", [pid]), errors.AdminShutdown) < 1
     assert is_unchanged(large)
 
 
@@ -141,15 +123,10 @@ def test_fast_shutdown(keys):
             db.execute("CREATE EXTENSION pg_fernet")
             make_large_values(db, *keys)
         stop = "pg_ctl", "stop", "-m", "fast", "-D", cluster.data
-
-        def seconds():
-            with cluster.connect() as session:
-                seconds = seconds_to_end(session, STATEMENTS["update"], lambda: run(*stop, "-W"), errors.AdminShutdown)
-            cluster.process.wait(60)
-            cluster.start()
-            return seconds
-
-        assert is_soon(seconds)
+        with cluster.connect() as session:
+            assert seconds_to_end(session, STATEMENTS["update"], lambda: run(*stop, "-W"), errors.AdminShutdown) < 1
+        cluster.process.wait(60)
+        cluster.start()
         with cluster.connect() as db:
             set_keys(db, *keys)
             assert is_unchanged(db)

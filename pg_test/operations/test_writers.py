@@ -89,7 +89,7 @@ def test_nothing_is_lost(db, sessions, rng, keys):
     assert old <= {id for id, (_, key) in written.items() if key == OLD}
     assert census(db).get("old key", 0) == len(old)
     assert counts["unknown_key"] == counts["not_a_token"] == counts["nulls"] == 0
-    assert counts["rotated"] > ROWS * 0.5
+    assert counts["rotated"] > ROWS * 0.9
     # No batch read the whole table.
     assert full_scans(db) == scans + 2  # the two checks above
 
@@ -139,7 +139,7 @@ def test_nothing_is_lost_beside_pgbench(db, sessions, database, tmp_path):
         writes = value(db, "SELECT count(*) FROM journal")
         print(f"{counts} in {seconds:.1f} s, {writes} rows written meanwhile")
         assert counts["unknown_key"] == counts["not_a_token"] == counts["nulls"] == 0
-        assert counts["rotated"] > ROWS * 0.5
+        assert counts["rotated"] > ROWS * 0.9
 
         # Each value is what was written last; the others are what they were. What is still under the old key was written
         # under it, and the census tells exactly how much that is.

@@ -165,7 +165,7 @@ def running(id):
 
 def survivors(ids):
     """Those of the processes that do not end, not even in a moment. The test ends them."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 1
     while any(map(running, ids)) and time.monotonic() < deadline:
         time.sleep(0.01)
     left = list(filter(running, ids))
@@ -180,8 +180,8 @@ FOREVER = "echo $$ >>{0}; (sleep 15 & echo $! >>{0}; wait) & sleep 15 & echo $! 
 @pytest.mark.parametrize("end, error", [
     ("SELECT pg_cancel_backend({0})", psycopg.errors.QueryCanceled),
     ("SELECT pg_terminate_backend({0})", psycopg.errors.AdminShutdown),
-    ("SET statement_timeout = '2s'", psycopg.errors.QueryCanceled),
-    ("SET transaction_timeout = '2s'", psycopg.errors.TransactionTimeout),
+    ("SET statement_timeout = '500ms'", psycopg.errors.QueryCanceled),
+    ("SET transaction_timeout = '500ms'", psycopg.errors.TransactionTimeout),
 ], ids=["cancel", "terminate", "statement_timeout", "transaction_timeout"])
 def test_it_is_killed_with_its_children(db, sessions, command, folder, end, error):
     command(FOREVER.format(folder / "ids"))
@@ -198,7 +198,7 @@ def test_it_is_killed_with_its_children(db, sessions, command, folder, end, erro
     started = time.monotonic()
     with pytest.raises(error):
         session.execute("SELECT fernet_encrypt('hello')")
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 2
     assert not survivors(processes(folder / "ids", 3))
 
 
@@ -215,7 +215,7 @@ def test_it_has_ten_seconds(sessions, command, folder):
     with ThreadPoolExecutor() as pool:
         ends = list(pool.map(run, [sessions(), sessions()]))
     assert [message for message, _ in ends] == [FAILURE + "it took longer than 10 s"] * 2
-    assert all(10 <= seconds < 14 for _, seconds in ends)
+    assert all(10 <= seconds < 12 for _, seconds in ends)
     assert not survivors(processes(folder / "ids", 4))
 
 
