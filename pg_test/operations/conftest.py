@@ -2,9 +2,13 @@
 
 import os
 import random
+import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
 
 from tables import NEW, OLD, connect
 

@@ -118,7 +118,7 @@ def rotation_held_at(db, caller, id, **arguments):
         db.execute("SELECT pg_advisory_unlock_all()")
 
     db.execute("SELECT pg_advisory_lock(1)")
-    db.execute("CREATE OR REPLACE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+    db.execute("CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
                " WHILE NOT pg_try_advisory_xact_lock_shared(1) LOOP PERFORM pg_sleep(0.005); END LOOP;"
                " RETURN NEW; END $$")
     db.execute(f"CREATE TRIGGER hold BEFORE UPDATE ON secrets FOR EACH ROW WHEN (OLD.id = {id}) EXECUTE FUNCTION hold()")

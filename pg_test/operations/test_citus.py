@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "documentation"))
 
 from cluster import Cluster
 from pages import code_block
-from tables import LOST, NEW, OLD, census, fill, in_background, plaintexts, rotate, value, wait_until
+from tables import LOST, NEW, OLD, census, fill, in_background, plaintexts, rotate, under, value, wait_until
 
 with psycopg.connect() as server:
     if not value(server, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'citus')"):
@@ -155,8 +155,7 @@ def test_names_that_need_quotes(db):
     try:
         call = [table, column[1:-1]]
         db.execute("SELECT create_distributed_table(%s, 'id')", [table])
-        with db.transaction():
-            db.execute("SELECT set_config('fernet.keys', %s, true)", [OLD])
+        with under(db, OLD):
             db.execute(f"INSERT INTO {table} SELECT i, fernet_encrypt('x')::bytea FROM generate_series(1, 100) AS i")
         assert db.execute("CALL fernet_rotate_column(%s, %s)", call).fetchone() == (100, 0, 0, 0, 0)
         assert db.execute("SELECT status, tokens FROM fernet_census(%s, %s) WHERE tokens > 0", call).fetchall() == [("current", 100)]
@@ -169,8 +168,7 @@ def test_a_partitioned_table(db):
     db.execute("CREATE TABLE secrets_1 PARTITION OF secrets FOR VALUES FROM (1) TO (2)")
     db.execute("CREATE TABLE secrets_2 PARTITION OF secrets FOR VALUES FROM (2) TO (3)")
     db.execute("SELECT create_distributed_table('secrets', 'id')")
-    with db.transaction():
-        db.execute("SELECT set_config('fernet.keys', %s, true)", [OLD])
+    with under(db, OLD):
         db.execute("INSERT INTO secrets SELECT i, 1 + i % 2, fernet_encrypt('x') FROM generate_series(1, 1000) AS i")
     assert rotate(db, "secrets_2")["rotated"] == 500
     assert census(db) == {"current": 500, "old key": 500}

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from tables import NEW, OLD, census, fill, in_background, rotate, value
+from postgres import private_memory
+from tables import OLD, census, fill, in_background, rotate, under, value
 
 
 def test_batches_are_nearly_as_fast_as_the_update(db):
@@ -30,18 +31,12 @@ def test_batches_are_nearly_as_fast_as_the_update(db):
     assert ratio >= 0.8
 
 
-def memory(pid):
-    """Returns what a process has allocated, in MB."""
-    with open(f"/proc/{pid}/status") as status:
-        [line] = [line for line in status if line.startswith("RssAnon:")]
-    return int(line.split()[1]) / 1024
-
-
-def peak(call, pid):
+def peak(call, session):
+    """The most memory, in MB, that a session has to itself while a call runs."""
     most = 0
     while call.is_alive():
         try:
-            most = max(most, memory(pid))
+            most = max(most, private_memory(session) / 1024)
         except FileNotFoundError:
             break
         time.sleep(0.002)
@@ -60,7 +55,7 @@ def test_memory_does_not_grow_with_the_table(db, sessions):
         fill(db, rows)
         caller = sessions()
         with in_background(rotate, caller) as call:
-            peaks.append(peak(call, caller.info.backend_pid))
+            peaks.append(peak(call, caller))
     print("peaks in MB:", peaks)
     assert peaks[1] < peaks[0] + 8 and peaks[1] < 64
 
@@ -69,12 +64,11 @@ def test_memory_does_not_grow_with_the_table(db, sessions):
 def test_memory_is_bounded_for_large_values(db, sessions):
     db.execute("CREATE TABLE secrets (id integer, value text)")
     db.execute("ALTER TABLE secrets ALTER value SET STORAGE EXTERNAL")  # tokens do not compress
-    with db.transaction():
-        db.execute("SELECT set_config('fernet.keys', %s, true)", [OLD])
+    with under(db, OLD):
         db.execute("INSERT INTO secrets SELECT i, fernet_encrypt(repeat('x', 1000000)) FROM generate_series(1, 100) AS i")
     caller = sessions()
     with in_background(rotate, caller) as call:
-        most = peak(call, caller.info.backend_pid)
+        most = peak(call, caller)
     print("peak in MB:", most)
     assert most < 128
     assert census(db) == {"current": 100}

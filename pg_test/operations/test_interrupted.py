@@ -5,7 +5,7 @@ import time
 import pytest
 from psycopg import errors
 
-from tables import LOST, NEW, OLD, census, fill, plaintexts, rotate, rotation_held_at, value, wait_until
+from tables import LOST, NEW, OLD, census, fill, plaintexts, rotate, rotation_held_at, under, value, wait_until
 
 ROWS = 50_000
 
@@ -118,8 +118,7 @@ def test_keys_that_change_meanwhile(db, sessions):
 def test_bad_values_are_counted_named_and_left_alone(db, sessions):
     rows = 100_000
     fill(db, rows)
-    with db.transaction():
-        db.execute("SELECT set_config('fernet.keys', %s, true)", [LOST])
+    with under(db, LOST):
         db.execute("UPDATE secrets SET value = 'plaintext ' || id WHERE mod(id, 100) = 7")
         db.execute("UPDATE secrets SET value = fernet_encrypt('lost') WHERE mod(id, 100) = 13")
         db.execute("UPDATE secrets SET value = NULL WHERE mod(id, 100) = 17")
@@ -147,7 +146,7 @@ def test_notices(db, sessions):
     caller = sessions()
     notices = notices_of(caller)
     with rotation_held_at(db, caller, 15_000, batch_size=100) as (call, go_on):
-        time.sleep(1)
+        time.sleep(1)  # notices are as far apart
         go_on()
         call.result()
     messages = [message for _, message, _ in notices]
