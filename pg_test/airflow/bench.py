@@ -1,9 +1,9 @@
 """Times rotations of the same connections: Airflow's command beside an UPDATE.
 
-Start-up is taken off: Airflow's command runs in a process that has run it before, less its time on
-empty tables; the UPDATE runs in a session that is open. Each time is the median of nine runs of the
-UPDATE, of three of Airflow's command without its log masking, and of one of the stock command,
-which takes up to minutes.
+Start-up is taken off: Airflow's command runs in a process that has run it before, less its median
+time on empty tables; the UPDATE runs in a session that is open. Each time is the median of nine
+runs of the UPDATE, of three of Airflow's command without its log masking, and of one of the stock
+command, which takes up to minutes.
 """
 
 import os
