@@ -79,6 +79,7 @@ impl FromDatum for Tid {
         })
     }
 }
+
 /// A transaction's number.
 pub(crate) type Xid = pg_sys::TransactionId;
 
