@@ -18,7 +18,7 @@ use crate::fernet::{self, Keyring, Token};
 use crate::functions::{fingerprints, is_token, shown, sql_index};
 use crate::key_source::keyring;
 use crate::server;
-use crate::spi::{Argument, Connection, Planning, Row, Scalar};
+use crate::spi::{Argument, Connection, Row, Scalar};
 use crate::text::Buffer;
 
 type Result<T, E = ErrorReport> = std::result::Result<T, E>;
@@ -82,7 +82,6 @@ fn fernet_census(
             b" AS t",
         ],
         [],
-        Planning::Once,
     );
     let mut cursor = select.open([]);
     if !matches!(relation.kind(), Kind::Table | Kind::MaterializedView) {
@@ -250,7 +249,7 @@ fn fernet_find_columns(
     let connection = Connection::read_only();
     let mut candidates = Vec::new();
     let mut cursor = connection
-        .prepare(&[CANDIDATES], [pg_sys::INT4OID], Planning::Once)
+        .prepare(&[CANDIDATES], [pg_sys::INT4OID])
         .open([Argument::i32(sample_rows)]);
     while let Some(rows) = cursor.fetch() {
         candidates.extend(rows.iter().map(|row| Candidate::new(&row)));
@@ -323,7 +322,7 @@ fn sample(
         .as_bytes(),
     ]
     .concat();
-    let mut cursor = connection.prepare(&[&select], [], Planning::Once).open([]);
+    let mut cursor = connection.prepare(&[&select], []).open([]);
     while let Some(rows) = cursor.fetch() {
         for row in rows.iter() {
             for (column, number) in columns.iter_mut().zip(1..) {

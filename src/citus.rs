@@ -7,7 +7,7 @@ use crate::catalog;
 use crate::error::Error;
 use crate::fernet::Keyring;
 use crate::functions::shown;
-use crate::spi::{Argument, Connection, Planning};
+use crate::spi::{Argument, Connection};
 
 /// Where the rows of a table are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Spread {
         const COPIED: &[u8] = b"
             SELECT repmodel OPERATOR(pg_catalog.<>) 's'::pg_catalog.\"char\"
             FROM pg_catalog.pg_dist_partition WHERE logicalrelid OPERATOR(pg_catalog.=) $1";
-        let copied = connection.prepare(&[COPIED], [pg_sys::OIDOID], Planning::Once);
+        let copied = connection.prepare(&[COPIED], [pg_sys::OIDOID]);
         let mut cursor = copied.open([Argument::oid(relation)]);
         let rows = cursor.fetch();
         match rows.and_then(|rows| rows.iter().next().map(|row| row.get::<bool>(1))) {
@@ -71,11 +71,7 @@ pub(crate) fn on_shards<T>(
         &escaped(after),
     ]
     .concat();
-    let run = connection.prepare(
-        &[RUN],
-        [pg_sys::REGCLASSOID, pg_sys::TEXTOID],
-        Planning::Once,
-    );
+    let run = connection.prepare(&[RUN], [pg_sys::REGCLASSOID, pg_sys::TEXTOID]);
     let mut results = Vec::new();
     let mut failures = Vec::new();
     connection.with_safe_path(|| {

@@ -6,10 +6,11 @@
 //! batch waits while it holds locks. At least two passes:
 //!
 //! 1. Over the blocks that the table has at the start.
-//! 2. Over the whole table, for the rows that were written since the start by others and for the
-//!    ranges in which the first pass left rows out. Where a row is still locked, it waits, with that
-//!    row alone in its transaction. A row that was changed by then may be anywhere, and still under
-//!    the old key, so another such pass follows.
+//! 2. Over the whole table, for the rows that were written since the start, by others or by triggers,
+//!    and for the ranges in which the first pass left rows out. Where a row is still locked, it
+//!    waits, with that row alone in its transaction. A row that is changed meanwhile may move to where
+//!    the pass has been already, and still be under the old key. So another such pass follows, until
+//!    one has found nothing to rotate.
 //!
 //! Nothing is remembered between calls: a call after one that was cancelled finds what is left.
 //!
@@ -38,7 +39,7 @@ use crate::key_source::keyring;
 use crate::progress::{Density, Progress, describe_time};
 use crate::random;
 use crate::server::{self, Record};
-use crate::spi::{Argument, Connection, NewValues, Patience, Planning, Tid, Transaction, Xid};
+use crate::spi::{Argument, Connection, NewValues, Patience, Tid, Transaction, Xid};
 use crate::text::{Buffer, Value};
 
 #[pg_extern(sql = false)]
@@ -198,7 +199,7 @@ fn tables(connection: &Connection, relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
             WHERE NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace))
         SELECT member FROM family ORDER BY member";
     let mut tables = Vec::new();
-    let family = connection.prepare(&[FAMILY], [pg_sys::OIDOID], Planning::Once);
+    let family = connection.prepare(&[FAMILY], [pg_sys::OIDOID]);
     let mut cursor = family.open([Argument::oid(relation)]);
     while let Some(rows) = cursor.fetch() {
         tables.extend(rows.iter().map(|row| row.get::<pg_sys::Oid>(1)));
@@ -389,6 +390,7 @@ impl Rotation<'_> {
                     Report::new("checking what was written meanwhile", blocks),
                 ))
             })?;
+            let rotated = self.tally.counts.rotated;
             let mut is_done = true;
             for table in tables {
                 let before = match done.remove(&table) {
@@ -400,7 +402,7 @@ impl Rotation<'_> {
                 is_done &= after.as_ref().is_none_or(|after| after.left_out.is_empty());
                 done.insert(table, after);
             }
-            if is_done {
+            if is_done && self.tally.counts.rotated == rotated {
                 return Ok(self.tally);
             }
         }
@@ -457,8 +459,8 @@ impl Rotation<'_> {
         }
     }
 
-    /// Rotates what others have written since `start`, and what the pass before left out. Returns
-    /// `None` if the table has been dropped.
+    /// Rotates what was written since `start`, and what the pass before left out. Returns `None` if the
+    /// table has been dropped.
     fn another_pass(
         &mut self,
         oid: pg_sys::Oid,
@@ -542,8 +544,8 @@ impl Rotation<'_> {
         Ok(written)
     }
 
-    /// Reads the rows of a range, or those that others have written `since`, and rotates their
-    /// tokens in memory. Ends early where the batch is full.
+    /// Reads the rows of a range, or those that were written `since`, and rotates their tokens in
+    /// memory. Ends early where the batch is full.
     fn read<'tx>(
         &self,
         transaction: &'tx Transaction,
@@ -558,23 +560,17 @@ impl Rotation<'_> {
             b" FROM ONLY ",
             name,
             b" AS t WHERE t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
-            b" AND pg_catalog.age(t.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age($3) \
-               AND t.xmin OPERATOR(pg_catalog.<>) ALL ($4)",
+            b" AND pg_catalog.age(t.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age($3)",
         ];
-        use pg_sys::{TIDOID, XIDARRAYOID, XIDOID};
+        use pg_sys::{TIDOID, XIDOID};
         let (from, to) = (Argument::tid(range.start), Argument::tid(range.end));
         let mut cursor = match since {
             None => transaction
-                .prepare(&select[..5], [TIDOID, TIDOID], Planning::Once)
+                .prepare(&select[..5], [TIDOID, TIDOID])
                 .open([from, to]),
-            // Planned for its arguments, it hashes the transactions that are ours.
-            Some(since) => {
-                let types = [TIDOID, TIDOID, XIDOID, XIDARRAYOID];
-                let ours: Vec<_> = self.ours.iter().copied().collect();
-                transaction
-                    .prepare(&select, types, Planning::ForArguments)
-                    .open([from, to, Argument::xid(since), Argument::xids(&ours)])
-            }
+            Some(since) => transaction
+                .prepare(&select, [TIDOID, TIDOID, XIDOID])
+                .open([from, to, Argument::xid(since)]),
         };
         let mut batch = Batch::new(transaction, table, range);
         while let Some(rows) = cursor.fetch() {
@@ -584,8 +580,8 @@ impl Rotation<'_> {
                 batch.rows += 1;
                 match outcome {
                     Outcome::Null => batch.counts.nulls += 1,
-                    // Counted where it was before we moved it. What only looks like ours, because
-                    // it is older than the last wraparound, is not passed over for that.
+                    // Counted where it was before we moved it. A row of ours that is not current was
+                    // written by a trigger, or only looks like ours, from before the last wraparound.
                     Outcome::Current if self.ours.contains(&writer) => batch.rows -= 1,
                     Outcome::Current => batch.counts.current += 1,
                     Outcome::Rotated(mut buffer, len) => {
@@ -645,7 +641,7 @@ impl Rotation<'_> {
         let _shown = batch.values.show();
         let execute = |query: &[u8]| {
             let types = [pg_sys::TIDOID, pg_sys::TIDOID];
-            let update = transaction.prepare(&[query], types, Planning::Once);
+            let update = transaction.prepare(&[query], types);
             let Range { start, end } = batch.range;
             update.execute([Argument::tid(start), Argument::tid(end)])
         };
@@ -664,7 +660,7 @@ impl Rotation<'_> {
 /// A batch ends once its new tokens take this much memory, if it has no more than `batch_size`.
 const BATCH_BYTES: usize = 16 << 20;
 
-/// How many passes follow the first one, if rows are changed each time before they are written.
+/// How many passes follow the first one, if each finds something.
 const MORE_PASSES: usize = 5;
 
 /// How many bad values are named.
@@ -910,7 +906,7 @@ fn notice(message: String) {
 fn warn_of_rest() {
     ErrorReport::new(
         PgSqlErrorCode::ERRCODE_WARNING,
-        "some values could not be rotated: others changed their rows each time, or a trigger kept them",
+        "some values may still be under an old key: others wrote in each pass, or a trigger kept them",
         "pg_fernet",
     )
     .set_hint("fernet_census() tells how many values are under an old key. Call this again.")

@@ -135,7 +135,8 @@ unsafe extern "C-unwind" fn check_keys(
     }
 }
 
-/// Refuses keys in the place of a file's name, which is no secret, and which errors show.
+/// Refuses what is no absolute path: it may be keys, even ones with a mistake in them, and a path is
+/// no secret, so errors show it. An absolute path of 44 characters can be a key, too.
 #[pg_guard]
 unsafe extern "C-unwind" fn check_keys_file(
     new_value: *mut *mut c_char,
@@ -143,14 +144,15 @@ unsafe extern "C-unwind" fn check_keys_file(
     _source: pg_sys::GucSource::Type,
 ) -> bool {
     // SAFETY: the server passes a valid pointer.
-    match unsafe { value_of(new_value) } {
-        Some(path) if key_source::parse_setting(path).is_ok() => refuse(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            "fernet.keys_file must be the name of a file, not a list of keys",
-            "Write the keys into a file, or set fernet.keys.",
-        ),
-        _ => true,
+    let path = unsafe { value_of(new_value) }.unwrap_or_default();
+    if path.is_empty() || path.starts_with(b"/") && key_source::parse_setting(path).is_err() {
+        return true;
     }
+    refuse(
+        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        "fernet.keys_file must be the absolute path of a file",
+        "Write the keys into a file, and its path here, from / on. A list of keys belongs into fernet.keys.",
+    )
 }
 
 /// # Safety

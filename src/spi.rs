@@ -95,18 +95,15 @@ impl Connection {
         Self { read_only: true }
     }
 
-    /// Parses a query.
+    /// Parses a query, to be planned without a look at the arguments: of a range of places it is
+    /// then taken for granted that it is small.
     pub(crate) fn prepare<const N: usize>(
         &self,
         query: &[&[u8]],
         mut types: [pg_sys::Oid; N],
-        planning: Planning,
     ) -> Plan<'_> {
         let query = CString::new(query.concat()).expect("no name holds a zero byte");
-        let options = match planning {
-            Planning::Once => pg_sys::CURSOR_OPT_GENERIC_PLAN,
-            Planning::ForArguments => pg_sys::CURSOR_OPT_CUSTOM_PLAN,
-        };
+        let options = pg_sys::CURSOR_OPT_GENERIC_PLAN;
         // SAFETY: the query is a C string, and `types` has as many elements as it is said to.
         let plan = unsafe {
             pg_sys::SPI_prepare_cursor(query.as_ptr(), N as i32, types.as_mut_ptr(), options as i32)
@@ -296,15 +293,6 @@ fn set_config(name: &CStr, value: &CStr, until: Until) {
             false,
         );
     }
-}
-
-/// How a query is planned.
-#[derive(Clone, Copy)]
-pub(crate) enum Planning {
-    /// Without a look at the arguments.
-    Once,
-    /// Anew for each execution.
-    ForArguments,
 }
 
 /// A parsed query.
@@ -609,22 +597,6 @@ impl Argument {
             copy.write(tid.to_item_pointer());
             Self(copy.into())
         }
-    }
-
-    pub(crate) fn xids(xids: &[Xid]) -> Self {
-        let mut datums: Vec<_> = xids.iter().map(|xid| xid.into_inner().into()).collect();
-        // SAFETY: length, alignment and the rest are those of the type.
-        let array = unsafe {
-            pg_sys::construct_array(
-                datums.as_mut_ptr(),
-                datums.len() as i32,
-                pg_sys::XIDOID,
-                4,
-                true,
-                b'i' as _,
-            )
-        };
-        Self(array.into())
     }
 }
 

@@ -223,15 +223,68 @@ def test_a_row_is_rotated_whose_other_columns_are_changed_meanwhile(db, sessions
     assert census(db) == {"current": 3}
 
 
-@pytest.mark.parametrize("partition", [1, 3])
-def test_a_row_that_moves_to_another_partition_is_rotated(db, sessions, partition):
+def three_partitions(db):
+    """Of one row each."""
     db.execute("CREATE TABLE secrets (part integer, value text) PARTITION BY LIST (part)")
     for part in range(1, 4):
         db.execute(f"CREATE TABLE secrets_{part} PARTITION OF secrets FOR VALUES IN ({part})")
     with under(db, OLD):
         db.execute("INSERT INTO secrets SELECT part, fernet_encrypt('x') FROM generate_series(1, 3) AS part")
+
+
+@pytest.mark.parametrize("partition", [1, 3])
+def test_a_row_that_moves_to_another_partition_is_rotated(db, sessions, partition):
+    three_partitions(db)
     assert rotated_after_waiting_for(db, sessions, f"UPDATE secrets SET part = {partition} WHERE part = 2") == 3
     assert census(db) == {"current": 3}
+
+
+def test_a_row_that_moves_to_where_the_pass_has_been_is_rotated(db, sessions):
+    three_partitions(db)
+    second, third, caller = sessions(), sessions(), sessions()
+    with second.transaction(), third.transaction():
+        # The first pass leaves both rows out; the second one waits for the first of them.
+        for session, part in (second, 2), (third, 3):
+            session.execute("SELECT FROM secrets WHERE part = %s FOR UPDATE", [part])
+        with in_background(rotate, caller) as call:
+            wait_until_it_waits_for_long(db, caller)
+            third.execute("UPDATE secrets SET part = 1 WHERE part = 3")
+            third.execute("COMMIT")
+            second.execute("COMMIT")
+            assert call.result()["rotated"] == 3
+        for session in second, third:
+            session.execute("BEGIN")
+    assert census(db) == {"current": 3}
+
+
+def test_rows_that_a_trigger_writes_in_our_transaction_are_rotated(db, sessions):
+    db.execute("CREATE TABLE secrets (id integer, parent integer, value text, touched integer DEFAULT 0, filler text)")
+    db.execute("ALTER TABLE secrets ALTER filler SET STORAGE PLAIN")  # so that a block has one row
+    with under(db, OLD):
+        db.execute("INSERT INTO secrets SELECT i, 4 - i, fernet_encrypt('x'), 0, repeat('x', 7000) FROM generate_series(1, 3) AS i")
+    db.execute("CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+               " UPDATE secrets SET touched = touched + 1 WHERE id = NEW.parent; RETURN NULL; END $$")
+    db.execute("CREATE TRIGGER touch AFTER UPDATE ON secrets FOR EACH ROW WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION touch()")
+    try:
+        rotate(sessions(), batch_size=1)
+        assert census(db) == {"current": 3}
+        assert value(db, "SELECT min(touched) FROM secrets") > 0
+    finally:
+        db.execute("DROP FUNCTION touch CASCADE")
+
+
+def test_a_trigger_that_puts_the_old_value_back_brings_a_warning(db, sessions):
+    fill(db, 3)
+    db.execute("CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.value := OLD.value; RETURN NEW; END $$")
+    db.execute("CREATE TRIGGER keep BEFORE UPDATE ON secrets FOR EACH ROW WHEN (OLD.id = 2) EXECUTE FUNCTION keep()")
+    caller, warnings = sessions(), []
+    caller.add_notice_handler(lambda notice: warnings.append(notice.message_primary) if notice.severity == "WARNING" else None)
+    try:
+        rotate(caller)
+    finally:
+        db.execute("DROP FUNCTION keep CASCADE")
+    assert warnings == ["some values may still be under an old key: others wrote in each pass, or a trigger kept them"]
+    assert census(db) == {"current": 2, "old key": 1}
 
 
 def test_a_unique_column_whose_rows_are_referred_to(db, sessions):
