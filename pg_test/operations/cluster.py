@@ -90,12 +90,11 @@ class Cluster:
         """All processes of the server, the first of them in front."""
         with open(os.path.join(self.data, "postmaster.pid")) as file:
             first = int(file.readline())
-        processes = [tuple(map(int, line.split())) for line in run("ps", "-A", "-o", "pid=,ppid=").splitlines()]
-        return [first, *(pid for pid, parent in processes if parent == first)]
+        with open(f"/proc/{first}/task/{first}/children") as file:
+            return [first, *map(int, file.read().split())]
 
     def kill(self, processes=None):
-        """Kills all processes of the server, with no time to clean up. To look for them takes time: for
-        a kill at a certain moment, pass them."""
+        """Kills all processes of the server, or those that are passed, with no time to clean up."""
         first, *others = processes or self.processes()
         for pid in first, *others:
             try:
