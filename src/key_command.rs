@@ -1,5 +1,6 @@
 //! Keys from the output of the command in `fernet.keys_command`.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -17,11 +18,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs a shell command and returns what it prints.
 pub(crate) fn run(command: &OsStr) -> Result<Secret, Error> {
-    output(command).map_err(|error| {
-        server::end_if_interrupted();
-        Error::KeyCommand {
-            reason: reason(&error),
-        }
+    output(command).map_err(|error| Error::KeyCommand {
+        reason: reason(&error),
     })
 }
 
@@ -36,7 +34,7 @@ fn output(command: &OsStr) -> io::Result<Secret> {
         .ok_or(io::ErrorKind::BrokenPipe)?;
     loop {
         // The wait may end early, and a pipe that is not readable would block.
-        let readable = server::wait_readable(pipe.as_fd(), left(deadline)?)?;
+        let readable = server::wait_readable(pipe.as_fd(), left(deadline)?);
         if readable && !text.read_from(&mut pipe)? {
             break;
         }
@@ -46,7 +44,7 @@ fn output(command: &OsStr) -> io::Result<Secret> {
         if let Some(status) = group.try_wait()? {
             return check(status).map(|()| text);
         }
-        server::sleep(left(deadline)?.min(Duration::from_millis(10)))?;
+        server::sleep(left(deadline)?.min(Duration::from_millis(10)));
     }
 }
 
@@ -69,15 +67,26 @@ fn check(status: ExitStatus) -> io::Result<()> {
     }
 }
 
+thread_local! {
+    /// What runs now.
+    static RUNNING: Cell<Option<Pid>> = const { Cell::new(None) };
+    static IS_KILLED_AT_EXIT: Cell<bool> = const { Cell::new(false) };
+}
+
 /// A command and its children, as one process group. What still runs of it when this is dropped,
-/// because the time is over or the statement cancelled, is killed.
+/// because the time is over or the statement cancelled, is killed. So it is at the end of the server
+/// process, which drops nothing.
 struct Group {
     leader: Child,
-    ended: bool,
 }
 
 impl Group {
     fn spawn(command: &OsStr) -> io::Result<Self> {
+        if !IS_KILLED_AT_EXIT.replace(true) {
+            server::at_exit(|| {
+                kill_running();
+            });
+        }
         // What it says on standard error would go to the server log, where a key must not be.
         let leader = Command::new("/bin/sh")
             .arg("-c")
@@ -87,27 +96,32 @@ impl Group {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()?;
-        Ok(Self {
-            leader,
-            ended: false,
-        })
+        RUNNING.set(Some(Pid::from_child(&leader)));
+        Ok(Self { leader })
     }
 
     fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         let status = self.leader.try_wait()?;
-        self.ended = status.is_some();
+        if status.is_some() {
+            // Its id may be another group's by now.
+            RUNNING.set(None);
+        }
         Ok(status)
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if self.ended {
-            // Its id may be another group's by now.
-            return;
+        if kill_running() {
+            // There is nobody to tell if it fails.
+            let _ = self.leader.wait();
         }
-        // There is nobody to tell if it fails.
-        let _ = kill_process_group(Pid::from_child(&self.leader), Signal::KILL);
-        let _ = self.leader.wait();
     }
+}
+
+/// Tells whether there was something to kill.
+fn kill_running() -> bool {
+    RUNNING
+        .take()
+        .is_some_and(|group| kill_process_group(group, Signal::KILL).is_ok())
 }

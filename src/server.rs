@@ -1,7 +1,7 @@
 //! What the other modules ask of the server they run in.
 
 use std::ffi::CStr;
-use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::ptr;
 use std::time::Duration;
@@ -21,25 +21,18 @@ pub(crate) fn statement() -> pg_sys::TimestampTz {
     unsafe { pg_sys::GetCurrentStatementStartTimestamp() }
 }
 
-/// Waits until `fd` is readable, and tells whether it is; no longer than `time`.
-///
-/// # Errors
-/// If the statement is cancelled or the session is to end meanwhile. The caller cleans up, and then
-/// calls [`end_if_interrupted`].
-pub(crate) fn wait_readable(fd: BorrowedFd<'_>, time: Duration) -> io::Result<bool> {
-    let occurred = wait(pg_sys::WL_SOCKET_READABLE, fd.as_raw_fd(), time)?;
-    Ok(occurred & pg_sys::WL_SOCKET_READABLE != 0)
+/// Waits until `fd` is readable, and tells whether it is; no longer than `time`. Ends the statement
+/// with an error, or the session, if somebody wants it to end.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, time: Duration) -> bool {
+    wait(pg_sys::WL_SOCKET_READABLE, fd.as_raw_fd(), time) & pg_sys::WL_SOCKET_READABLE != 0
 }
 
-/// Waits for that time, or less.
-///
-/// # Errors
-/// As for [`wait_readable`].
-pub(crate) fn sleep(time: Duration) -> io::Result<()> {
-    wait(0, pg_sys::PGINVALID_SOCKET, time).map(|_| ())
+/// Waits for that time, or less, and ends as [`wait_readable`] does.
+pub(crate) fn sleep(time: Duration) {
+    wait(0, pg_sys::PGINVALID_SOCKET, time);
 }
 
-fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> io::Result<u32> {
+fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> u32 {
     let events = event | pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // SAFETY: the latch is this process's own; the socket is open, or none.
     let occurred = unsafe {
@@ -53,31 +46,21 @@ fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> io::Result<u32>
         pg_sys::ResetLatch(pg_sys::MyLatch);
         occurred
     };
-    if is_ending() {
-        return Err(io::ErrorKind::Interrupted.into());
-    }
-    end_if_interrupted();
-    Ok(occurred as u32)
-}
-
-/// Tells whether the statement or the session is to end.
-fn is_ending() -> bool {
-    // SAFETY: flags that signal handlers set, read as the server itself reads them.
-    let ending = unsafe {
-        pg_sys::QueryCancelPending != 0
-            || pg_sys::ProcDiePending != 0
-            || pg_sys::ClientConnectionLost != 0
-    };
-    #[cfg(any(feature = "pg17", feature = "pg18"))]
-    // SAFETY: as above.
-    let ending = ending || unsafe { pg_sys::TransactionTimeoutPending != 0 };
-    ending
-}
-
-/// Ends the statement with an error, or the session, if somebody wants it to end. The latter does not
-/// unwind: what must be cleaned up must be clean already.
-pub(crate) fn end_if_interrupted() {
     pgrx::check_for_interrupts!();
+    occurred as u32
+}
+
+/// Calls `f` when this server process ends, however it does in an orderly way. There is no unwinding
+/// then: nothing is dropped.
+pub(crate) fn at_exit(f: fn()) {
+    #[pg_guard]
+    unsafe extern "C-unwind" fn call(_code: i32, f: pg_sys::Datum) {
+        // SAFETY: the datum is that function.
+        let f: fn() = unsafe { mem::transmute(f.value()) };
+        f();
+    }
+    // SAFETY: the callback takes what it gets.
+    unsafe { pg_sys::on_proc_exit(Some(call), (f as usize).into()) };
 }
 
 /// Tells whether the library is being loaded on behalf of a statement of the client, that is,

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -200,6 +201,16 @@ def test_it_is_killed_with_its_children(db, sessions, command, folder, end, erro
         session.execute("SELECT fernet_encrypt('hello')")
     assert time.monotonic() - started < 2
     assert not survivors(processes(folder / "ids", 3))
+
+
+def test_it_is_killed_when_the_client_is_lost(db, command, folder, database):
+    command(FOREVER.format(folder / "ids"))
+    client = subprocess.Popen(["psql", "-X", "-c", "SET client_connection_check_interval = '100ms'",
+                               "-c", "SELECT fernet_encrypt('hello')", database])
+    ids = processes(folder / "ids", 3)
+    client.kill()
+    client.wait()
+    assert not survivors(ids)
 
 
 def test_it_has_ten_seconds(sessions, command, folder):
