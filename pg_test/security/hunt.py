@@ -235,8 +235,8 @@ class Hunt:
             self.run(session, "SELECT count(fernet_encrypt('x'))", sqlstate=sqlstate)
 
     def keys_in_the_place_of_a_path(self):
-        session = self.loaded()
-        self.run(session, f"SET fernet.keys_file = '{self.traces.key('SET fernet.keys_file')}'", sqlstate="22023")
+        for way, damage in ("SET fernet.keys_file", ""), ("SET fernet.keys_file, damaged", ","):
+            self.run(self.loaded(), f"SET fernet.keys_file = '{self.traces.key(way)}{damage}'", sqlstate="22023")
 
     def keys_from_a_command(self):
         for way, end, sqlstate in (

@@ -1,5 +1,6 @@
 """fernet.keys_file: who may own the file, what it may hold, and when a change of it counts."""
 
+import base64
 import os
 import subprocess
 import threading
@@ -12,7 +13,7 @@ import pytest
 from key_files import folder_for, key, needs_root, server_user, write
 from postgres import force_parallel, plan, value
 from pyca import fingerprint, opener
-from settings import fingerprints, refusal, use_file
+from settings import fingerprints, notices, refusal, use_file
 
 MIB = 1 << 20
 
@@ -196,12 +197,31 @@ def test_a_fifo_is_refused_at_once(db, folder):
         rescue.cancel()
 
 
-def test_a_relative_path_starts_at_the_data_directory(db, folder, keys):
-    path = write(folder / "keys", *keys)
-    use_file(db, os.path.relpath(path, os.environ["PGDATA"]))
-    assert fingerprints(db) == prints(*keys)
-    use_file(db, "fernet.keys that are not there")
-    assert "No such file" in refusal(db, "F0000")
+@pytest.mark.parametrize("damage", [
+    "{0}", "{0},{1}", "{0},", "{0},half", "x{0}", "'{0}'", "fernet.keys", "./fernet.keys", " /fernet.keys",
+])
+def test_what_is_no_absolute_path_is_refused_and_not_shown(db, keys, damage):
+    """It may be keys, with a mistake in them or not."""
+    db.execute("LOAD 'pg_fernet'")
+    with pytest.raises(psycopg.Error) as refused:
+        use_file(db, damage.format(*keys))
+    assert refused.value.sqlstate == "22023"
+    assert refused.value.diag.message_primary == "fernet.keys_file must be the absolute path of a file"
+    assert not any(key in str(refused.value) for key in keys)
+
+
+def test_so_it_is_where_it_was_set_before_the_library_was_loaded(sessions, keys):
+    session = sessions()
+    use_file(session, f"{keys[0]},")
+    told = notices(session)
+    assert refusal(session, "55000") == "no Fernet keys are configured"
+    assert told == ["fernet.keys_file must be the absolute path of a file"]
+
+
+def test_a_key_that_begins_like_a_path_is_refused(db):
+    db.execute("LOAD 'pg_fernet'")
+    with pytest.raises(psycopg.Error, match="must be the absolute path of a file"):
+        use_file(db, base64.b64encode(b"\xff" + os.urandom(31)).decode())
 
 
 #

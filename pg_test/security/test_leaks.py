@@ -11,7 +11,7 @@ from hunt import CONFIGURATION, HAS_CONTRIB, WAYS, Hunt
 from postgres import server
 
 IN_A_STATEMENT = set(WAYS)
-IN_A_REFUSED_STATEMENT = {*(f"{way}, refused" for way in WAYS), "SET fernet.keys_file"}
+IN_A_REFUSED_STATEMENT = {*(f"{way}, refused" for way in WAYS), "SET fernet.keys_file", "SET fernet.keys_file, damaged"}
 # ALTER ROLE with a bad list, which the server takes if it does not know the setting yet.
 LATER = "taken at first, refused"
 
