@@ -4,13 +4,16 @@
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak test-airflow fuzz mutants audit install installcheck lint bench bench-airflow \
+.PHONY: help all demo test soak test-airflow fuzz mutants audit install installcheck lint bench bench-airflow \
 	bench-operations package test-package clean
 
 export PG PG_CONFIG
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+# The pgxn client wants it, before it calls for `install`, which builds what it installs.
+all:
 
 demo: ## rotate an Airflow-shaped database on a throwaway server
 	@scripts/demo

@@ -48,6 +48,8 @@ def airflow_without_keys(reader):
 
 
 def airflow_with_old_tokens(reader):
+    reader.write("fernet.keys", f"{OLD}\n")
+    reader.write("new.key", f"{NEW}\n")
     reader.run_sql(f"""
         TRUNCATE connection, variable, trigger;
         BEGIN;
