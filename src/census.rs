@@ -200,10 +200,13 @@ impl Scalar for Name {}
 /// The columns that may hold tokens and that the caller may read, with their relation, and the
 /// percentage of its blocks that is likely to hold `$1` rows.
 ///
-/// A partitioned table stands for its partitions. At least some 16 blocks are read, since a sample
+/// A partitioned table stands for its partitions. If one of these is foreign, the others stand for
+/// themselves: through the table, it would be read as a whole, if it can be reached. At least some 16 blocks are read, since a sample
 /// of few blocks may turn out to be none. A standby has nothing of unlogged tables. The function's
 /// own search_path applies.
 const CANDIDATES: &[u8] = b"
+    WITH mixed (oid) AS (
+        SELECT DISTINCT pg_partition_root(oid) FROM pg_class WHERE relkind = 'f' AND relispartition)
     SELECT c.oid, a.attname,
            least(100, 100 * greatest($1 / greatest(s.rows, 1), 16 / greatest(s.blocks, 1)))::float8
     FROM pg_class AS c
@@ -220,7 +223,10 @@ const CANDIDATES: &[u8] = b"
         FROM pg_class AS l
         WHERE l.oid = c.oid OR c.relkind = 'p' AND l.oid IN (SELECT relid FROM pg_partition_tree(c.oid))
     ) AS s (rows, blocks, unlogged)
-    WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition AND c.relispopulated
+    LEFT JOIN mixed AS m ON m.oid = coalesce(pg_partition_root(c.oid), c.oid)
+    WHERE CASE WHEN m.oid IS NULL THEN c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition
+               ELSE c.relkind = 'r' END
+      AND c.relispopulated
       AND t.oid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
       AND NOT pg_is_other_temp_schema(n.oid)

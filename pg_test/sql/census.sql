@@ -101,6 +101,14 @@ SET fernet.keys = :'new';
 UPDATE large SET value = fernet_encrypt('x') WHERE id > 12000;
 VACUUM ANALYZE large;
 SELECT column_name, sampled, tokens BETWEEN 1 AND 999 AS some FROM fernet_find_columns() WHERE relation = 'large'::regclass;
+-- With a foreign partition, which cannot be read here, the others stand for themselves.
+BEGIN;
+CREATE FOREIGN DATA WRAPPER regress_fernet_nothing;
+CREATE SERVER regress_fernet_nowhere FOREIGN DATA WRAPPER regress_fernet_nothing;
+CREATE FOREIGN TABLE part_3 PARTITION OF parts FOR VALUES IN (3) SERVER regress_fernet_nowhere;
+SELECT * FROM fernet_find_columns() WHERE relation::text LIKE 'part%';
+ROLLBACK;
+SELECT * FROM fernet_find_columns() WHERE relation::text LIKE 'part%';
 
 -- Privileges: EXECUTE, and SELECT on the column.
 CREATE ROLE regress_fernet_reader;
