@@ -11,6 +11,7 @@ use pgrx::prelude::*;
 
 use crate::error::Error;
 use crate::spi::Connection;
+use crate::text;
 
 /// A name as it stands in SQL, quoted where it must be.
 pub(crate) type Identifier = Vec<u8>;
@@ -155,7 +156,7 @@ impl<'c> Relation<'c> {
 
     /// Returns the name for a message to a human.
     pub(crate) fn shown(&self) -> String {
-        String::from_utf8_lossy(&self.name()).into_owned()
+        shown(&self.name())
     }
 
     /// Returns what identifies the file. A table gets another one when it is rewritten.
@@ -202,7 +203,7 @@ impl<'c> Relation<'c> {
             let number = pg_sys::get_attnum(self.oid(), name.as_ptr());
             if number <= 0 {
                 return Err(Error::NoColumn {
-                    column: name.to_string_lossy().into_owned(),
+                    column: shown(name.to_bytes()),
                     relation: self.shown(),
                 });
             }
@@ -212,11 +213,10 @@ impl<'c> Relation<'c> {
             )
         };
         let storage = Storage::of_type(oid).ok_or_else(|| Error::ColumnType {
-            column: name.to_string_lossy().into_owned(),
+            column: shown(name.to_bytes()),
             relation: self.shown(),
             // SAFETY: the oid is that of the column's type; the result is a C string.
-            type_name: String::from_utf8_lossy(&unsafe { bytes(pg_sys::format_type_be(oid)) })
-                .into_owned(),
+            type_name: shown(&unsafe { bytes(pg_sys::format_type_be(oid)) }),
         })?;
         Ok(Column {
             // SAFETY: the name is a C string, and so is the result.
@@ -243,6 +243,16 @@ pub(crate) struct Column {
     pub(crate) name: Identifier,
     pub(crate) storage: Storage,
     pub(crate) generated: bool,
+}
+
+/// Returns a name for a message. To pgrx messages are UTF-8, to the server they are text in the
+/// encoding of the database: where that is another, what both agree on is ASCII.
+pub(crate) fn shown(name: &[u8]) -> String {
+    if text::is_utf8() {
+        return String::from_utf8_lossy(name).into_owned();
+    }
+    let ascii = |&byte: &u8| if byte.is_ascii() { byte.into() } else { '?' };
+    name.iter().map(ascii).collect()
 }
 
 /// Returns the name of a function's schema, quoted where it must be.

@@ -79,9 +79,7 @@ pub(crate) fn on_shards<T>(
         while let Some(rows) = cursor.fetch() {
             for row in rows.iter() {
                 let text = |column| {
-                    row.with_bytes(column, |bytes| {
-                        String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned()
-                    })
+                    row.with_bytes(column, |bytes| catalog::shown(bytes.unwrap_or_default()))
                 };
                 let (node, result) = (text(1), text(3));
                 let parsed = if row.get::<bool>(2) {

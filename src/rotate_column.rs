@@ -740,7 +740,7 @@ impl<'c> Table<'c> {
         let column = relation.column(column_name)?;
         if column.generated {
             return Err(Error::Generated {
-                column: column_name.to_string_lossy().into_owned(),
+                column: catalog::shown(column_name.to_bytes()),
                 relation: relation.shown(),
             });
         }

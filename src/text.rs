@@ -198,6 +198,11 @@ pub(crate) fn text_from_utf8<'fcx>(buffer: Buffer, len: usize) -> Result<Value<'
 const UTF8: c_int = pg_sys::pg_enc::PG_UTF8 as c_int;
 const SQL_ASCII: c_int = pg_sys::pg_enc::PG_SQL_ASCII as c_int;
 
+/// Tells whether the database has text in UTF-8.
+pub(crate) fn is_utf8() -> bool {
+    database_encoding() == UTF8
+}
+
 fn database_encoding() -> c_int {
     // SAFETY: no arguments, no side effects.
     unsafe { pg_sys::GetDatabaseEncoding() }

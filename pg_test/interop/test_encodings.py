@@ -106,3 +106,24 @@ def test_text_that_is_not_utf8_is_refused(session, key):
     """A database of SQL_ASCII may hold any bytes as text; only UTF-8 has a meaning to Python."""
     with pytest.raises(psycopg.errors.CharacterNotInRepertoire):
         session.execute("SELECT fernet_encrypt(convert_from('\\x636166e9', 'SQL_ASCII'))")
+
+
+def test_names_in_messages(session, encoding, key):
+    """The server's messages are in the encoding of the database, pgrx's are not."""
+    # To a server of SQL_ASCII, psycopg sends no other text.
+    name = {"UTF8": "žluťoučký 🐘", "LATIN1": "schlüssel", "EUC_JP": "日本語", "SQL_ASCII": "A key"}[encoding]
+    stored = name.encode({"LATIN1": "latin-1", "EUC_JP": "euc_jp"}.get(encoding, "utf-8"))
+    shown = name if encoding == "UTF8" else "".join(chr(byte) if byte < 128 else "?" for byte in stored)
+    told = []
+    session.add_notice_handler(lambda notice: told.append(notice.message_detail))
+    with session.transaction(force_rollback=True):
+        session.execute(f'CREATE TABLE "{name}" (value text)')
+        with pytest.raises(psycopg.Error) as refused, session.transaction():
+            session.execute(f"SELECT * FROM fernet_census('\"{name}\"', 'missing')")
+        assert refused.value.diag.message_primary == f'column "missing" of public."{shown}" does not exist'
+    session.execute(f"CREATE TABLE \"{name}\" AS SELECT 'plaintext' AS value")
+    try:
+        session.execute(f"CALL fernet_rotate_column('\"{name}\"', 'value')")
+        assert told[-1] == f'(0,1) of public."{shown}": value is not a Fernet token.'
+    finally:
+        session.execute(f'DROP TABLE "{name}"')
