@@ -148,7 +148,7 @@ def statement(action, token, fingerprints):
     verb, _, setting = action.rpartition(" ")
     if verb == "SHOW":
         return action
-    return SETTING[verb].format(f"{setting} = '{key() if setting == 'fernet.keys' else 'true'}'")
+    return SETTING[verb].format(f"{setting} = '{key() if setting == 'fernet.keys' else '/bin/true'}'")
 
 
 def may(session, query):
