@@ -189,6 +189,12 @@ impl<'c> Relation<'c> {
             .is_some_and(|method| method.scan_set_tidrange.is_some())
     }
 
+    /// Tells whether to write to the relation may run code that writes elsewhere.
+    pub(crate) fn has_triggers_or_rules(&self) -> bool {
+        let class = self.class();
+        class.relhastriggers || class.relhasrules
+    }
+
     /// Tells whether policies for row-level security may hide rows from the current role.
     pub(crate) fn hides_rows(&self) -> bool {
         // SAFETY: looks up an oid, for the current role, without an error.

@@ -132,6 +132,7 @@ impl Call {
             strict: self.strict,
             keyring: Rc::clone(&self.keyring),
             ours: HashSet::new(),
+            wrote_alone: true,
             tally: Tally::default(),
         }
         .run(self.relation)
@@ -339,6 +340,8 @@ struct Rotation<'a> {
     keyring: Rc<Keyring>,
     /// The transactions of our own batches.
     ours: HashSet<Xid>,
+    /// Whether nobody else's code, as that of a trigger, can have written in these transactions.
+    wrote_alone: bool,
     tally: Tally,
 }
 
@@ -576,6 +579,9 @@ impl Rotation<'_> {
         while let Some(rows) = cursor.fetch() {
             for row in rows.iter() {
                 let (id, writer) = (row.get::<Tid>(1), row.get::<Xid>(2));
+                if since.is_some() && self.wrote_alone && self.ours.contains(&writer) {
+                    continue;
+                }
                 let outcome = row.with_bytes(3, |value| self.rotate(value))?;
                 batch.rows += 1;
                 match outcome {
@@ -638,6 +644,7 @@ impl Rotation<'_> {
         if batch.ids.is_empty() {
             return 0;
         }
+        self.wrote_alone &= !table.relation.has_triggers_or_rules();
         let _shown = batch.values.show();
         let execute = |query: &[u8]| {
             let types = [pg_sys::TIDOID, pg_sys::TIDOID];
