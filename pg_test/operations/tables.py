@@ -46,6 +46,13 @@ def rotate(db, table="secrets", **arguments):
     return dict(zip([column.name for column in cursor.description], cursor.fetchone()))
 
 
+def warnings(session):
+    """Collects, into a list, what warnings tell the session from now on."""
+    collected = []
+    session.add_notice_handler(lambda notice: collected.append(notice.message_primary) if notice.severity == "WARNING" else None)
+    return collected
+
+
 def census(db, table="secrets"):
     """Returns the statuses that occur, with their counts."""
     rows = db.execute("SELECT status, tokens FROM fernet_census(%s::regclass, 'value') WHERE tokens > 0", [table])

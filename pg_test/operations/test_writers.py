@@ -10,7 +10,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from tables import (NEW, OLD, census, fill, full_scans, in_background, in_line, plaintexts, rotate,
-                    rotation_held_at, under, value, wait_until, waits_for_lock)
+                    rotation_held_at, under, value, wait_until, waits_for_lock, warnings)
 
 # Two million rows, for instance, take some minutes.
 ROWS = int(os.environ.get("PG_FERNET_ROWS", 200_000))
@@ -242,18 +242,16 @@ def test_a_row_that_moves_to_another_partition_is_rotated(db, sessions, partitio
 def test_a_row_that_moves_to_where_the_pass_has_been_is_rotated(db, sessions):
     three_partitions(db)
     second, third, caller = sessions(), sessions(), sessions()
-    with second.transaction(), third.transaction():
-        # The first pass leaves both rows out; the second one waits for the first of them.
-        for session, part in (second, 2), (third, 3):
-            session.execute("SELECT FROM secrets WHERE part = %s FOR UPDATE", [part])
-        with in_background(rotate, caller) as call:
-            wait_until_it_waits_for_long(db, caller)
-            third.execute("UPDATE secrets SET part = 1 WHERE part = 3")
-            third.execute("COMMIT")
-            second.execute("COMMIT")
-            assert call.result()["rotated"] == 3
-        for session in second, third:
-            session.execute("BEGIN")
+    # The first pass leaves both rows out; the second one waits for the first of them.
+    for session, part in (second, 2), (third, 3):
+        session.execute("BEGIN")
+        session.execute("SELECT FROM secrets WHERE part = %s FOR UPDATE", [part])
+    with in_background(rotate, caller) as call:
+        wait_until_it_waits_for_long(db, caller)
+        third.execute("UPDATE secrets SET part = 1 WHERE part = 3")
+        third.execute("COMMIT")
+        second.execute("COMMIT")
+        assert call.result()["rotated"] == 3
     assert census(db) == {"current": 3}
 
 
@@ -277,13 +275,13 @@ def test_a_trigger_that_puts_the_old_value_back_brings_a_warning(db, sessions):
     fill(db, 3)
     db.execute("CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.value := OLD.value; RETURN NEW; END $$")
     db.execute("CREATE TRIGGER keep BEFORE UPDATE ON secrets FOR EACH ROW WHEN (OLD.id = 2) EXECUTE FUNCTION keep()")
-    caller, warnings = sessions(), []
-    caller.add_notice_handler(lambda notice: warnings.append(notice.message_primary) if notice.severity == "WARNING" else None)
+    caller = sessions()
+    told = warnings(caller)
     try:
         rotate(caller)
     finally:
         db.execute("DROP FUNCTION keep CASCADE")
-    assert warnings == ["some values may still be under an old key: others wrote in each pass, or a trigger kept them"]
+    assert told == ["some values may still be under an old key: others wrote in each pass, or a trigger kept them"]
     assert census(db) == {"current": 2, "old key": 1}
 
 
@@ -373,13 +371,13 @@ def test_a_partition_that_goes_takes_its_bad_values_along(db, sessions):
     with under(db, OLD):
         db.execute("INSERT INTO secrets VALUES (0, 'plaintext')")
         db.execute("INSERT INTO secrets SELECT i, fernet_encrypt('x') FROM generate_series(1, 1009) AS i")
-    caller, warnings = sessions(), []
-    caller.add_notice_handler(lambda notice: warnings.append(notice) if notice.severity == "WARNING" else None)
+    caller = sessions()
+    told = warnings(caller)
     with rotation_held_at(db, caller, 500, batch_size=100) as (call, go_on):
         with in_line(db, sessions(), "DROP TABLE secrets_0"):
             go_on()
         counts = call.result()
-    assert counts["not_a_token"] == 0 and 510 <= counts["rotated"] < 1009 and not warnings
+    assert counts["not_a_token"] == 0 and 510 <= counts["rotated"] < 1009 and not told
 
 
 def test_temporary_children_of_others_are_passed_over(db, sessions):
