@@ -90,8 +90,9 @@ class Cluster:
         """All processes of the server, the first of them in front."""
         with open(os.path.join(self.data, "postmaster.pid")) as file:
             first = int(file.readline())
-        with open(f"/proc/{first}/task/{first}/children") as file:
-            return [first, *map(int, file.read().split())]
+        # The kernel's own list of children lacks some, if one ends meanwhile.
+        processes = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [first, *(pid for pid in processes if status(pid)[1:] == [str(first)])]
 
     def kill(self, processes=None):
         """Kills all processes of the server, or those that are passed, with no time to clean up."""
@@ -113,9 +114,14 @@ class Cluster:
         shutil.rmtree(self.dir)
 
 
-def is_alive(pid):
+def status(pid):
+    """The state of a process and its parent, or nothing if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+            return stat.read().rpartition(")")[2].split()[:2]
     except OSError:
-        return False
+        return []
+
+
+def is_alive(pid):
+    return status(pid)[:1] not in ([], ["Z"])
