@@ -35,7 +35,7 @@ mod settings;
 mod spi;
 mod text;
 
-::pgrx::pg_module_magic!(name = c"pg_fernet", version = c"0.1.0");
+::pgrx::pg_module_magic!(name = c"pg_fernet", version = c"0.2.0");
 
 extension_sql_file!("../sql/pg_fernet.sql", name = "pg_fernet", finalize);
 
