@@ -31,7 +31,21 @@ export USER=${USER:-$(id -un)}
 # `cargo test` and `cargo pgrx install` would each compile every dependency.
 export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1
 
+# The toolchain may be older than what Cargo.toml declares, at one's own risk.
+older_rust() {
+    local declared found
+    declared=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+    found=$(rustc --version 2>/dev/null | grep -oE '[0-9]+\.[0-9]+' | head -1) || return 1
+    [ "$found" != "$declared" ] && printf '%s\n' "$found" "$declared" | sort --check=quiet --version-sort
+}
+
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+
+if [ -z "${PG_FERNET_CARGO:-}" ] && older_rust; then
+    say "This is $(rustc --version), older than what Cargo.toml declares: building with --ignore-rust-version"
+    PG_FERNET_CARGO=$(command -v cargo)
+    export PG_FERNET_CARGO PATH=$PWD/scripts/older-rust:$PATH
+fi
 
 die() {
     printf 'error: %s\n' "$*" >&2

@@ -218,7 +218,7 @@ impl Transaction {
         }
         let locked = |error| match patience {
             Patience::Moment => Attempt::NotToBeHad,
-            Patience::Long => Attempt::Failed(Box::new(error)),
+            Patience::Long => Attempt::failed(error),
         };
         let attempt = PgTryBuilder::new(AssertUnwindSafe(|| Attempt::Done(f())))
             .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, locked)
@@ -226,7 +226,7 @@ impl Transaction {
             .catch_when(PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE, |_| {
                 Attempt::NotToBeHad
             })
-            .catch_others(|error| Attempt::Failed(Box::new(error)))
+            .catch_others(Attempt::failed)
             .execute();
         // SAFETY: as above.
         unsafe {
@@ -243,7 +243,9 @@ impl Transaction {
         match attempt {
             Attempt::Done(result) => Some(result),
             Attempt::NotToBeHad => None,
-            Attempt::Failed(error) => error.rethrow(),
+            // SAFETY: the copy is in memory of the caller's.
+            Attempt::Failed(Failure::OfServer(error)) => unsafe { pg_sys::ReThrowError(error) },
+            Attempt::Failed(Failure::Ours(error)) => error.rethrow(),
         }
     }
 }
@@ -259,7 +261,23 @@ pub(crate) enum Patience {
 enum Attempt<T> {
     Done(T),
     NotToBeHad,
-    Failed(Box<CaughtError>),
+    Failed(Failure),
+}
+
+enum Failure {
+    /// All that the server says of an error, which it forgets once that is caught.
+    OfServer(*mut pg_sys::ErrorData),
+    Ours(Box<CaughtError>),
+}
+
+impl<T> Attempt<T> {
+    fn failed(error: CaughtError) -> Self {
+        Self::Failed(match error {
+            // SAFETY: the error is the one that is being handled.
+            CaughtError::PostgresError(_) => Failure::OfServer(unsafe { pg_sys::CopyErrorData() }),
+            error => Failure::Ours(Box::new(error)),
+        })
+    }
 }
 
 fn connect(options: u32) {
