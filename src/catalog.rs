@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::thread;
+use std::{slice, thread};
 
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::nullable::Nullable;
@@ -105,6 +105,10 @@ pub(crate) struct Relation<'c> {
 impl<'c> Relation<'c> {
     /// Opens a relation, or returns `None` if it does not exist any more.
     pub(crate) fn open(_: &'c Connection, oid: pg_sys::Oid, lock: Lock) -> Option<Self> {
+        Self::open_relation(oid, lock)
+    }
+
+    fn open_relation(oid: pg_sys::Oid, lock: Lock) -> Option<Self> {
         let mode = match lock {
             Lock::Read => pg_sys::AccessShareLock,
             Lock::Write => pg_sys::RowExclusiveLock,
@@ -115,6 +119,21 @@ impl<'c> Relation<'c> {
             relation,
             connection: PhantomData,
         })
+    }
+
+    /// Locks the partitioned tables that a partition is of, the uppermost first, for as long as the
+    /// transaction lasts. To be called before the partition itself is opened: to write to it takes
+    /// these locks, too, and who changes the tables takes theirs in this order.
+    pub(crate) fn lock_ancestors(_: &'c Connection, oid: pg_sys::Oid) {
+        let mode = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        for ancestor in ancestors(oid).into_iter().rev() {
+            // SAFETY: no pointers; what does not exist any more is locked all the same.
+            unsafe { pg_sys::LockRelationOid(ancestor, mode) };
+        }
+    }
+
+    pub(crate) fn as_ptr(&self) -> pg_sys::Relation {
+        self.relation.as_ptr()
     }
 
     fn data(&self) -> &pg_sys::RelationData {
@@ -175,13 +194,6 @@ impl<'c> Relation<'c> {
         }
     }
 
-    /// Returns how many rows a block held when the table was last analyzed, if it was.
-    pub(crate) fn rows_per_block(&self) -> Option<f64> {
-        let class = self.class();
-        (class.reltuples > 0.0 && class.relpages > 0)
-            .then(|| f64::from(class.reltuples) / f64::from(class.relpages))
-    }
-
     /// Tells whether the table's access method finds rows by a range of blocks.
     pub(crate) fn has_tid_ranges(&self) -> bool {
         // SAFETY: an open relation's access method is null or valid.
@@ -189,10 +201,60 @@ impl<'c> Relation<'c> {
             .is_some_and(|method| method.scan_set_tidrange.is_some())
     }
 
-    /// Tells whether to write to the relation may run code that writes elsewhere.
-    pub(crate) fn has_triggers_or_rules(&self) -> bool {
-        let class = self.class();
-        class.relhastriggers || class.relhasrules
+    /// Returns the functions of the table's access method.
+    pub(crate) fn access_method(&self) -> &pg_sys::TableAmRoutine {
+        // SAFETY: an open table has an access method.
+        unsafe { &*self.data().rd_tableam }
+    }
+
+    /// Tells whether a column is in the key by which the relation, or one that it is a partition of,
+    /// is partitioned. Then a row moves to another partition when the column changes.
+    pub(crate) fn is_partitioned_by(&self, column: &CStr) -> bool {
+        let is_key = |relation: &Self| {
+            let mut in_expression = false;
+            // SAFETY: a C string; an open relation, and the number of one of its columns, as such sets
+            // have it.
+            unsafe {
+                let number = pg_sys::get_attnum(relation.oid(), column.as_ptr());
+                let set = pg_sys::bms_make_singleton(
+                    i32::from(number) - pg_sys::FirstLowInvalidHeapAttributeNumber,
+                );
+                pg_sys::has_partition_attrs(relation.as_ptr(), set, &raw mut in_expression)
+            }
+        };
+        is_key(self)
+            || ancestors(self.oid())
+                .into_iter()
+                .filter_map(|oid| Self::open_relation(oid, Lock::Read))
+                .any(|ancestor| is_key(&ancestor))
+    }
+
+    /// Tells whether a column is in a unique index that a foreign key could refer to.
+    pub(crate) fn is_key(&self, column: i16) -> bool {
+        let number = i32::from(column) - pg_sys::FirstLowInvalidHeapAttributeNumber;
+        // SAFETY: the relation is open; the set is a copy, and goes with its memory context.
+        unsafe {
+            let keys = pg_sys::RelationGetIndexAttrBitmap(
+                self.as_ptr(),
+                pg_sys::IndexAttrBitmapKind::INDEX_ATTR_BITMAP_KEY,
+            );
+            pg_sys::bms_is_member(number, keys)
+        }
+    }
+
+    /// Tells whether an UPDATE of the relation runs somebody's code, or another statement in its place.
+    pub(crate) fn has_code_on_update(&self) -> bool {
+        // SAFETY: the relation is open, and so is what describes its triggers, if it has any.
+        let triggers = unsafe {
+            self.data().trigdesc.as_ref().map_or(&[][..], |triggers| {
+                slice::from_raw_parts(triggers.triggers, triggers.numtriggers as usize)
+            })
+        };
+        // Those that are internal check foreign keys.
+        let is_called = |trigger: &pg_sys::Trigger| {
+            !trigger.tgisinternal && trigger.tgtype as u32 & pg_sys::TRIGGER_TYPE_UPDATE != 0
+        };
+        self.class().relhasrules || triggers.iter().any(is_called)
     }
 
     /// Tells whether policies for row-level security may hide rows from the current role.
@@ -205,7 +267,7 @@ impl<'c> Relation<'c> {
     /// Finds a column that can hold tokens.
     pub(crate) fn column(&self, name: &CStr) -> Result<Column, Error> {
         // SAFETY: the name is a C string; the number is that of a column, or 0 if it has no such.
-        let (oid, generated) = unsafe {
+        let (number, oid, generated) = unsafe {
             let number = pg_sys::get_attnum(self.oid(), name.as_ptr());
             if number <= 0 {
                 return Err(Error::NoColumn {
@@ -214,6 +276,7 @@ impl<'c> Relation<'c> {
                 });
             }
             (
+                number,
                 pg_sys::get_atttype(self.oid(), number),
                 pg_sys::get_attgenerated(self.oid(), number) != 0,
             )
@@ -227,6 +290,7 @@ impl<'c> Relation<'c> {
         Ok(Column {
             // SAFETY: the name is a C string, and so is the result.
             name: unsafe { bytes(pg_sys::quote_identifier(name.as_ptr())) },
+            number,
             storage,
             generated,
         })
@@ -247,8 +311,25 @@ impl Drop for Relation<'_> {
 /// A column that can hold tokens.
 pub(crate) struct Column {
     pub(crate) name: Identifier,
+    pub(crate) number: i16,
     pub(crate) storage: Storage,
     pub(crate) generated: bool,
+}
+
+/// Returns the partitioned tables that a relation is a partition of, the nearest first.
+fn ancestors(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // SAFETY: no pointers but to a list of oids, which is freed with its memory context.
+    unsafe {
+        if !pg_sys::get_rel_relispartition(oid) {
+            return Vec::new();
+        }
+        pgrx::memcx::current_context(|context| {
+            let ancestors = pg_sys::get_partition_ancestors(oid);
+            let ancestors =
+                pgrx::list::List::<pg_sys::Oid>::downcast_ptr_in_memcx(ancestors, context);
+            ancestors.map_or_else(Vec::new, |ancestors| ancestors.iter().copied().collect())
+        })
+    }
 }
 
 /// Returns a name for a message. To pgrx messages are UTF-8, to the server they are text in the

@@ -85,7 +85,8 @@ fn fernet_census(
     );
     let mut cursor = select.open([]);
     if !matches!(relation.kind(), Kind::Table | Kind::MaterializedView) {
-        cursor.expect_large_rows();
+        // A row of a view, or of another server, holds any amount.
+        cursor.fetch_at_most(10);
     }
     while let Some(rows) = cursor.fetch() {
         for row in rows.iter() {

@@ -60,6 +60,8 @@ pub(crate) enum Error {
     },
     /// The column is computed from others.
     Generated { column: String, relation: String },
+    /// The table's rows are in partitions by what is in the column.
+    PartitionKey { column: String, relation: String },
     /// The relation is no table of this database.
     NotATable { relation: String, kind: Kind },
     /// The table's access method has no scans by range.
@@ -68,6 +70,8 @@ pub(crate) enum Error {
     HiddenRows { relation: String },
     /// The rows have copies on several nodes of Citus, which would not be the same any more.
     Copies { relation: String },
+    /// Somebody has cancelled the wait for a synchronous standby.
+    ReplicationCancelled,
     /// A node of Citus has other keys than the one that asks it for something.
     OtherKeys,
     /// A node of Citus has not answered as it should.
@@ -131,9 +135,10 @@ impl Error {
             Self::NoColumn { .. } => PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
             Self::ColumnType { .. } => PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
             Self::Generated { .. } => PgSqlErrorCode::ERRCODE_GENERATED_ALWAYS,
-            Self::AccessMethod { .. } | Self::Copies { .. } => {
+            Self::AccessMethod { .. } | Self::Copies { .. } | Self::PartitionKey { .. } => {
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
             }
+            Self::ReplicationCancelled => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
             Self::Answer | Self::Shards { .. } => {
                 PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION
             }
@@ -187,6 +192,10 @@ impl Error {
             Self::Generated { column, relation } => {
                 format!("column \"{column}\" of {relation} is a generated column")
             }
+            Self::PartitionKey { column, relation } => {
+                format!("column \"{column}\" is in the partition key of {relation}")
+            }
+            Self::ReplicationCancelled => "canceling statement due to user request".into(),
             Self::NotATable { relation, .. } => format!("{relation} is not a table"),
             Self::AccessMethod { relation } => {
                 format!("access method of {relation} does not find rows by their block")
@@ -214,6 +223,10 @@ impl Error {
     fn detail(&self) -> Option<String> {
         match self {
             Self::Shards { failures, .. } if failures.len() > 1 => Some(failures.join("\n")),
+            Self::ReplicationCancelled => Some(
+                "The last batch is committed here, but may not have been replicated to the standby."
+                    .into(),
+            ),
             _ => None,
         }
     }
@@ -289,6 +302,13 @@ impl Error {
                 "Tokens are kept in columns of type text, varchar, char or bytea, or of a domain \
                  over one of them."
             }
+            Self::PartitionKey { .. } => {
+                "Each new token may belong into another partition: use UPDATE on the partitioned \
+                 table, SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1."
+            }
+            Self::ReplicationCancelled => {
+                "Call it again once a synchronous standby is there: it goes on where it ended."
+            }
             Self::Generated { .. } => "Rotate the column that it is computed from.",
             Self::NotATable { kind, .. } => match kind {
                 Kind::View => "Rotate the tables that the view reads.",
@@ -321,6 +341,22 @@ impl Error {
             }
         }
     }
+}
+
+/// Warns the client of something that is no error.
+pub(crate) fn warn(message: String, detail: Option<String>, hint: &str) {
+    let mut report =
+        ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, message, "pg_fernet").set_hint(hint);
+    if let Some(detail) = detail {
+        report = report.set_detail(detail);
+    }
+    report.report(PgLogLevel::WARNING);
+}
+
+/// Tells the client how something is going.
+pub(crate) fn notice(message: String) {
+    let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
+    ErrorReport::new(code, message, "pg_fernet").report(PgLogLevel::NOTICE);
 }
 
 impl From<Error> for ErrorReport {

@@ -32,7 +32,9 @@ mod rotate_column;
 mod secret;
 mod server;
 mod settings;
+mod slot;
 mod spi;
+mod table;
 mod text;
 
 ::pgrx::pg_module_magic!(name = c"pg_fernet", version = c"0.2.0");

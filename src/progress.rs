@@ -1,63 +1,66 @@
-//! How large a batch is, and how far a scan has come: arithmetic alone.
+//! How far a rotation has come, told to the client once a second at most.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// The most rows that a block can hold, of 8 kB and without a column.
-const ROWS_PER_BLOCK_MAX: f64 = 291.0;
+use crate::error::notice;
 
-/// How many rows the blocks of a table hold, as the blocks that were read last show.
-pub(crate) struct Density {
-    rows_per_block: f64,
-}
-
-impl Density {
-    /// Starts from an estimate. Without one, blocks are taken to be as full as can be.
-    pub(crate) fn new(estimate: Option<f64>) -> Self {
-        Self {
-            rows_per_block: estimate.unwrap_or(ROWS_PER_BLOCK_MAX),
-        }
-    }
-
-    /// Returns how many blocks hold about as many rows; one at least.
-    pub(crate) fn blocks(&self, rows: u64) -> u32 {
-        // The cast saturates.
-        (rows as f64 / self.rows_per_block).ceil().max(1.0) as u32
-    }
-
-    /// Learns how many rows some blocks held. Where they are emptier than expected, the next batch
-    /// is larger, but at most twice.
-    pub(crate) fn learn(&mut self, rows: u64, blocks: u32) {
-        let seen = rows as f64 / f64::from(blocks.max(1));
-        let least = (self.rows_per_block / 2.0).max(1.0 / 64.0);
-        self.rows_per_block = seen.clamp(least, ROWS_PER_BLOCK_MAX.max(least));
-    }
-}
-
-/// How far a scan has come.
-#[derive(Clone, Copy, Debug)]
+/// Where a rotation stands in what it reads.
 pub(crate) struct Progress {
-    pub(crate) rows: u64,
-    pub(crate) blocks: u64,
-    pub(crate) blocks_in_all: u64,
-    pub(crate) time: Duration,
+    label: &'static str,
+    started: Instant,
+    told: Instant,
+    rows: u64,
+    /// How many blocks the tables have that have been read to their end.
+    blocks: u64,
+    blocks_in_all: u64,
 }
 
 impl Progress {
-    /// Describes it, for instance `2000 of about 10000 rows (20 %), 1000 rows/s, 8.0 s left`.
-    pub(crate) fn describe(&self) -> String {
-        let done = (self.blocks as f64 / self.blocks_in_all.max(1) as f64).clamp(0.0, 1.0);
-        let (rows, seconds) = (self.rows as f64, self.time.as_secs_f64());
-        let rate = rows / seconds.max(0.001);
-        if done == 0.0 {
-            return format!("{rows} rows, {rate:.0} rows/s");
+    pub(crate) fn new(label: &'static str, blocks_in_all: u64) -> Self {
+        let started = Instant::now();
+        Self {
+            label,
+            started,
+            told: started,
+            rows: 0,
+            blocks: 0,
+            blocks_in_all,
         }
-        format!(
-            "{rows} of about {:.0} rows ({:.0} %), {rate:.0} rows/s, {} left",
-            rows / done,
-            (done * 100.0).floor(),
-            describe_time(Duration::from_secs_f64(seconds / done - seconds)),
-        )
     }
+
+    /// Counts a row, which is in that block of its table.
+    pub(crate) fn advance(&mut self, block: u32) {
+        self.rows += 1;
+        // To look at the clock for each row would take as long as some rows do.
+        if !self.rows.is_multiple_of(256) || self.told.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        self.told = Instant::now();
+        let (blocks, time) = (self.blocks + u64::from(block), self.started.elapsed());
+        let description = describe(self.rows, blocks, self.blocks_in_all, time);
+        notice(format!("{}: {description}", self.label));
+    }
+
+    /// A table has come to its end.
+    pub(crate) fn end_table(&mut self, blocks: u32) {
+        self.blocks += u64::from(blocks);
+    }
+}
+
+/// Describes it, for instance `2000 of about 10000 rows (20 %), 1000 rows/s, 8.0 s left`.
+fn describe(rows: u64, blocks: u64, blocks_in_all: u64, time: Duration) -> String {
+    let done = (blocks as f64 / blocks_in_all.max(1) as f64).clamp(0.0, 1.0);
+    let (rows, seconds) = (rows as f64, time.as_secs_f64());
+    let rate = rows / seconds.max(0.001);
+    if done == 0.0 {
+        return format!("{rows} rows, {rate:.0} rows/s");
+    }
+    format!(
+        "{rows} of about {:.0} rows ({:.0} %), {rate:.0} rows/s, {} left",
+        rows / done,
+        (done * 100.0).floor(),
+        describe_time(Duration::from_secs_f64(seconds / done - seconds)),
+    )
 }
 
 /// Describes a time with the two units that matter.
@@ -76,55 +79,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_takes_as_many_blocks_as_its_rows_need() {
-        assert_eq!(Density::new(Some(50.0)).blocks(10_000), 200);
-        assert_eq!(Density::new(Some(50.0)).blocks(10_001), 201);
-        assert_eq!(Density::new(Some(50.0)).blocks(1), 1);
-        assert_eq!(Density::new(None).blocks(10_000), 35);
-        assert_eq!(Density::new(Some(0.001)).blocks(u64::MAX), u32::MAX);
-    }
-
-    #[test]
-    fn a_batch_shrinks_at_once_and_grows_by_and_by() {
-        let mut density = Density::new(Some(50.0));
-        density.learn(20_000, 100);
-        assert_eq!(density.blocks(10_000), 50);
-        density.learn(0, 50);
-        assert_eq!(density.blocks(10_000), 100);
-        for _ in 0..100 {
-            density.learn(0, 100);
-        }
-        assert_eq!(density.blocks(10_000), 640_000);
-        density.learn(29_100, 100);
-        assert_eq!(density.blocks(10_000), 35);
-    }
-
-    #[test]
     fn progress_tells_what_is_left() {
-        let mut progress = Progress {
-            rows: 2000,
-            blocks: 20,
-            blocks_in_all: 100,
-            time: Duration::from_secs(2),
-        };
+        let two = Duration::from_secs(2);
         assert_eq!(
-            progress.describe(),
+            describe(2000, 20, 100, two),
             "2000 of about 10000 rows (20 %), 1000 rows/s, 8.0 s left"
         );
         // The table has grown, and nothing is known yet.
-        progress.blocks = 101;
-        assert!(
-            progress
-                .describe()
-                .contains("(100 %), 1000 rows/s, 0.0 s left")
-        );
-        progress = Progress {
-            rows: 0,
-            blocks: 0,
-            blocks_in_all: 0,
-            time: Duration::ZERO,
-        };
-        assert_eq!(progress.describe(), "0 rows, 0 rows/s");
+        assert!(describe(2000, 101, 100, two).contains("(100 %), 1000 rows/s, 0.0 s left"));
+        assert_eq!(describe(0, 0, 0, Duration::ZERO), "0 rows, 0 rows/s");
     }
 
     #[test]

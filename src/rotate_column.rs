@@ -1,16 +1,17 @@
-//! `fernet_rotate_column`: rotates a column in batches, with a commit after each.
+//! `fernet_rotate_column`: rotates a column in batches, with a commit after each, and proves that
+//! nothing is left.
 //!
-//! A batch reads a range of the table's blocks, rotates the tokens in memory, and writes them back
-//! to the rows that nobody has changed meanwhile: those that still have the same place (`ctid`) and
-//! writer (`xmin`). A row that was changed, or that somebody else has locked, is left for later; no
-//! batch waits while it holds locks. At least two passes:
+//! A *look* reads the whole relation, partition by partition, and rotates tokens in memory. When it
+//! has a batch, it writes that back to the rows that are still what was read, those that have the same
+//! place (`ctid`) and writer (`xmin`), commits, and reads on. It waits for nobody's row: of rows that
+//! were changed meanwhile it takes the newest version, and what somebody has locked is left for the
+//! next look.
 //!
-//! 1. Over the blocks that the table has at the start.
-//! 2. Over the whole table, for the rows that were written since the start, by others or by triggers,
-//!    and for the ranges in which the first pass left rows out. Where a row is still locked, it
-//!    waits, with that row alone in its transaction. A row that is changed meanwhile may move to where
-//!    the pass has been already, and still be under the old key. So another such pass follows, until
-//!    one has found nothing to rotate.
+//! After a look that has rotated anything comes another one, and before it a wait, without a lock or a
+//! snapshot of ours, for the transactions that have written to the relation: what they wrote may be
+//! under an older key, and cannot be seen before. A look that finds nothing to rotate has read
+//! everything in one snapshot. If those who were writing before it have ended, that is the proof:
+//! rows that move cannot hide from one snapshot.
 //!
 //! Nothing is remembered between calls: a call after one that was cancelled finds what is left.
 //!
@@ -22,24 +23,25 @@
     reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
 )]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::VecDeque;
 use std::ffi::CStr;
-use std::ops::{AddAssign, Range};
+use std::ops::AddAssign;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::catalog::{self, Column, Identifier, Kind, Lock, Name, Relation};
-use crate::citus::{self, Spread};
-use crate::error::Error;
-use crate::fernet::{self, Keyring, Token};
+use crate::catalog::{self, Name};
+use crate::citus;
+use crate::error::{Error, notice, warn};
+use crate::fernet::{self, Keyring};
 use crate::key_source::keyring;
-use crate::progress::{Density, Progress, describe_time};
+use crate::progress::{Progress, describe_time};
 use crate::random;
 use crate::server::{self, Record};
-use crate::spi::{Argument, Connection, NewValues, Patience, Tid, Transaction, Xid};
+use crate::spi::{Connection, Tid, Transaction, Xid};
+use crate::table::{self, Fate, Member, Table, Writer};
 use crate::text::{Buffer, Value};
 
 #[pg_extern(sql = false)]
@@ -55,13 +57,13 @@ fn fernet_rotate_column(
     if call.keyring.keys().len() == 1 {
         warn_of_single_key();
     }
-    let tally = if call.is_sharded {
+    let report = if call.is_sharded {
         call.rotate_shards(&catalog::schema_of(fcinfo))?
     } else {
         call.rotate()?
     };
-    tally.report(started.elapsed());
-    Ok(Record::new(fcinfo, tally.counts.in_order()))
+    report.tell(started.elapsed());
+    Ok(Record::new(fcinfo, report.counts.in_order()))
 }
 
 /// Rotates a shard for a call on another node, if the keys here are the same.
@@ -114,7 +116,7 @@ impl Call {
         server::refuse_in_read_only_transaction(c"fernet_rotate_column()");
 
         let keyring = keyring()?;
-        let is_sharded = check(relation, column_name.as_cstr())?;
+        let is_sharded = table::check(relation, column_name.as_cstr())?;
         Ok(Self {
             relation,
             is_sharded,
@@ -125,20 +127,19 @@ impl Call {
         })
     }
 
-    fn rotate(&self) -> Result<Tally, Error> {
+    fn rotate(&self) -> Result<Report, Error> {
         Rotation {
+            relation: self.relation,
             column_name: self.column_name.as_cstr(),
             batch_size: self.batch_size as usize,
             strict: self.strict,
-            keyring: Rc::clone(&self.keyring),
-            ours: HashSet::new(),
-            wrote_alone: true,
-            tally: Tally::default(),
+            keyring: &self.keyring,
+            rotated: 0,
         }
-        .run(self.relation)
+        .run()
     }
 
-    fn rotate_shards(&self, schema: &[u8]) -> Result<Tally, Error> {
+    fn rotate_shards(&self, schema: &[u8]) -> Result<Report, Error> {
         let before = [b"CALL ", schema, b".fernet_rotate_shard("].concat();
         let after = [
             b", ",
@@ -153,62 +154,18 @@ impl Call {
         ]
         .concat();
         let connection = Connection::read_only();
-        let tallies = citus::on_shards(&connection, self.relation, &before, &after, |text| {
-            Tally::from_text(text).ok_or(Error::Answer)
+        let reports = citus::on_shards(&connection, self.relation, &before, &after, |text| {
+            Report::from_text(text).ok_or(Error::Answer)
         })?;
-        let mut sum = Tally::default();
-        for tally in tallies {
-            sum += tally;
+        let mut sum = Report::default();
+        for report in reports {
+            sum += report;
         }
         Ok(sum)
     }
 }
 
-/// Refuses, before anything is done, what cannot be rotated. Tells whether the table has its rows in
-/// shards.
-fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<bool, Error> {
-    let connection = Connection::read_only();
-    let tables = tables(&connection, relation);
-    for table in tables {
-        let Some(opened) = Relation::open(&connection, table, Lock::Write) else {
-            if table == relation {
-                return Err(Error::NoRelation(relation));
-            }
-            continue;
-        };
-        if Spread::of(&connection, table) == Spread::Copies {
-            return Err(Error::Copies {
-                relation: opened.shown(),
-            });
-        }
-        Table::new(opened, column_name)?;
-    }
-    Ok(Spread::of(&connection, relation) == Spread::Shards)
-}
-
-/// Returns a relation and all that inherit from it, partitions included, but for temporary tables
-/// of other sessions, which no query sees.
-fn tables(connection: &Connection, relation: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    const FAMILY: &[u8] = b"
-        WITH RECURSIVE family (member) AS (
-            SELECT $1
-            UNION
-            SELECT i.inhrelid
-            FROM family AS f
-            JOIN pg_catalog.pg_inherits AS i ON i.inhparent OPERATOR(pg_catalog.=) f.member
-            JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) i.inhrelid
-            WHERE NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace))
-        SELECT member FROM family ORDER BY member";
-    let mut tables = Vec::new();
-    let family = connection.prepare(&[FAMILY], [pg_sys::OIDOID]);
-    let mut cursor = family.open([Argument::oid(relation)]);
-    while let Some(rows) = cursor.fetch() {
-        tables.extend(rows.iter().map(|row| row.get::<pg_sys::Oid>(1)));
-    }
-    tables
-}
-
-/// How many values were met in which state.
+/// How many tokens were seen in which state, and how many values without any.
 #[derive(Clone, Copy, Default)]
 struct Counts {
     rotated: i64,
@@ -216,9 +173,12 @@ struct Counts {
     unknown_key: i64,
     not_a_token: i64,
     nulls: i64,
+    /// Under an older key still.
+    left: i64,
 }
 
 impl Counts {
+    /// Returns what the procedure returns.
     fn in_order(self) -> [i64; 5] {
         [
             self.rotated,
@@ -237,89 +197,121 @@ impl AddAssign for Counts {
         self.unknown_key += other.unknown_key;
         self.not_a_token += other.not_a_token;
         self.nulls += other.nulls;
+        self.left += other.left;
     }
 }
 
-/// What became of the values of a column.
+/// What came of a call.
 #[derive(Default)]
-struct Tally {
+struct Report {
+    /// What the last look has seen; `rotated` is what all of them have written.
     counts: Counts,
+    /// How many rows it has read.
+    rows: i64,
     /// The first values that no key opens, by their place.
     bad: Vec<String>,
+    /// Who was still writing when `lock_timeout` ended the wait.
+    unfinished: Option<String>,
 }
 
-impl AddAssign for Tally {
+impl AddAssign for Report {
     fn add_assign(&mut self, other: Self) {
         self.counts += other.counts;
+        self.rows += other.rows;
         self.name_bad(other.bad);
+        self.unfinished = self.unfinished.take().or(other.unfinished);
     }
 }
 
-impl Tally {
+impl Report {
     fn name_bad(&mut self, more: impl IntoIterator<Item = String>) {
         let unnamed = NAMED - self.bad.len();
         self.bad.extend(more.into_iter().take(unnamed));
     }
 
-    /// Leaves out what was met in a table that is gone, or has to be read again.
-    fn keep_rotated_alone(&mut self) {
-        self.counts = Counts {
-            rotated: self.counts.rotated,
-            ..Counts::default()
-        };
-        self.bad.clear();
-    }
-
     /// Tells the client.
-    fn report(&self, time: Duration) {
+    fn tell(&self, time: Duration) {
         let Counts {
             rotated,
-            current,
             unknown_key,
             not_a_token,
-            nulls,
+            left,
+            ..
         } = self.counts;
-        let rows = rotated + current + unknown_key + not_a_token + nulls;
-        let rate = rows as f64 / time.as_secs_f64().max(0.001);
+        let rate = self.rows as f64 / time.as_secs_f64().max(0.001);
         notice(format!(
-            "rotated {rotated} of {rows} rows in {}, {rate:.0} rows/s",
+            "rotated {} in {} in {}, {rate:.0} rows/s",
+            counted(rotated, "token"),
+            counted(self.rows, "row"),
             describe_time(time)
         ));
-        if self.bad.is_empty() {
-            return;
+        if !self.bad.is_empty() {
+            let more = if unknown_key + not_a_token > NAMED as i64 {
+                "; and others"
+            } else {
+                ""
+            };
+            warn(
+                format!(
+                    "left as they are: {} that no key opens, {} without a token",
+                    counted(unknown_key, "token"),
+                    counted(not_a_token, "value")
+                ),
+                Some(format!("{}{more}.", self.bad.join("; "))),
+                "Append the missing key to the list of keys. A value without a token may be plaintext, or \
+                 something that is not meant to be encrypted, such as the hash of a password.",
+            );
         }
-        let bad = unknown_key + not_a_token;
-        let left = if bad == 1 {
-            "1 value was left as it is, since no key opens it".into()
-        } else {
-            format!("{bad} values were left as they are, since no key opens them")
-        };
-        let more = if bad > NAMED as i64 {
-            "; and others"
-        } else {
-            ""
-        };
-        ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, left, "pg_fernet")
-            .set_detail(format!("{}{more}.", self.bad.join("; ")))
-            .set_hint(
-                "Append the missing key to the list of keys, or encrypt plaintext with \
-                 fernet_encrypt(). fernet_key_index() is NULL for these values.",
-            )
-            .report(PgLogLevel::WARNING);
+        let left = counted(left, "token");
+        if let Some(who) = &self.unfinished {
+            warn(
+                format!("gave up waiting for {who}"),
+                Some(format!(
+                    "Besides what it has written, {left} may be read only with an older key."
+                )),
+                "Call this again when that transaction has ended, or with a longer lock_timeout.",
+            );
+        } else if self.counts.left > 0 {
+            warn(
+                format!("{left} can still be read only with an older key"),
+                Some(
+                    "Others wrote or locked their rows each time, or a trigger or a rule keeps them as they are."
+                        .into(),
+                ),
+                "Give the new key to all that write to the table, look at its triggers and rules, and call \
+                 this again. fernet_census() counts the tokens under each key.",
+            );
+        }
     }
 
-    /// Writes it down for the node that has called this one: the counts, then the values by line.
+    /// Writes it down for the node that has called this one: the counts, then a line that says who is
+    /// unfinished, then the values by line.
     fn to_text(&self) -> String {
-        let counts = self.counts.in_order().map(|count| count.to_string());
-        [&[counts.join(" ")], &self.bad[..]].concat().join("\n")
+        let mut counts = self.counts.in_order().to_vec();
+        counts.extend([self.counts.left, self.rows]);
+        let counts: Vec<_> = counts.iter().map(i64::to_string).collect();
+        let unfinished = self.unfinished.clone().unwrap_or_default();
+        [&[counts.join(" "), unfinished], &self.bad[..]]
+            .concat()
+            .join("\n")
     }
 
     fn from_text(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         let counts = citus::parse_counts(lines.next()?)?;
-        let &[rotated, current, unknown_key, not_a_token, nulls] = &counts[..] else {
+        let &[
+            rotated,
+            current,
+            unknown_key,
+            not_a_token,
+            nulls,
+            left,
+            rows,
+        ] = &counts[..]
+        else {
             return None;
         };
+        let unfinished = lines.next().filter(|line| !line.is_empty());
         Some(Self {
             counts: Counts {
                 rotated,
@@ -327,605 +319,419 @@ impl Tally {
                 unknown_key,
                 not_a_token,
                 nulls,
+                left,
             },
+            rows,
+            unfinished: unfinished.map(str::to_owned),
             bad: lines.map(str::to_owned).collect(),
         })
     }
 }
 
+/// What a look has seen and done.
+#[derive(Default)]
+struct Look {
+    report: Report,
+    /// Rows with a token under an older key: all of them, those among them that somebody else had
+    /// locked, and those that were written and are as they were.
+    found: usize,
+    locked: usize,
+    kept: usize,
+    /// Whether a table was rewritten after the snapshot was taken, which may not show its rows then.
+    rewritten: bool,
+}
+
 struct Rotation<'a> {
+    relation: pg_sys::Oid,
     column_name: &'a CStr,
     batch_size: usize,
     strict: bool,
-    keyring: Rc<Keyring>,
-    /// The transactions of our own batches.
-    ours: HashSet<Xid>,
-    /// Whether nobody else's code, as that of a trigger, can have written in these transactions.
-    wrote_alone: bool,
-    tally: Tally,
-}
-
-/// What a pass has done to a table.
-struct Done {
-    /// The file that it read.
-    file: pg_sys::Oid,
-    /// Ranges in which rows were left to the next pass.
-    left_out: Vec<Range<Tid>>,
-}
-
-impl Done {
-    fn has_left_out(&self, range: &Range<Tid>) -> bool {
-        (self.left_out.iter()).any(|other| other.start < range.end && range.start < other.end)
-    }
-}
-
-/// What a transaction has done to a table.
-enum Step {
-    /// Nothing: the table is gone, or has no rows of its own.
-    Gone,
-    /// Nothing: the scan of that file had come to its end.
-    End(pg_sys::Oid),
-    /// Looked at so many rows, in so many blocks.
-    Batch(u64, u32),
+    /// One for the whole call, whatever happens to the settings meanwhile.
+    keyring: &'a Keyring,
+    /// How many tokens are under the first key because of this call.
+    rotated: i64,
 }
 
 impl Rotation<'_> {
-    fn run(mut self, relation: pg_sys::Oid) -> Result<Tally, Error> {
-        Transaction::end_callers();
-
-        let (start, tables, mut report) = Transaction::run(|transaction| {
-            let tables = tables(transaction, relation);
-            let report = Report::new("rotating", count_blocks(transaction, &tables));
-            Ok((transaction.oldest_running(), tables, report))
-        })?;
-        let mut done = HashMap::new();
-        for table in tables {
-            done.insert(table, self.first_pass(table, &mut report)?);
-        }
-
-        for _ in 0..MORE_PASSES {
-            // There may be new partitions, with rows that have moved there.
-            let (tables, mut report) = Transaction::run(|transaction| {
-                let tables = self::tables(transaction, relation);
-                let blocks = count_blocks(transaction, &tables);
-                Ok((
-                    tables,
-                    Report::new("checking what was written meanwhile", blocks),
-                ))
-            })?;
-            let rotated = self.tally.counts.rotated;
-            let mut is_done = true;
-            for table in tables {
-                let before = match done.remove(&table) {
-                    Some(before) => before,
-                    None => self.first_pass(table, &mut report)?,
-                };
-                let Some(before) = before else { continue };
-                let after = self.another_pass(table, start, &before, &mut report)?;
-                is_done &= after.as_ref().is_none_or(|after| after.left_out.is_empty());
-                done.insert(table, after);
+    fn run(mut self) -> Result<Report, Error> {
+        Transaction::end_callers()?;
+        // Where nobody is writing, there is nobody to wait for, and the first look may be the proof.
+        let mut has_waited = self.writers(false)?.is_empty();
+        let mut label = "rotating";
+        let mut started = None;
+        let mut unfinished = None;
+        for looks in 1.. {
+            let look = self.look(label, true)?;
+            if look.found == 0 && !look.rewritten && has_waited {
+                return Ok(self.finish(look, None));
             }
-            if is_done && self.tally.counts.rotated == rotated {
-                return Ok(self.tally);
+            label = "checking what was written meanwhile";
+            let started = started.get_or_insert_with(Instant::now);
+            let is_in_vain = look.found > 0 && look.found == look.kept;
+            if has_waited && is_in_vain || looks >= LOOKS && started.elapsed() >= PATIENCE {
+                break;
             }
+            unfinished = self.wait_for_writers(look.locked > 0)?;
+            if unfinished.is_some() {
+                break;
+            }
+            has_waited = true;
         }
-        warn_of_rest();
-        Ok(self.tally)
+        let look = self.look("counting what is left", false)?;
+        Ok(self.finish(look, unfinished))
     }
 
-    /// Rotates what the table holds at the start, or returns `None` if it has no rows of its own,
-    /// or has been dropped.
-    fn first_pass(&mut self, oid: pg_sys::Oid, report: &mut Report) -> Result<Option<Done>, Error> {
-        let mut scan: Option<Scan> = None;
-        let mut left_out = Vec::new();
-        let mut tally = Tally::default();
+    fn finish(&self, look: Look, unfinished: Option<Writer>) -> Report {
+        let mut report = look.report;
+        report.counts.rotated = self.rotated;
+        // The look has seen what was rotated before it, too.
+        report.counts.current = (report.counts.current - self.rotated).max(0);
+        report.unfinished = unfinished.map(|writer| writer.description);
+        report
+    }
+
+    fn writers(&self, or_row_locks: bool) -> Result<Vec<Writer>, Error> {
+        Transaction::run(|transaction| Ok(table::writers(transaction, self.relation, or_row_locks)))
+    }
+
+    /// Waits for the transactions that have written to the relation, and if rows of it are locked,
+    /// for those that may have done that. Returns who has not ended within `lock_timeout`.
+    fn wait_for_writers(&self, or_row_locks: bool) -> Result<Option<Writer>, Error> {
+        let started = Instant::now();
+        let limit = server::lock_timeout();
+        for writer in self.writers(or_row_locks)? {
+            let left = || limit.map(|limit| limit.saturating_sub(started.elapsed()));
+            let moment = left().unwrap_or(Duration::MAX).min(Duration::from_secs(1));
+            if writer.transaction.wait(Some(moment)) {
+                continue;
+            }
+            if left() != Some(Duration::ZERO) {
+                notice(format!("waiting for {}", writer.description));
+                if writer.transaction.wait(left()) {
+                    continue;
+                }
+            }
+            return Ok(Some(writer));
+        }
+        Ok(None)
+    }
+
+    /// Looks at the whole relation, and rotates what it finds, or counts it alone. What finds nothing
+    /// has one snapshot from its beginning to its end.
+    fn look(&mut self, label: &'static str, rotates: bool) -> Result<Look, Error> {
+        let mut look = Look::default();
+        let mut reader: Option<Reader> = None;
         loop {
-            let step = Transaction::run(|transaction| {
-                let Some(table) = Table::open(transaction, oid, self.column_name)? else {
-                    return Ok(Step::Gone);
-                };
-                let scan = match &mut scan {
-                    Some(scan) if scan.is_of(&table) => scan,
-                    // The table is new to us, or was rewritten, and all rows are elsewhere now.
-                    scan => {
-                        left_out.clear();
-                        tally.keep_rotated_alone();
-                        scan.insert(Scan::new(&table))
+            let is_done = Transaction::run(|transaction| {
+                let reader = reader.get_or_insert_with(|| {
+                    Reader::new(table::family(transaction, self.relation), label)
+                });
+                while let Some(oid) = reader.table() {
+                    // The lock on a table without anything to rotate is not needed any longer.
+                    let batch = transaction.undo_unless(
+                        |batch: &Result<Batch, Error>| {
+                            batch.as_ref().is_ok_and(|batch| !batch.rows.is_empty())
+                        },
+                        || self.read(transaction, reader, &mut look, rotates),
+                    )?;
+                    if !batch.rows.is_empty() {
+                        self.write(transaction, oid, &batch, &mut look)?;
+                        return Ok(false);
                     }
-                };
-                let Some(range) = scan.next(self.batch_size) else {
-                    return Ok(Step::End(scan.file));
-                };
-                let batch = self.read(transaction, &table, range, None)?;
-                let written = self.write(transaction, &table, &batch, Patience::Moment);
-                if written < batch.ids.len() {
-                    left_out.push(batch.range.clone());
                 }
-                tally.counts += batch.counts;
-                tally.counts.rotated += written as i64;
-                tally.name_bad(batch.bad.iter().cloned());
-                let blocks = scan.advance(batch.range, batch.rows);
-                Ok(Step::Batch(batch.rows, blocks))
+                Ok(true)
             })?;
-            match step {
-                Step::Gone => {
-                    tally.keep_rotated_alone();
-                    self.tally += tally;
-                    return Ok(None);
-                }
-                Step::End(file) => {
-                    self.tally += tally;
-                    return Ok(Some(Done { file, left_out }));
-                }
-                Step::Batch(rows, blocks) => report.advance(rows, blocks),
+            if is_done {
+                return Ok(look);
             }
         }
     }
 
-    /// Rotates what was written since `start`, and what the pass before left out. Returns `None` if the
-    /// table has been dropped.
-    fn another_pass(
-        &mut self,
-        oid: pg_sys::Oid,
-        start: Xid,
-        before: &Done,
-        report: &mut Report,
-    ) -> Result<Option<Done>, Error> {
-        let mut scan: Option<Scan> = None;
-        let mut left_out = Vec::new();
-        loop {
-            let mut locked = None;
-            let step = Transaction::run(|transaction| {
-                let Some(table) = Table::open(transaction, oid, self.column_name)? else {
-                    return Ok(Step::Gone);
-                };
-                let scan = match &mut scan {
-                    Some(scan) if scan.is_of(&table) => scan,
-                    scan => scan.insert(Scan::new(&table)),
-                };
-                let Some(range) = scan.next(self.batch_size) else {
-                    return Ok(Step::End(scan.file));
-                };
-                let all = before.file != scan.file || before.has_left_out(&range);
-                let since = (!all).then_some(start);
-                let batch = self.read(transaction, &table, range, since)?;
-                let written = self.write(transaction, &table, &batch, Patience::Moment);
-                self.tally.counts.rotated += written as i64;
-                let missing = batch.ids.len() - written;
-                if missing > 0 {
-                    locked = Some((scan.file, batch.range.clone(), since, missing));
-                }
-                let blocks = scan.advance(batch.range, batch.rows);
-                Ok(Step::Batch(batch.rows, blocks))
-            })?;
-            if let Some((file, range, since, missing)) = locked {
-                // Others changed the rest before we could.
-                if self.wait_for_rest(oid, file, range.clone(), since)? < missing {
-                    left_out.push(range);
-                }
-            }
-            match step {
-                Step::Gone => return Ok(None),
-                Step::End(file) => {
-                    return Ok(Some(Done { file, left_out }));
-                }
-                Step::Batch(rows, blocks) => report.advance(rows, blocks),
-            }
-        }
-    }
-
-    /// Rotates the rows of a range that others have locked, one by one, and returns how many. While
-    /// it waits for a row it has no lock on another, so nobody waits for us.
-    fn wait_for_rest(
-        &mut self,
-        oid: pg_sys::Oid,
-        file: pg_sys::Oid,
-        range: Range<Tid>,
-        since: Option<Xid>,
-    ) -> Result<usize, Error> {
-        let mut written = 0;
-        let rest = Transaction::run(|transaction| {
-            // If the table was rewritten, the pass starts again.
-            match Table::open(transaction, oid, self.column_name)? {
-                Some(table) if table.relation.file() == file => {
-                    Ok(self.read(transaction, &table, range, since)?.ids)
-                }
-                _ => Ok(Vec::new()),
-            }
-        })?;
-        for row in rest {
-            Transaction::run(|transaction| {
-                let table = Table::open(transaction, oid, self.column_name)?;
-                if let Some(table) = table.filter(|table| table.relation.file() == file) {
-                    let batch = self.read(transaction, &table, row.alone(), since)?;
-                    written += self.write(transaction, &table, &batch, Patience::Long);
-                }
-                Ok(())
-            })?;
-        }
-        self.tally.counts.rotated += written as i64;
-        Ok(written)
-    }
-
-    /// Reads the rows of a range, or those that were written `since`, and rotates their tokens in
-    /// memory. Ends early where the batch is full.
-    fn read<'tx>(
+    /// Reads the table that the reader is at, up to its end or until there is a batch.
+    fn read(
         &self,
-        transaction: &'tx Transaction,
-        table: &Table<'_>,
-        range: Range<Tid>,
-        since: Option<Xid>,
-    ) -> Result<Batch<'tx>, Error> {
-        let (column, name) = (&table.column.name[..], &table.name[..]);
-        let select = [
-            b"SELECT t.ctid, t.xmin, t.",
-            column,
-            b" FROM ONLY ",
-            name,
-            b" AS t WHERE t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
-            b" AND pg_catalog.age(t.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age($3)",
-        ];
-        use pg_sys::{TIDOID, XIDOID};
-        let (from, to) = (Argument::tid(range.start), Argument::tid(range.end));
-        let mut cursor = match since {
-            None => transaction
-                .prepare(&select[..5], [TIDOID, TIDOID])
-                .open([from, to]),
-            Some(since) => transaction
-                .prepare(&select, [TIDOID, TIDOID, XIDOID])
-                .open([from, to, Argument::xid(since)]),
+        transaction: &Transaction,
+        reader: &mut Reader,
+        look: &mut Look,
+        rotates: bool,
+    ) -> Result<Batch, Error> {
+        let mut batch = Batch::default();
+        let member = &reader.members[0];
+        let table = match Table::open(transaction, member.oid, self.column_name) {
+            Ok(Some(table)) => table,
+            // It is partitioned, or it is gone.
+            Ok(None) | Err(Error::NoRelation(_)) => {
+                reader.next_table();
+                return Ok(batch);
+            }
+            Err(error) => return Err(error),
         };
-        let mut batch = Batch::new(transaction, table, range);
+        look.rewritten |= table.relation.file() != member.file;
+        let end = *reader.end.get_or_insert_with(|| table.relation.blocks());
+        let mut cursor = table.read(transaction, reader.at..Tid::start_of(end));
+        cursor.fetch_at_most(self.batch_size);
         while let Some(rows) = cursor.fetch() {
             for row in rows.iter() {
                 let (id, writer) = (row.get::<Tid>(1), row.get::<Xid>(2));
-                if since.is_some() && self.wrote_alone && self.ours.contains(&writer) {
-                    continue;
-                }
-                let outcome = row.with_bytes(3, |value| self.rotate(value))?;
-                batch.rows += 1;
-                match outcome {
-                    Outcome::Null => batch.counts.nulls += 1,
-                    // Counted where it was before we moved it. A row of ours that is not current was
-                    // written by a trigger, or only looks like ours, from before the last wraparound.
-                    Outcome::Current if self.ours.contains(&writer) => batch.rows -= 1,
-                    Outcome::Current => batch.counts.current += 1,
-                    Outcome::Rotated(mut buffer, len) => {
-                        batch.push(id, writer, &buffer.value(len))?;
+                let place = || table.place(id);
+                let rotated =
+                    row.with_bytes(3, |value| self.rotate(value, rotates, place, look))?;
+                look.report.rows += 1;
+                reader.progress.advance(id.block);
+                if let Some((buffer, len, tokens)) = rotated {
+                    batch.push(NewRow {
+                        id,
+                        writer,
+                        buffer,
+                        len,
+                        tokens,
+                    })?;
+                    if batch.rows.len() == self.batch_size || batch.bytes >= BATCH_BYTES {
+                        reader.at = id.next();
+                        return Ok(batch);
                     }
-                    Outcome::Refused(refusal) if self.strict => {
-                        return Err(Error::Value {
-                            place: table.place(id),
-                            refusal,
-                        });
-                    }
-                    Outcome::Refused(refusal) => {
-                        match refusal {
-                            fernet::Error::NotAToken => batch.counts.not_a_token += 1,
-                            _ => batch.counts.unknown_key += 1,
-                        }
-                        if batch.bad.len() < NAMED {
-                            batch.bad.push(format!("{}: {refusal}", table.place(id)));
-                        }
-                    }
-                }
-                if batch.ids.len() == self.batch_size || batch.bytes >= BATCH_BYTES {
-                    batch.range.end = id.next();
-                    return Ok(batch);
                 }
             }
         }
+        reader.next_table();
         Ok(batch)
     }
 
-    fn rotate(&self, value: Option<&[u8]>) -> Result<Outcome, Error> {
+    /// Counts the tokens in a value. If any of them is to be rotated, returns the new value, its
+    /// length, and how many.
+    fn rotate(
+        &self,
+        value: Option<&[u8]>,
+        rotates: bool,
+        place: impl Fn() -> String,
+        look: &mut Look,
+    ) -> Result<Option<(Buffer, usize, i64)>, Error> {
+        let counts = &mut look.report.counts;
         let Some(value) = value else {
-            return Ok(Outcome::Null);
+            counts.nulls += 1;
+            return Ok(None);
         };
         let mut buffer = Buffer::new(value.len())?;
-        let iv = random::iv()?;
-        let rotated =
-            Token::decode(value, &mut buffer).and_then(|token| self.keyring.rotate(token, &iv));
-        Ok(match rotated {
-            Ok(Some(len)) => Outcome::Rotated(buffer, len),
-            Ok(None) => Outcome::Current,
-            Err(refusal) => Outcome::Refused(refusal),
-        })
+        let (mut tokens, mut old, mut refusal) = (0, 0, None);
+        let each = |token: Result<usize, fernet::Error>| {
+            tokens += 1;
+            match token {
+                Ok(0) => counts.current += 1,
+                Ok(_) => old += 1,
+                Err(reason) => {
+                    counts.unknown_key += 1;
+                    refusal.get_or_insert(reason);
+                }
+            }
+        };
+        let len = if rotates {
+            self.keyring
+                .rotate_value(value, &mut buffer, random::iv, each)?
+        } else {
+            self.keyring.inspect_value(value, &mut buffer, each);
+            None
+        };
+        counts.left += old;
+        look.found += usize::from(old > 0);
+        if tokens == 0 {
+            counts.not_a_token += 1;
+            refusal = Some(fernet::Error::NotAToken);
+        }
+        match refusal {
+            Some(refusal) if self.strict && rotates => {
+                return Err(Error::Value {
+                    place: place(),
+                    refusal,
+                });
+            }
+            Some(refusal) if look.report.bad.len() < NAMED => {
+                look.report.bad.push(format!("{}: {refusal}", place()));
+            }
+            _ => {}
+        }
+        Ok(len.map(|len| (buffer, len, old)))
     }
 
-    /// Writes the new tokens to the rows that are still what was read, and returns how many are.
+    /// Writes new values to their rows, and to the newest versions of those that were changed
+    /// meanwhile.
     fn write(
         &mut self,
         transaction: &Transaction,
-        table: &Table<'_>,
-        batch: &Batch<'_>,
-        patience: Patience,
-    ) -> usize {
-        if batch.ids.is_empty() {
-            return 0;
-        }
-        self.wrote_alone &= !table.relation.has_triggers_or_rules();
-        let _shown = batch.values.show();
-        let execute = |query: &[u8]| {
-            let types = [pg_sys::TIDOID, pg_sys::TIDOID];
-            let update = transaction.prepare(&[query], types);
-            let Range { start, end } = batch.range;
-            update.execute([Argument::tid(start), Argument::tid(end)])
+        oid: pg_sys::Oid,
+        batch: &Batch,
+        look: &mut Look,
+    ) -> Result<(), Error> {
+        let table =
+            Table::open(transaction, oid, self.column_name)?.ok_or(Error::NoRelation(oid))?;
+        let new_values = |batch: &Batch| {
+            let mut values = table.new_values(transaction);
+            for row in &batch.rows {
+                values.push(row.id, row.writer, &row.buffer.value(row.len));
+            }
+            values
         };
-        let attempt =
-            |query: &[u8]| transaction.attempt(patience, || (execute(query), transaction.xid()));
-        let done = match (attempt(&table.update()), patience) {
-            (None, Patience::Moment) => attempt(&table.update_of_unlocked()),
-            (done, _) => done,
+        let written = {
+            let values = new_values(batch);
+            let shown = values.show();
+            transaction.attempt(|| table.update(transaction, &shown))
         };
-        let (written, xid) = done.unwrap_or_default();
-        self.ours.extend(xid);
-        written as usize
-    }
-}
-
-/// A batch ends once its new tokens take this much memory, if it has no more than `batch_size`.
-const BATCH_BYTES: usize = 16 << 20;
-
-/// How many passes follow the first one, if each finds something.
-const MORE_PASSES: usize = 5;
-
-/// How many bad values are named.
-const NAMED: usize = 5;
-
-enum Outcome {
-    Null,
-    Current,
-    /// Into a token of that length.
-    Rotated(Buffer, usize),
-    Refused(fernet::Error),
-}
-
-/// Rows that were read, and their new tokens.
-struct Batch<'tx> {
-    /// What was read.
-    range: Range<Tid>,
-    rows: u64,
-    counts: Counts,
-    bad: Vec<String>,
-    ids: Vec<Tid>,
-    values: NewValues<'tx>,
-    /// What the values take.
-    bytes: usize,
-}
-
-impl<'tx> Batch<'tx> {
-    fn new(connection: &'tx Connection, table: &Table<'_>, range: Range<Tid>) -> Self {
-        Self {
-            range,
-            rows: 0,
-            counts: Counts::default(),
-            bad: Vec::new(),
-            ids: Vec::new(),
-            values: NewValues::new(connection, table.column.storage.type_oid()),
-            bytes: 0,
+        if written == Some(batch.rows.len() as u64) && !table.relation.has_code_on_update() {
+            self.rotated += batch.rows.iter().map(|row| row.tokens).sum::<i64>();
+            return Ok(());
         }
+        // Some of the rows were changed, moved or locked meanwhile. Or a trigger or a rule has had its
+        // say, and what the statement counts is not what is in the table.
+        let mut rest = Batch::default();
+        for row in &batch.rows {
+            table.fate(row.id, |fate| match fate {
+                Fate::Ours(value) => self.count_written(row, value, look),
+                Fate::Held(id, writer, value) => {
+                    // Its tokens were counted when it was read.
+                    let mut ignored = Look::default();
+                    let place = || table.place(id);
+                    if let Some((buffer, len, tokens)) =
+                        self.rotate(value, true, place, &mut ignored)?
+                    {
+                        rest.push(NewRow {
+                            id,
+                            writer,
+                            buffer,
+                            len,
+                            tokens,
+                        })?;
+                    }
+                    Ok(())
+                }
+                Fate::Locked => {
+                    look.locked += 1;
+                    Ok(())
+                }
+                Fate::Gone => Ok(()),
+            })?;
+        }
+        if rest.rows.is_empty() {
+            return Ok(());
+        }
+        table.update(transaction, &new_values(&rest).show());
+        for row in &rest.rows {
+            table.fate(row.id, |fate| match fate {
+                Fate::Ours(value) => self.count_written(row, value, look),
+                _ => {
+                    look.kept += 1;
+                    Ok(())
+                }
+            })?;
+        }
+        Ok(())
     }
 
-    fn push(&mut self, id: Tid, writer: Xid, value: &Value<'_>) -> Result<(), Error> {
-        self.ids.try_reserve(1)?;
-        self.ids.push(id);
-        self.values.push(id, writer, value);
-        self.bytes += value.len();
+    /// Counts the tokens of a row that this call has written, if they are under the first key now.
+    fn count_written(
+        &mut self,
+        row: &NewRow,
+        value: Option<&[u8]>,
+        look: &mut Look,
+    ) -> Result<(), Error> {
+        let mut is_old = false;
+        if let Some(value) = value {
+            let mut buffer = Buffer::new(value.len())?;
+            self.keyring.inspect_value(value, &mut buffer, |token| {
+                is_old |= token.is_ok_and(|key| key > 0);
+            });
+        }
+        if is_old {
+            look.kept += 1;
+        } else {
+            self.rotated += row.tokens;
+        }
         Ok(())
     }
 }
 
-/// A table with rows of its own, open and locked until the transaction ends.
-struct Table<'c> {
-    relation: Relation<'c>,
-    name: Identifier,
-    column: Column,
-}
+/// A batch ends once its new values take this much memory, if it has no more rows than `batch_size`.
+const BATCH_BYTES: usize = 16 << 20;
 
-impl<'c> Table<'c> {
-    /// Opens a table, or returns `None` if it is gone or partitioned.
-    fn open(
-        connection: &'c Connection,
-        oid: pg_sys::Oid,
-        column_name: &CStr,
-    ) -> Result<Option<Self>, Error> {
-        match Relation::open(connection, oid, Lock::Write) {
-            Some(relation) => Self::new(relation, column_name),
-            None => Ok(None),
-        }
-    }
+/// After that many looks, and that much time since the first one, it gives up if each has found
+/// something.
+const LOOKS: u32 = 10;
+const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn new(relation: Relation<'c>, column_name: &CStr) -> Result<Option<Self>, Error> {
-        let kind = relation.kind();
-        if !matches!(kind, Kind::Table | Kind::PartitionedTable) {
-            return Err(Error::NotATable {
-                relation: relation.shown(),
-                kind,
-            });
-        }
-        let column = relation.column(column_name)?;
-        if column.generated {
-            return Err(Error::Generated {
-                column: catalog::shown(column_name.to_bytes()),
-                relation: relation.shown(),
-            });
-        }
-        if relation.hides_rows() {
-            return Err(Error::HiddenRows {
-                relation: relation.shown(),
-            });
-        }
-        if kind == Kind::PartitionedTable {
-            return Ok(None);
-        }
-        if !relation.has_tid_ranges() {
-            return Err(Error::AccessMethod {
-                relation: relation.shown(),
-            });
-        }
-        Ok(Some(Self {
-            name: relation.name(),
-            relation,
-            column,
-        }))
-    }
+/// How many bad values are named.
+const NAMED: usize = 5;
 
-    /// The statement that writes [`NewValues`] to those rows, all in the range from `$1` to `$2`,
-    /// that still have the same writers.
-    ///
-    /// The writer tells row versions apart that are at the same place one after the other. It is
-    /// also what a row is known by that was changed while we waited for its lock: servers before
-    /// the releases of November 2025 do not look at its place again.
-    fn update(&self) -> Vec<u8> {
-        let (name, column) = (&self.name[..], &self.column.name[..]);
-        [
-            b"UPDATE ONLY ",
-            name,
-            b" AS t SET ",
-            column,
-            b" = n.value FROM fernet_new_values AS n \
-               WHERE t.ctid OPERATOR(pg_catalog.=) n.id AND t.xmin OPERATOR(pg_catalog.=) n.writer \
-               AND t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
-        ]
-        .concat()
-    }
-
-    /// The same for those of the rows that nobody has locked in any way. It locks them first, and so
-    /// costs more. The lock is as strong as that of an UPDATE can be: where the column is in a unique
-    /// index, it would wait for those who refer to the row by a foreign key.
-    fn update_of_unlocked(&self) -> Vec<u8> {
-        let (name, column) = (&self.name[..], &self.column.name[..]);
-        [
-            b"UPDATE ONLY ", name, b" AS t SET ", column, b" = u.value \
-              FROM (SELECT l.ctid, n.value FROM fernet_new_values AS n, ONLY ", name, b" AS l \
-                    WHERE l.ctid OPERATOR(pg_catalog.=) n.id AND l.xmin OPERATOR(pg_catalog.=) n.writer \
-                      AND l.ctid OPERATOR(pg_catalog.>=) $1 AND l.ctid OPERATOR(pg_catalog.<) $2 \
-                    FOR UPDATE OF l SKIP LOCKED) AS u (id, value) \
-              WHERE t.ctid OPERATOR(pg_catalog.=) u.id \
-                AND t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
-        ]
-        .concat()
-    }
-
-    /// Names a row for a human.
-    fn place(&self, id: Tid) -> String {
-        format!("{id} of {}", self.relation.shown())
-    }
-}
-
-fn count_blocks(connection: &Connection, tables: &[pg_sys::Oid]) -> u64 {
-    let open = |&table| Relation::open(connection, table, Lock::Write);
-    let tables = tables.iter().filter_map(open);
-    tables
-        .filter(|table| table.kind() == Kind::Table)
-        .map(|table| u64::from(table.blocks()))
-        .sum()
-}
-
-/// A scan of a table in ranges, up to the size it had at the start.
-struct Scan {
-    file: pg_sys::Oid,
+/// Where a look is.
+struct Reader {
+    /// The tables that are not read to their end, the one that is being read in front.
+    members: VecDeque<Member>,
+    /// Up to where that is read, and how many blocks it had when that was begun. A row that was
+    /// written behind them since is a matter of the next look.
     at: Tid,
-    end: u32,
-    density: Density,
+    end: Option<u32>,
+    progress: Progress,
 }
 
-impl Scan {
-    fn new(table: &Table<'_>) -> Self {
+impl Reader {
+    fn new(members: Vec<Member>, label: &'static str) -> Self {
+        let blocks = members.iter().map(|member| u64::from(member.blocks)).sum();
         Self {
-            file: table.relation.file(),
+            members: members.into(),
             at: Tid::start_of(0),
-            end: table.relation.blocks(),
-            density: Density::new(table.relation.rows_per_block()),
+            end: None,
+            progress: Progress::new(label, blocks),
         }
     }
 
-    /// Tells whether the table still has the file that is being scanned.
-    fn is_of(&self, table: &Table<'_>) -> bool {
-        self.file == table.relation.file()
+    fn table(&self) -> Option<pg_sys::Oid> {
+        self.members.front().map(|member| member.oid)
     }
 
-    /// Returns a range with about as many rows, or `None` at the end.
-    fn next(&self, rows: usize) -> Option<Range<Tid>> {
-        let blocks = self.density.blocks(rows as u64);
-        let end = self.at.block.saturating_add(blocks).min(self.end);
-        (self.at.block < end).then(|| self.at..Tid::start_of(end))
-    }
-
-    /// Goes on to the end of a range that was read. Returns the number of blocks in it.
-    fn advance(&mut self, range: Range<Tid>, rows: u64) -> u32 {
-        self.at = range.end;
-        let blocks = range.end.block - range.start.block;
-        // Of a single block that is too much for a batch nothing can be learnt.
-        if blocks > 0 {
-            self.density.learn(rows, blocks);
+    fn next_table(&mut self) {
+        if let Some(member) = self.members.pop_front() {
+            self.progress.end_table(member.blocks);
         }
-        blocks
+        self.at = Tid::start_of(0);
+        self.end = None;
     }
 }
 
-/// Tells the client about the progress, once a second at most.
-struct Report {
-    label: &'static str,
-    started: Instant,
-    shown: Instant,
-    rows: u64,
-    blocks: u64,
-    blocks_in_all: u64,
+/// A row to be written.
+struct NewRow {
+    id: Tid,
+    writer: Xid,
+    buffer: Buffer,
+    /// How much of the buffer is the new value.
+    len: usize,
+    /// How many tokens in it are to be under the first key.
+    tokens: i64,
 }
 
-impl Report {
-    fn new(label: &'static str, blocks_in_all: u64) -> Self {
-        let started = Instant::now();
-        Self {
-            label,
-            started,
-            shown: started,
-            rows: 0,
-            blocks: 0,
-            blocks_in_all,
-        }
-    }
+/// Rows of one table that are to be written.
+#[derive(Default)]
+struct Batch {
+    rows: Vec<NewRow>,
+    /// What their values take.
+    bytes: usize,
+}
 
-    fn advance(&mut self, rows: u64, blocks: u32) {
-        self.rows += rows;
-        self.blocks += u64::from(blocks);
-        if self.shown.elapsed() < Duration::from_secs(1) {
-            return;
-        }
-        self.shown = Instant::now();
-        let progress = Progress {
-            rows: self.rows,
-            blocks: self.blocks,
-            blocks_in_all: self.blocks_in_all,
-            time: self.started.elapsed(),
-        };
-        notice(format!("{}: {}", self.label, progress.describe()));
+impl Batch {
+    fn push(&mut self, row: NewRow) -> Result<(), Error> {
+        self.rows.try_reserve(1)?;
+        self.bytes += row.len;
+        self.rows.push(row);
+        Ok(())
     }
 }
 
-fn notice(message: String) {
-    let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
-    ErrorReport::new(code, message, "pg_fernet").report(PgLogLevel::NOTICE);
-}
-
-fn warn_of_rest() {
-    ErrorReport::new(
-        PgSqlErrorCode::ERRCODE_WARNING,
-        "some values may still be under an old key: others wrote in each pass, or a trigger kept them",
-        "pg_fernet",
-    )
-    .set_hint("fernet_census() tells how many values are under an old key. Call this again.")
-    .report(PgLogLevel::WARNING);
+/// Describes a number of things.
+fn counted(number: i64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
 }
 
 fn warn_of_single_key() {
-    ErrorReport::new(
-        PgSqlErrorCode::ERRCODE_WARNING,
-        "there is a single key, so nothing can be under an old one",
-        "pg_fernet",
-    )
-    .set_hint("Put the new key before the old one in the list of keys.")
-    .report(PgLogLevel::WARNING);
+    warn(
+        "there is a single key, so nothing can be under an old one".into(),
+        None,
+        "Put the new key before the old one in the list of keys.",
+    );
 }

@@ -32,6 +32,13 @@ pub(crate) fn sleep(time: Duration) {
     wait(0, pg_sys::PGINVALID_SOCKET, time);
 }
 
+/// Returns `lock_timeout`, if there is one.
+pub(crate) fn lock_timeout() -> Option<Duration> {
+    // SAFETY: a global that only this process changes.
+    let milliseconds = unsafe { pg_sys::LockTimeout };
+    (milliseconds > 0).then(|| Duration::from_millis(milliseconds as u64))
+}
+
 fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> u32 {
     let events = event | pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // SAFETY: the latch is this process's own; the socket is open, or none.

@@ -2,14 +2,16 @@
 //! cursors that give their memory back, commits, and subtransactions.
 //!
 //! A failing query raises an error of the server, which unwinds through here as a panic; the
-//! transaction's end then frees what SPI holds.
+//! transaction's end then frees what SPI holds. Cursors see what the active snapshot shows, and
+//! statements that write see what is committed when they begin.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_void};
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::panic::AssertUnwindSafe;
 use std::ptr::{self, NonNull};
+use std::time::Duration;
 use std::{slice, thread};
 
 use pgrx::pg_sys::panic::CaughtError;
@@ -40,12 +42,7 @@ impl Tid {
         }
     }
 
-    /// Returns the range of this place alone.
-    pub(crate) fn alone(self) -> Range<Self> {
-        self..self.next()
-    }
-
-    fn to_item_pointer(self) -> pg_sys::ItemPointerData {
+    pub(crate) fn to_item_pointer(self) -> pg_sys::ItemPointerData {
         pg_sys::ItemPointerData {
             ip_blkid: pg_sys::BlockIdData {
                 bi_hi: (self.block >> 16) as u16,
@@ -73,30 +70,52 @@ impl FromDatum for Tid {
         }
         // SAFETY: the caller's datum refers to a tid.
         let tid = unsafe { *datum.cast_mut_ptr::<pg_sys::ItemPointerData>() };
-        Some(Self {
-            block: u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo),
-            line: tid.ip_posid,
-        })
+        Some(tid.into())
     }
 }
 
-/// A transaction's number.
-pub(crate) type Xid = pg_sys::TransactionId;
+impl From<pg_sys::ItemPointerData> for Tid {
+    fn from(tid: pg_sys::ItemPointerData) -> Self {
+        Self {
+            block: u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo),
+            line: tid.ip_posid,
+        }
+    }
+}
+
+/// The number of the transaction that wrote a row version, as it is stored there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Xid(pub(crate) u32);
+
+impl FromDatum for Xid {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _: pg_sys::Oid,
+    ) -> Option<Self> {
+        // Of a value of four bytes the server extends the sign, as if it were an integer: what is
+        // past 2^31 has its upper half full of ones. pgrx's own conversion takes that for no number.
+        (!is_null).then_some(Self(datum.value() as u32))
+    }
+}
 
 /// A connection to SPI. What it makes lives no longer than it does.
-pub(crate) struct Connection {
-    read_only: bool,
-}
+pub(crate) struct Connection(());
 
 impl Connection {
     /// Connects for queries that see what the calling query sees.
     pub(crate) fn read_only() -> Self {
-        connect(0);
-        Self { read_only: true }
+        Self::new(0)
     }
 
-    /// Parses a query, to be planned without a look at the arguments: of a range of places it is
-    /// then taken for granted that it is small.
+    fn new(options: u32) -> Self {
+        // SAFETY: no pointers; cannot fail, but for lack of memory, which raises an error.
+        unsafe { pg_sys::SPI_connect_ext(options as i32) };
+        Self(())
+    }
+
+    /// Parses a query, and plans it without a look at the arguments: the planner takes a range of
+    /// places to be narrow.
     pub(crate) fn prepare<const N: usize>(
         &self,
         query: &[&[u8]],
@@ -110,13 +129,10 @@ impl Connection {
         };
         Plan {
             plan: NonNull::new(plan).unwrap_or_else(|| fail("SPI_prepare_cursor")),
-            read_only: self.read_only,
             connection: PhantomData,
         }
     }
-}
 
-impl Connection {
     /// Calls `f`, which may call functions that look names up, with no schema but the server's own
     /// in the search path.
     pub(crate) fn with_safe_path<R>(&self, f: impl FnOnce() -> R) -> R {
@@ -128,6 +144,11 @@ impl Connection {
         // SAFETY: the level begun above.
         unsafe { pg_sys::AtEOXact_GUC(true, settings) };
         result
+    }
+
+    /// Calls `f`, and undoes what it did, locks included, unless `keep` wants to keep it.
+    pub(crate) fn undo_unless<T>(&self, keep: impl FnOnce(&T) -> bool, f: impl FnOnce() -> T) -> T {
+        in_subtransaction(keep, f).unwrap_or_else(|failure| failure.raise())
     }
 }
 
@@ -141,7 +162,8 @@ impl Drop for Connection {
     }
 }
 
-/// A transaction of a procedure, READ COMMITTED whatever the default is.
+/// A transaction of a procedure, READ COMMITTED whatever the default is, with one snapshot for all
+/// that it reads.
 pub(crate) struct Transaction {
     connection: Connection,
 }
@@ -156,8 +178,8 @@ impl Deref for Transaction {
 
 impl Transaction {
     /// Ends the transaction that the procedure was called in.
-    pub(crate) fn end_callers() {
-        Self::connect().commit();
+    pub(crate) fn end_callers() -> Result<(), Error> {
+        Self::connect().commit()
     }
 
     /// Calls `f` in a transaction, and commits unless it returns an error. `f` cannot leave anything
@@ -165,124 +187,226 @@ impl Transaction {
     pub(crate) fn run<T>(f: impl FnOnce(&Self) -> Result<T, Error>) -> Result<T, Error> {
         // The last commit has left a transaction behind that has not done anything yet.
         set_config(c"transaction_isolation", c"read committed", Until::Commit);
-        // Without it, each batch would read the whole table.
+        // Rows are found by their place, one or a range, and not by reading the whole table.
         set_config(c"enable_tidscan", c"on", Until::Commit);
+        for join in [c"enable_hashjoin", c"enable_mergejoin"] {
+            set_config(join, c"off", Until::Commit);
+        }
         let transaction = Self::connect();
+        // SAFETY: the active snapshot is a copy, and is popped before the commit.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
         let result = f(&transaction)?;
-        transaction.commit();
+        // SAFETY: pushed above, and whatever was pushed since has been popped.
+        unsafe { pg_sys::PopActiveSnapshot() };
+        transaction.commit()?;
         Ok(result)
     }
 
     fn connect() -> Self {
-        connect(pg_sys::SPI_OPT_NONATOMIC);
         Self {
-            connection: Connection { read_only: false },
+            connection: Connection::new(pg_sys::SPI_OPT_NONATOMIC),
         }
     }
 
     /// Commits. The server begins the next transaction at once.
-    fn commit(self) {
+    ///
+    /// # Errors
+    /// If somebody cancels the wait for a synchronous standby, which to the server is no reason to
+    /// end the statement.
+    fn commit(self) -> Result<(), Error> {
         // SAFETY: connected, and not inside of a subtransaction of ours.
-        unsafe { pg_sys::SPI_commit() };
-    }
-
-    /// Returns the oldest transaction that is running now.
-    pub(crate) fn oldest_running(&self) -> Xid {
-        // SAFETY: the snapshot is valid at least until another one is taken.
-        unsafe { (*pg_sys::GetTransactionSnapshot()).xmin }
-    }
-
-    /// Returns the number of the transaction, or of the subtransaction, if it has written.
-    pub(crate) fn xid(&self) -> Option<Xid> {
-        // SAFETY: no arguments, no side effects.
-        let xid = unsafe { pg_sys::GetCurrentTransactionIdIfAny() };
-        (xid != pg_sys::InvalidTransactionId).then_some(xid)
-    }
-
-    /// Calls `f`, which writes to rows. If it meets one that it cannot have, undoes what it did and
-    /// returns `None`: one that is locked, unless there is patience to wait for it, or one that has
-    /// moved to another partition.
-    pub(crate) fn attempt<T>(&self, patience: Patience, f: impl FnOnce() -> T) -> Option<T> {
-        // SAFETY: these globals are always valid to read; they are put back below.
-        let (context, owner) =
-            unsafe { (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner) };
-        // SAFETY: the subtransaction ends below, whatever happens in between.
-        let settings = unsafe {
-            pg_sys::BeginInternalSubTransaction(ptr::null());
-            pg_sys::MemoryContextSwitchTo(context);
-            pg_sys::NewGUCNestLevel()
-        };
-        if let Patience::Moment = patience {
-            // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice.
-            set_config(c"lock_timeout", c"10ms", Until::Level);
+        if wait_was_cancelled(|| unsafe { pg_sys::SPI_commit() }) {
+            return Err(Error::ReplicationCancelled);
         }
-        let locked = |error| match patience {
-            Patience::Moment => Attempt::NotToBeHad,
-            Patience::Long => Attempt::failed(error),
-        };
-        let attempt = PgTryBuilder::new(AssertUnwindSafe(|| Attempt::Done(f())))
-            .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, locked)
-            .catch_when(PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED, locked)
-            .catch_when(PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE, |_| {
-                Attempt::NotToBeHad
-            })
-            .catch_others(Attempt::failed)
-            .execute();
-        // SAFETY: as above.
-        unsafe {
-            match attempt {
-                Attempt::Done(_) => {
-                    pg_sys::AtEOXact_GUC(false, settings);
-                    pg_sys::ReleaseCurrentSubTransaction();
-                }
-                _ => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
+        Ok(())
+    }
+
+    /// Calls `f`, which writes to rows. If it meets one that somebody has locked, or that has moved
+    /// to another partition, undoes what it did and returns `None`.
+    pub(crate) fn attempt<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
+        // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice.
+        match in_subtransaction(|_| true, || with_lock_timeout(Duration::from_millis(10), f)) {
+            Ok(result) => Some(result),
+            Err(failure)
+                if failure.is_lock()
+                    || failure.code() == PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE =>
+            {
+                None
             }
-            pg_sys::MemoryContextSwitchTo(context);
-            pg_sys::CurrentResourceOwner = owner;
-        }
-        match attempt {
-            Attempt::Done(result) => Some(result),
-            Attempt::NotToBeHad => None,
-            // SAFETY: the copy is in memory of the caller's.
-            Attempt::Failed(Failure::OfServer(error)) => unsafe { pg_sys::ReThrowError(error) },
-            Attempt::Failed(Failure::Ours(error)) => error.rethrow(),
+            Err(failure) => failure.raise(),
         }
     }
 }
 
-/// How long to wait for a row that somebody else has locked.
-#[derive(Clone, Copy)]
-pub(crate) enum Patience {
-    Moment,
-    /// As long as `lock_timeout` allows.
-    Long,
+/// Another transaction, by the lock that it has on its own number.
+pub(crate) struct VirtualXid(pg_sys::VirtualTransactionId);
+
+impl VirtualXid {
+    /// Parses it from what `pg_locks` shows.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (process, number) = text.split_once('/')?;
+        let (process, number) = (process.parse().ok()?, number.parse().ok()?);
+        Some(Self(pg_sys::VirtualTransactionId {
+            #[cfg(any(feature = "pg15", feature = "pg16"))]
+            backendId: process,
+            #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+            procNumber: process,
+            localTransactionId: number,
+        }))
+    }
+
+    /// Waits until the transaction has ended, and tells whether it has. To be called between
+    /// transactions: then this process has neither a lock nor a snapshot that somebody could be
+    /// waiting for.
+    pub(crate) fn wait(&self, time: Option<Duration>) -> bool {
+        // A time of zero has no end.
+        let time = time.map_or(Duration::ZERO, |time| time.max(Duration::from_millis(1)));
+        // SAFETY: what is not, or no longer, the number of a transaction is not waited for.
+        let wait = || unsafe { pg_sys::VirtualXactLock(self.0, true) };
+        match in_subtransaction(|_| false, || with_lock_timeout(time, wait)) {
+            Ok(_) => true,
+            Err(failure) if failure.code() == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => false,
+            Err(failure) => failure.raise(),
+        }
+    }
 }
 
-enum Attempt<T> {
-    Done(T),
-    NotToBeHad,
-    Failed(Failure),
+/// Calls `f` in a subtransaction, which is rolled back unless `keep` wants to keep it, or if `f` fails.
+fn in_subtransaction<T>(
+    keep: impl FnOnce(&T) -> bool,
+    f: impl FnOnce() -> T,
+) -> Result<T, Failure> {
+    // SAFETY: these globals are always valid to read; they are put back below.
+    let (context, owner) = unsafe { (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner) };
+    // SAFETY: the subtransaction ends below, whatever happens in between.
+    unsafe {
+        pg_sys::BeginInternalSubTransaction(ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+    }
+    let result = PgTryBuilder::new(AssertUnwindSafe(|| Ok(f())))
+        .catch_others(|error| Err(Failure::new(error)))
+        .execute();
+    // SAFETY: as above.
+    unsafe {
+        if result.as_ref().is_ok_and(keep) {
+            pg_sys::ReleaseCurrentSubTransaction();
+        } else {
+            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+    }
+    result
 }
 
+/// An error that was caught.
 enum Failure {
-    /// All that the server says of an error, which it forgets once that is caught.
-    OfServer(*mut pg_sys::ErrorData),
-    Ours(Box<CaughtError>),
+    /// All that the server says of it, which is gone from its own stack once it is caught.
+    OfServer(*mut pg_sys::ErrorData, PgSqlErrorCode),
+    Ours(Box<CaughtError>, PgSqlErrorCode),
 }
 
-impl<T> Attempt<T> {
-    fn failed(error: CaughtError) -> Self {
-        Self::Failed(match error {
-            // SAFETY: the error is the one that is being handled.
-            CaughtError::PostgresError(_) => Failure::OfServer(unsafe { pg_sys::CopyErrorData() }),
-            error => Failure::Ours(Box::new(error)),
-        })
+impl Failure {
+    fn new(error: CaughtError) -> Self {
+        match error {
+            CaughtError::PostgresError(report) => {
+                // SAFETY: the error is the one that is being handled; memory is the caller's.
+                let whole = unsafe { pg_sys::CopyErrorData() };
+                Self::OfServer(whole, report.sql_error_code())
+            }
+            CaughtError::ErrorReport(ref report)
+            | CaughtError::RustPanic {
+                ereport: ref report,
+                ..
+            } => {
+                let code = report.sql_error_code();
+                Self::Ours(Box::new(error), code)
+            }
+        }
+    }
+
+    fn code(&self) -> PgSqlErrorCode {
+        match self {
+            Self::OfServer(_, code) | Self::Ours(_, code) => *code,
+        }
+    }
+
+    /// Tells whether a lock was not to be had.
+    fn is_lock(&self) -> bool {
+        use PgSqlErrorCode::{ERRCODE_LOCK_NOT_AVAILABLE, ERRCODE_T_R_DEADLOCK_DETECTED};
+        matches!(
+            self.code(),
+            ERRCODE_LOCK_NOT_AVAILABLE | ERRCODE_T_R_DEADLOCK_DETECTED
+        )
+    }
+
+    /// Raises the error again as it was.
+    fn raise(self) -> ! {
+        match self {
+            // SAFETY: the copy is in memory of the caller's, which outlived the subtransaction.
+            Self::OfServer(error, _) => unsafe { pg_sys::ReThrowError(error) },
+            Self::Ours(error, _) => error.rethrow(),
+        }
     }
 }
 
-fn connect(options: u32) {
-    // SAFETY: no pointers; cannot fail, but for lack of memory, which raises an error.
-    unsafe { pg_sys::SPI_connect_ext(options as i32) };
+/// Calls `f` with another `lock_timeout`; zero is none.
+fn with_lock_timeout<T>(time: Duration, f: impl FnOnce() -> T) -> T {
+    let time = CString::new(time.as_millis().to_string()).expect("digits hold no zero byte");
+    // SAFETY: no pointers. If `f` raises an error, the end of the subtransaction puts the settings back.
+    let settings = unsafe { pg_sys::NewGUCNestLevel() };
+    set_config(c"lock_timeout", &time, Until::Level);
+    let result = f();
+    // SAFETY: the level begun above.
+    unsafe { pg_sys::AtEOXact_GUC(false, settings) };
+    result
+}
+
+/// Calls `f`, which commits, and tells whether its wait for a synchronous standby was cancelled. The
+/// server only warns of that, and forgets that somebody wanted the statement to end.
+fn wait_was_cancelled(f: impl FnOnce()) -> bool {
+    /// The warning, before it is translated.
+    const WARNING: &CStr = c"canceling wait for synchronous replication due to user request";
+
+    /// Called with each message while the context is in place.
+    #[pg_guard]
+    unsafe extern "C-unwind" fn look_at(found: *mut c_void) {
+        // SAFETY: called while a message is being made, whose copy is in memory that outlives this
+        // call; `found` is the variable below.
+        unsafe {
+            let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+            let message = pg_sys::CopyErrorData();
+            pg_sys::MemoryContextSwitchTo(context);
+            let id = (*message).message_id;
+            if !id.is_null() && CStr::from_ptr(id) == WARNING {
+                *found.cast() = true;
+            }
+            pg_sys::FreeErrorData(message);
+        }
+    }
+
+    /// Takes the context away again, also where `f` raises an error.
+    struct Reset(*mut pg_sys::ErrorContextCallback);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            // SAFETY: a global of this process, and what it was before.
+            unsafe { pg_sys::error_context_stack = self.0 };
+        }
+    }
+
+    let mut found = false;
+    // SAFETY: a global of this process. The context lasts as long as it is in place.
+    unsafe {
+        let reset = Reset(pg_sys::error_context_stack);
+        let mut context = pg_sys::ErrorContextCallback {
+            previous: reset.0,
+            callback: Some(look_at),
+            arg: (&raw mut found).cast(),
+        };
+        pg_sys::error_context_stack = &raw mut context;
+        f();
+    }
+    found
 }
 
 enum Until {
@@ -316,12 +440,11 @@ fn set_config(name: &CStr, value: &CStr, until: Until) {
 /// A parsed query.
 pub(crate) struct Plan<'c> {
     plan: NonNull<pg_sys::_SPI_plan>,
-    read_only: bool,
     connection: PhantomData<&'c Connection>,
 }
 
 impl<'c> Plan<'c> {
-    /// Runs a query that returns no rows, and returns how many it was about.
+    /// Runs a statement that writes, and returns how many rows it was about.
     pub(crate) fn execute<const N: usize>(&self, arguments: [Argument; N]) -> u64 {
         let mut datums = arguments.map(|argument| argument.0);
         // SAFETY: the caller gives arguments of the types that the plan was made with.
@@ -330,7 +453,7 @@ impl<'c> Plan<'c> {
                 self.plan.as_ptr(),
                 datums.as_mut_ptr(),
                 ptr::null(),
-                self.read_only,
+                false,
                 0,
             );
             if code < 0 {
@@ -340,7 +463,7 @@ impl<'c> Plan<'c> {
         }
     }
 
-    /// Runs a query that returns rows.
+    /// Runs a query that returns rows. The plan is not needed after this.
     pub(crate) fn open<const N: usize>(&self, arguments: [Argument; N]) -> Cursor<'c> {
         let mut datums = arguments.map(|argument| argument.0);
         // SAFETY: the caller gives arguments of the types that the plan was made with; the server
@@ -351,7 +474,7 @@ impl<'c> Plan<'c> {
                 self.plan.as_ptr(),
                 datums.as_mut_ptr(),
                 ptr::null(),
-                self.read_only,
+                true,
             )
         };
         Cursor {
@@ -364,6 +487,15 @@ impl<'c> Plan<'c> {
     }
 }
 
+impl Drop for Plan<'_> {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            // SAFETY: a running query has a copy of its own.
+            unsafe { pg_sys::SPI_freeplan(self.plan.as_ptr()) };
+        }
+    }
+}
+
 /// A running query.
 pub(crate) struct Cursor<'c> {
     portal: NonNull<pg_sys::PortalData>,
@@ -372,9 +504,9 @@ pub(crate) struct Cursor<'c> {
 }
 
 impl Cursor<'_> {
-    /// Fetches few rows at once: those of a view, or of another server, hold any amount.
-    pub(crate) fn expect_large_rows(&mut self) {
-        self.rows_at_once = 10;
+    /// Fetches fewer rows at once.
+    pub(crate) fn fetch_at_most(&mut self, rows: usize) {
+        self.rows_at_once = self.rows_at_once.min(rows as i64);
     }
 
     /// Returns the next rows, or `None` after the last one.
@@ -445,6 +577,8 @@ pub(crate) struct Row<'r> {
 pub(crate) trait Scalar: FromDatum + Copy {}
 impl Scalar for bool {}
 impl Scalar for f64 {}
+impl Scalar for i32 {}
+impl Scalar for i64 {}
 impl Scalar for pg_sys::Oid {}
 impl Scalar for Tid {}
 impl Scalar for Xid {}
@@ -452,28 +586,22 @@ impl Scalar for Xid {}
 impl Row<'_> {
     /// Returns the value of a column, counted from 1, which must be of that type and not null.
     pub(crate) fn get<T: Scalar>(&self, column: i32) -> T {
+        self.find(column).expect("the column is NOT NULL")
+    }
+
+    /// Returns the value of a column, which must be of that type, or `None` if it is null.
+    pub(crate) fn find<T: Scalar>(&self, column: i32) -> Option<T> {
         let (datum, is_null) = self.datum(column);
         // SAFETY: the queries of this crate read columns as what they are.
-        unsafe { T::from_datum(datum, is_null) }.expect("the column is NOT NULL")
+        unsafe { T::from_datum(datum, is_null) }
     }
 
     /// Calls `f` with the bytes of a value of text or bytea.
     pub(crate) fn with_bytes<R>(&self, column: i32, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
         let (datum, is_null) = self.datum(column);
-        if is_null {
-            return f(None);
-        }
         // SAFETY: the value is a varlena inside the row, or refers to one that the cursor's
-        // snapshot holds; if it was copied to be read, the copy is freed once `f` has seen it.
-        unsafe {
-            let stored: *mut pg_sys::varlena = datum.cast_mut_ptr();
-            let read = pg_sys::pg_detoast_datum_packed(stored);
-            let result = f(Some(pgrx::varlena_to_byte_slice(read)));
-            if read != stored {
-                pg_sys::pfree(read.cast());
-            }
-            result
-        }
+        // snapshot holds.
+        unsafe { with_bytes_of(datum, is_null, f) }
     }
 
     fn datum(&self, column: i32) -> (pg_sys::Datum, bool) {
@@ -481,6 +609,31 @@ impl Row<'_> {
         // SAFETY: row and shape belong together; a column that is not there is null.
         let datum = unsafe { pg_sys::SPI_getbinval(self.tuple, self.shape, column, &mut is_null) };
         (datum, is_null)
+    }
+}
+
+/// Calls `f` with the bytes of a value of text or bytea, unless that is null.
+///
+/// # Safety
+/// The datum must be such a value, or null.
+pub(crate) unsafe fn with_bytes_of<R>(
+    datum: pg_sys::Datum,
+    is_null: bool,
+    f: impl FnOnce(Option<&[u8]>) -> R,
+) -> R {
+    if is_null {
+        return f(None);
+    }
+    // SAFETY: the caller says so. If the value was copied to be read, the copy is freed once `f` has
+    // seen it.
+    unsafe {
+        let stored: *mut pg_sys::varlena = datum.cast_mut_ptr();
+        let read = pg_sys::pg_detoast_datum_packed(stored);
+        let result = f(Some(pgrx::varlena_to_byte_slice(read)));
+        if read != stored {
+            pg_sys::pfree(read.cast());
+        }
+        result
     }
 }
 
@@ -521,11 +674,7 @@ impl<'c> NewValues<'c> {
 
     pub(crate) fn push(&mut self, id: Tid, writer: Xid, value: &Value<'_>) {
         let id = id.to_item_pointer();
-        let mut datums = [
-            ptr::from_ref(&id).into(),
-            writer.into_inner().into(),
-            value.datum(),
-        ];
+        let mut datums = [ptr::from_ref(&id).into(), writer.0.into(), value.datum()];
         // SAFETY: the values are those of the three columns; they are copied.
         unsafe {
             pg_sys::tuplestore_putvalues(
@@ -588,6 +737,10 @@ impl Drop for Shown<'_> {
 pub(crate) struct Argument(pg_sys::Datum);
 
 impl Argument {
+    pub(crate) fn bool(value: bool) -> Self {
+        Self(value.into())
+    }
+
     pub(crate) fn i32(value: i32) -> Self {
         Self(value.into())
     }
@@ -601,10 +754,6 @@ impl Argument {
         let text =
             unsafe { pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32) };
         Self(text.into())
-    }
-
-    pub(crate) fn xid(xid: Xid) -> Self {
-        Self(xid.into_inner().into())
     }
 
     pub(crate) fn tid(tid: Tid) -> Self {

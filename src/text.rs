@@ -111,7 +111,7 @@ impl Buffer {
     }
 
     /// Makes the first `len` bytes a value that lasts as long as the buffer.
-    pub(crate) fn value(&mut self, len: usize) -> Value<'_> {
+    pub(crate) fn value(&self, len: usize) -> Value<'_> {
         // SAFETY: the value borrows the buffer.
         unsafe { self.value_for(len) }
     }

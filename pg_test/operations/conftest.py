@@ -40,6 +40,8 @@ def db(sessions):
     db = sessions()
     db.execute("DROP TABLE IF EXISTS secrets CASCADE")
     yield db
+    # A test that failed may have left a session with a lock.
+    db.execute("SET lock_timeout = '5s'")
     db.execute("DROP TABLE IF EXISTS secrets CASCADE")
 
 

@@ -122,8 +122,22 @@ SET fernet.keys = :'new', :'old';
 CALL fernet_rotate_column('part_2', 'value');
 CALL fernet_rotate_column('parts', 'value');
 SELECT status, tokens FROM fernet_census('parts', 'value') WHERE tokens > 0;
-CREATE TABLE no_parts (value text) PARTITION BY LIST (value);
+CREATE TABLE no_parts (id integer, value text) PARTITION BY LIST (id);
 CALL fernet_rotate_column('no_parts', 'value');
+-- Partitioned by the tokens themselves: each new one belongs into another partition. As one UPDATE it works.
+SET fernet.keys = :'old';
+CREATE TABLE hashed (value text) PARTITION BY HASH (value);
+CREATE TABLE hashed_0 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE hashed_1 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+INSERT INTO hashed SELECT fernet_encrypt('x') FROM generate_series(1, 20);
+SET fernet.keys = :'new', :'old';
+CALL fernet_rotate_column('hashed', 'value');
+\echo :LAST_ERROR_SQLSTATE
+CALL fernet_rotate_column('hashed_1', 'value');
+CREATE TABLE by_length (value text) PARTITION BY RANGE (length(value));
+CALL fernet_rotate_column('by_length', 'value');
+UPDATE hashed SET value = fernet_rotate(value) WHERE fernet_key_index(value) > 1;
+SELECT status, tokens FROM fernet_census('hashed', 'value') WHERE tokens > 0;
 
 -- Children, each once.
 SET fernet.keys = :'old';

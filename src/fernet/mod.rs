@@ -19,6 +19,7 @@ mod codec;
 mod error;
 mod key;
 mod keyring;
+mod scan;
 mod token;
 
 pub use error::Error;

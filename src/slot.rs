@@ -1,0 +1,167 @@
+//! One row version of a table, read or locked by its place, past what a query can do: a query that
+//! waits for a row looks at its place again, and loses a row that has moved.
+
+use std::ptr::{self, NonNull};
+use std::thread;
+
+use pgrx::prelude::*;
+
+use crate::catalog::Relation;
+use crate::spi::{Tid, Xid, with_bytes_of};
+
+/// Room for one row version of a relation that is open.
+pub(crate) struct Slot<'r> {
+    slot: NonNull<pg_sys::TupleTableSlot>,
+    relation: &'r Relation<'r>,
+}
+
+/// What became of the attempt to lock a row.
+pub(crate) enum Lock {
+    /// The row's newest version is locked, and in the slot.
+    Held,
+    /// Somebody else has it.
+    NotAvailable,
+    /// The row was deleted, has moved to another partition, or was changed by this transaction.
+    Gone,
+}
+
+impl<'r> Slot<'r> {
+    pub(crate) fn new(relation: &'r Relation<'_>) -> Self {
+        // SAFETY: the relation is open for longer than the slot exists.
+        let slot = unsafe { pg_sys::table_slot_create(relation.as_ptr(), ptr::null_mut()) };
+        Self {
+            slot: NonNull::new(slot).expect("the server makes a slot or raises an error"),
+            relation,
+        }
+    }
+
+    /// Locks the newest version of a row, without waiting, to update a column that is in a unique
+    /// index or not. `id` is the place of a version that the active snapshot shows: then all that
+    /// came after it is there still.
+    #[allow(non_upper_case_globals, reason = "these are the server's own names")]
+    pub(crate) fn lock_newest(&mut self, mut id: Tid, of_key: bool) -> Lock {
+        use pg_sys::TM_Result::{TM_Ok, TM_Updated, TM_WouldBlock};
+        let mode = if of_key {
+            pg_sys::LockTupleMode::LockTupleExclusive
+        } else {
+            pg_sys::LockTupleMode::LockTupleNoKeyExclusive
+        };
+        let mut writer = None;
+        loop {
+            let mut place = id.to_item_pointer();
+            let mut failure = pg_sys::TM_FailureData::default();
+            // SAFETY: the slot is one of this relation, whose access method has the function.
+            let result = unsafe {
+                let lock = self.relation.access_method().tuple_lock;
+                let lock = lock.expect("a table's access method locks rows");
+                let (relation, slot) = (self.relation.as_ptr(), self.slot.as_ptr());
+                let snapshot = pg_sys::GetActiveSnapshot();
+                let command = pg_sys::GetCurrentCommandId(true);
+                pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                    lock(
+                        relation,
+                        &raw mut place,
+                        snapshot,
+                        slot,
+                        command,
+                        mode,
+                        pg_sys::LockWaitPolicy::LockWaitSkip,
+                        0,
+                        &raw mut failure,
+                    )
+                })
+            };
+            match result {
+                // What is at the place of the next version must have been written by who changed
+                // the one before.
+                TM_Ok if writer.is_none_or(|writer| self.writer() == writer) => return Lock::Held,
+                TM_Updated if !is_elsewhere(failure.ctid) => {
+                    writer = Some(Xid(failure.xmax.into_inner()));
+                    id = failure.ctid.into();
+                }
+                TM_WouldBlock => return Lock::NotAvailable,
+                _ => return Lock::Gone,
+            }
+        }
+    }
+
+    /// Fetches the newest version of a row that this transaction has written, or returns false if
+    /// that is somebody else's. `id` is as for [`lock_newest`](Self::lock_newest).
+    pub(crate) fn fetch_our_newest(&mut self, id: Tid) -> bool {
+        let mut place = id.to_item_pointer();
+        // SAFETY: the scan and the snapshot end here; the access method of a table has the functions.
+        unsafe {
+            let method = self.relation.access_method();
+            let begin = method.scan_begin.expect("a table's access method scans");
+            let end = method.scan_end.expect("a table's access method scans");
+            let fetch = method
+                .tuple_fetch_row_version
+                .expect("a table's access method fetches rows");
+            let (relation, slot) = (self.relation.as_ptr(), self.slot.as_ptr());
+            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+            let flags = pg_sys::ScanOptions::SO_TYPE_TIDSCAN;
+            let scan = pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                begin(
+                    relation,
+                    snapshot,
+                    0,
+                    ptr::null_mut(),
+                    ptr::null_mut(),
+                    flags,
+                )
+            });
+            pg_sys::table_tuple_get_latest_tid(scan, &raw mut place);
+            let found = pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                end(scan);
+                fetch(relation, &raw mut place, snapshot, slot)
+            });
+            pg_sys::UnregisterSnapshot(snapshot);
+            found && pg_sys::TransactionIdIsCurrentTransactionId(self.writer().0.into())
+        }
+    }
+
+    /// Returns where the version in the slot is.
+    pub(crate) fn id(&self) -> Tid {
+        // SAFETY: the slot is valid.
+        unsafe { self.slot.as_ref() }.tts_tid.into()
+    }
+
+    /// Returns the transaction that wrote the version in the slot.
+    pub(crate) fn writer(&self) -> Xid {
+        let slot = self.slot.as_ptr();
+        let column = pg_sys::MinTransactionIdAttributeNumber;
+        let mut is_null = false;
+        // SAFETY: the slot holds a row of a table.
+        unsafe {
+            let get = (*(*slot).tts_ops).getsysattr;
+            let get = get.expect("a table's rows have system columns");
+            let datum = pg_sys::ffi::pg_guard_ffi_boundary(|| get(slot, column, &raw mut is_null));
+            Xid::from_datum(datum, is_null).expect("every row has a writer")
+        }
+    }
+
+    /// Calls `f` with the bytes of a column, of text or bytea, of the version in the slot.
+    pub(crate) fn with_bytes<R>(&self, column: i16, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
+        let mut is_null = false;
+        // SAFETY: the slot holds a row with that column, which is of such a type.
+        unsafe {
+            let datum =
+                pg_sys::slot_getattr(self.slot.as_ptr(), i32::from(column), &raw mut is_null);
+            with_bytes_of(datum, is_null, f)
+        }
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            // SAFETY: nothing refers to the slot any more.
+            unsafe { pg_sys::ExecDropSingleTupleTableSlot(self.slot.as_ptr()) };
+        }
+    }
+}
+
+/// Tells whether the place of a row's next version says that it has moved to another partition.
+fn is_elsewhere(id: pg_sys::ItemPointerData) -> bool {
+    id.ip_posid == pg_sys::MovedPartitionsOffsetNumber as u16
+}

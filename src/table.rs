@@ -1,0 +1,269 @@
+//! A table whose column is rotated: what may be, and the SQL that reads and writes it.
+
+use std::ffi::CStr;
+use std::ops::Range;
+
+use pgrx::prelude::*;
+
+use crate::catalog::{self, Column, Identifier, Kind, Lock, Relation};
+use crate::citus::Spread;
+use crate::error::Error;
+use crate::slot::{self, Slot};
+use crate::spi::{
+    Argument, Connection, Cursor, NewValues, Shown, Tid, Transaction, VirtualXid, Xid,
+};
+
+/// A relation and all that inherit from it, partitions included, but for temporary tables of other
+/// sessions, which no query sees. A schema that somebody else can write to is not looked into.
+const FAMILY: &str = "
+    WITH RECURSIVE family (member) AS (
+        SELECT $1
+        UNION
+        SELECT i.inhrelid
+        FROM family AS f
+        JOIN pg_inherits AS i ON i.inhparent = f.member
+        JOIN pg_class AS c ON c.oid = i.inhrelid
+        WHERE NOT pg_is_other_temp_schema(c.relnamespace))";
+
+/// A table of a family, as a snapshot shows it.
+pub(crate) struct Member {
+    pub(crate) oid: pg_sys::Oid,
+    /// What identifies its file. A table gets another one when it is rewritten.
+    pub(crate) file: pg_sys::Oid,
+    /// About how many blocks it takes.
+    pub(crate) blocks: u32,
+}
+
+/// Returns a relation and all that inherit from it.
+pub(crate) fn family(connection: &Connection, relation: pg_sys::Oid) -> Vec<Member> {
+    const MEMBERS: &str = "
+        SELECT c.oid, c.relfilenode, CASE WHEN c.relkind = 'r'
+               THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint END
+        FROM family JOIN pg_class AS c ON c.oid = family.member
+        ORDER BY c.oid";
+    let query = [FAMILY.as_bytes(), MEMBERS.as_bytes()];
+    let mut members = Vec::new();
+    connection.with_safe_path(|| {
+        let plan = connection.prepare(&query, [pg_sys::OIDOID]);
+        let mut cursor = plan.open([Argument::oid(relation)]);
+        while let Some(rows) = cursor.fetch() {
+            members.extend(rows.iter().map(|row| Member {
+                oid: row.get(1),
+                file: row.get(2),
+                // A table has less than 2^32 blocks; one that is gone by now has none.
+                blocks: row.find::<i64>(3).unwrap_or(0) as u32,
+            }));
+        }
+    });
+    members
+}
+
+/// Somebody else's transaction that may have written to a family, or has locked rows of it.
+pub(crate) struct Writer {
+    pub(crate) transaction: VirtualXid,
+    /// Who it is, and to which relation: for a human.
+    pub(crate) description: String,
+}
+
+/// Returns the transactions that have a writer's lock on a table of a family; with `or_row_locks`
+/// also those that may have locked rows alone. A vacuum is none of them, nor is what only reads.
+pub(crate) fn writers(
+    connection: &Connection,
+    relation: pg_sys::Oid,
+    or_row_locks: bool,
+) -> Vec<Writer> {
+    const WRITERS: &str = "
+        SELECT DISTINCT ON (l.virtualtransaction) l.virtualtransaction, l.pid, l.relation::regclass::text
+        FROM pg_locks AS l JOIN family ON l.relation = family.member
+        WHERE l.locktype = 'relation' AND l.granted
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock',
+                         CASE WHEN $2 THEN 'RowShareLock' END)
+          AND l.pid IS DISTINCT FROM pg_backend_pid()
+        ORDER BY l.virtualtransaction, l.relation";
+    let query = [FAMILY.as_bytes(), WRITERS.as_bytes()];
+    let mut writers = Vec::new();
+    connection.with_safe_path(|| {
+        let plan = connection.prepare(&query, [pg_sys::OIDOID, pg_sys::BOOLOID]);
+        let mut cursor = plan.open([Argument::oid(relation), Argument::bool(or_row_locks)]);
+        while let Some(rows) = cursor.fetch() {
+            for row in rows.iter() {
+                let text = |column| {
+                    row.with_bytes(column, |bytes| catalog::shown(bytes.unwrap_or_default()))
+                };
+                let who = match row.find::<i32>(2) {
+                    Some(process) => format!("process {process}"),
+                    None => "a prepared transaction".into(),
+                };
+                writers.extend(VirtualXid::parse(&text(1)).map(|transaction| Writer {
+                    transaction,
+                    description: format!("{who}, which has written to {} or locked it", text(3)),
+                }));
+            }
+        }
+    });
+    writers
+}
+
+/// Refuses, before anything is done, what cannot be rotated. Tells whether the table has its rows in
+/// shards. Only one table of the family is locked at a time.
+pub(crate) fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<bool, Error> {
+    let connection = Connection::read_only();
+    let family = family(&connection, relation);
+    if family.is_empty() {
+        return Err(Error::NoRelation(relation));
+    }
+    for member in family {
+        let checked = connection.undo_unless(
+            |_| false,
+            || {
+                if Spread::of(&connection, member.oid) == Spread::Copies {
+                    let opened = Relation::open(&connection, member.oid, Lock::Read);
+                    let relation = opened.ok_or(Error::NoRelation(member.oid))?.shown();
+                    return Err(Error::Copies { relation });
+                }
+                match Table::open(&connection, member.oid, column_name) {
+                    Err(Error::NoRelation(gone)) if gone != relation => Ok(()),
+                    opened => opened.map(drop),
+                }
+            },
+        );
+        checked?;
+    }
+    Ok(Spread::of(&connection, relation) == Spread::Shards)
+}
+
+/// A table with rows of its own, open and locked until the transaction ends.
+pub(crate) struct Table<'c> {
+    pub(crate) relation: Relation<'c>,
+    name: Identifier,
+    column: Column,
+}
+
+/// What became of a row since it was read.
+pub(crate) enum Fate<'v> {
+    /// This transaction has written it, with that value.
+    Ours(Option<&'v [u8]>),
+    /// Its newest version has that place, writer and value, and is locked now.
+    Held(Tid, Xid, Option<&'v [u8]>),
+    /// Somebody else has locked it.
+    Locked,
+    /// It was deleted, or is in another partition now.
+    Gone,
+}
+
+impl<'c> Table<'c> {
+    /// Opens a table, or returns `None` if it is partitioned, and so has no rows of its own.
+    ///
+    /// # Errors
+    /// If it is gone, or cannot be rotated.
+    pub(crate) fn open(
+        connection: &'c Connection,
+        oid: pg_sys::Oid,
+        column_name: &CStr,
+    ) -> Result<Option<Self>, Error> {
+        Relation::lock_ancestors(connection, oid);
+        let relation =
+            Relation::open(connection, oid, Lock::Write).ok_or(Error::NoRelation(oid))?;
+        let kind = relation.kind();
+        if !matches!(kind, Kind::Table | Kind::PartitionedTable) {
+            return Err(Error::NotATable {
+                relation: relation.shown(),
+                kind,
+            });
+        }
+        let column = relation.column(column_name)?;
+        if column.generated {
+            return Err(Error::Generated {
+                column: catalog::shown(column_name.to_bytes()),
+                relation: relation.shown(),
+            });
+        }
+        if relation.is_partitioned_by(column_name) {
+            return Err(Error::PartitionKey {
+                column: catalog::shown(column_name.to_bytes()),
+                relation: relation.shown(),
+            });
+        }
+        if relation.hides_rows() {
+            return Err(Error::HiddenRows {
+                relation: relation.shown(),
+            });
+        }
+        if kind == Kind::PartitionedTable {
+            return Ok(None);
+        }
+        if !relation.has_tid_ranges() {
+            return Err(Error::AccessMethod {
+                relation: relation.shown(),
+            });
+        }
+        Ok(Some(Self {
+            name: relation.name(),
+            relation,
+            column,
+        }))
+    }
+
+    /// Reads the rows in a range of places, as the transaction's snapshot shows them: the place of
+    /// each, its writer, and the value.
+    pub(crate) fn read<'tx>(
+        &self,
+        transaction: &'tx Transaction,
+        range: Range<Tid>,
+    ) -> Cursor<'tx> {
+        let select = [
+            b"SELECT t.ctid, t.xmin, t.",
+            &self.column.name[..],
+            b" FROM ONLY ",
+            &self.name,
+            b" AS t WHERE t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
+        ];
+        let plan = transaction.prepare(&select, [pg_sys::TIDOID; 2]);
+        plan.open([Argument::tid(range.start), Argument::tid(range.end)])
+    }
+
+    /// Returns room for new values of the column.
+    pub(crate) fn new_values<'tx>(&self, transaction: &'tx Transaction) -> NewValues<'tx> {
+        NewValues::new(transaction, self.column.storage.type_oid())
+    }
+
+    /// Writes the values that queries see to those of their rows that are still at the same place and
+    /// have the same writer. Returns how many statements of the server say they are.
+    ///
+    /// The writer is what a row is known by that was changed while we waited for its lock: servers
+    /// before the releases of November 2025 do not look at its place again.
+    pub(crate) fn update(&self, transaction: &Transaction, _: &Shown<'_>) -> u64 {
+        let update = [
+            b"UPDATE ONLY ",
+            &self.name[..],
+            b" AS t SET ",
+            &self.column.name,
+            b" = n.value FROM fernet_new_values AS n \
+               WHERE t.ctid OPERATOR(pg_catalog.=) n.id AND t.xmin OPERATOR(pg_catalog.=) n.writer",
+        ];
+        transaction.prepare(&update, []).execute([])
+    }
+
+    /// Tells what became of a row that this transaction has read; locks it, if it can be had.
+    pub(crate) fn fate<R>(&self, id: Tid, f: impl FnOnce(Fate<'_>) -> R) -> R {
+        let column = self.column.number;
+        let mut slot = Slot::new(&self.relation);
+        if slot.fetch_our_newest(id) {
+            return slot.with_bytes(column, |value| f(Fate::Ours(value)));
+        }
+        match slot.lock_newest(id, self.relation.is_key(column)) {
+            slot::Lock::Held => {
+                let (id, writer) = (slot.id(), slot.writer());
+                slot.with_bytes(column, |value| f(Fate::Held(id, writer, value)))
+            }
+            slot::Lock::NotAvailable => f(Fate::Locked),
+            slot::Lock::Gone => f(Fate::Gone),
+        }
+    }
+
+    /// Names a row for a human.
+    pub(crate) fn place(&self, id: Tid) -> String {
+        format!("{id} of {}", self.relation.shown())
+    }
+}
