@@ -286,8 +286,8 @@ impl Error {
             Self::NoRows { .. } => "Give the name of a table.",
             Self::NoColumn { .. } => "fernet_find_columns() finds the columns that hold tokens.",
             Self::ColumnType { .. } => {
-                "Tokens are kept in columns of type text, varchar, char or bytea, or of a domain \
-                 over one of them."
+                "Tokens are kept in columns of type text, varchar, char, citext or bytea, or of a \
+                 domain over one of them."
             }
             Self::Generated { .. } => "Rotate the column that it is computed from.",
             Self::NotATable { kind, .. } => match kind {
