@@ -15,6 +15,7 @@ use std::{slice, thread};
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 
+use crate::catalog;
 use crate::error::Error;
 use crate::text::Value;
 
@@ -264,7 +265,7 @@ enum Attempt<T> {
     Failed(Failure),
 }
 
-enum Failure {
+pub(crate) enum Failure {
     /// All that the server says of an error, which it forgets once that is caught.
     OfServer(*mut pg_sys::ErrorData),
     Ours(Box<CaughtError>),
@@ -622,4 +623,96 @@ fn fail(function: &str) -> ! {
     // SAFETY: a global that the failing call has set.
     let code = unsafe { pg_sys::SPI_result };
     panic!("{function} failed with code {code}");
+}
+
+/// What becomes of the work of a subtransaction, and of its locks.
+pub(crate) enum AtEnd {
+    #[allow(dead_code, reason = "for Transaction::attempt")]
+    Keep,
+    Undo,
+}
+
+/// Calls `f` in a subtransaction. If `f` raises an error, its work is undone and the error returned:
+/// the caller must raise it again unless it knows better.
+pub(crate) fn in_subtransaction<T>(at_end: AtEnd, f: impl FnOnce() -> T) -> Result<T, Failure> {
+    // SAFETY: these globals are always valid to read; they are put back below.
+    let (context, owner) = unsafe { (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner) };
+    // SAFETY: the subtransaction ends below, whatever happens in between.
+    unsafe {
+        pg_sys::BeginInternalSubTransaction(ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+    }
+    let result = PgTryBuilder::new(AssertUnwindSafe(|| Ok(f())))
+        .catch_others(|error| {
+            // SAFETY: the current context may be one that ends with the subtransaction.
+            unsafe { pg_sys::MemoryContextSwitchTo(context) };
+            Err(Failure::new(error))
+        })
+        .execute();
+    // SAFETY: as above.
+    unsafe {
+        match (&result, at_end) {
+            (Ok(_), AtEnd::Keep) => pg_sys::ReleaseCurrentSubTransaction(),
+            _ => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+    }
+    result
+}
+
+impl Failure {
+    fn new(error: CaughtError) -> Self {
+        match error {
+            // SAFETY: the error is the one that is being handled.
+            CaughtError::PostgresError(_) => Self::OfServer(unsafe { pg_sys::CopyErrorData() }),
+            error => Self::Ours(Box::new(error)),
+        }
+    }
+
+    /// Tells whether the statement has to end, as after a cancellation or for lack of memory, whatever
+    /// was tried.
+    pub(crate) fn ends_the_statement(&self) -> bool {
+        let class = |code| code & 0xfff; // of a SQLSTATE, its first two characters
+        match self {
+            Self::OfServer(error) => {
+                // SAFETY: the copy is in memory of the caller's.
+                let code = unsafe { (**error).sqlerrcode };
+                [
+                    PgSqlErrorCode::ERRCODE_TRANSACTION_ROLLBACK,
+                    PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+                    PgSqlErrorCode::ERRCODE_OPERATOR_INTERVENTION,
+                ]
+                .iter()
+                .any(|&ending| class(ending as i32) == class(code))
+            }
+            Self::Ours(_) => true,
+        }
+    }
+
+    /// Returns the message of the error, for another message.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            // SAFETY: as above; an error of the server has a message, which is a C string.
+            Self::OfServer(error) => unsafe {
+                catalog::shown(CStr::from_ptr((**error).message).to_bytes())
+            },
+            Self::Ours(error) => match &**error {
+                CaughtError::PostgresError(report)
+                | CaughtError::ErrorReport(report)
+                | CaughtError::RustPanic {
+                    ereport: report, ..
+                } => report.message().into(),
+            },
+        }
+    }
+
+    /// Raises the error again, whole.
+    pub(crate) fn rethrow(self) -> ! {
+        match self {
+            // SAFETY: as above.
+            Self::OfServer(error) => unsafe { pg_sys::ReThrowError(error) },
+            Self::Ours(error) => error.rethrow(),
+        }
+    }
 }
