@@ -143,7 +143,9 @@ COMMENT ON FUNCTION fernet_keys() IS
 
 --
 -- Whole columns. row_security = off: a policy that would hide rows is an error. The procedure, which
--- commits and so can have no settings of its own, looks for policies itself.
+-- commits and so can have no settings of its own, looks for policies itself. fernet_find_columns
+-- begins subtransactions, which servers before 17 refuse in a parallel query; to compile its query of
+-- the catalogs would take longer than to run it.
 --
 
 CREATE FUNCTION fernet_census(relation regclass, column_name name)
@@ -156,8 +158,8 @@ COMMENT ON FUNCTION fernet_census(regclass, name) IS
 
 CREATE FUNCTION fernet_find_columns(sample_rows integer DEFAULT 1000)
     RETURNS TABLE (relation regclass, column_name name, sampled bigint, tokens bigint)
-    LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 1000000 ROWS 10
-    SET row_security = off SET search_path = pg_catalog, pg_temp
+    LANGUAGE c STABLE STRICT PARALLEL UNSAFE COST 1000000 ROWS 10
+    SET row_security = off SET search_path = pg_catalog, pg_temp SET jit = off
     AS 'MODULE_PATHNAME', 'fernet_find_columns_wrapper';
 COMMENT ON FUNCTION fernet_find_columns(integer) IS
     'the columns that hold Fernet tokens, as far as the caller may read them: how many values were sampled, and how many are tokens';

@@ -67,6 +67,7 @@ impl Storage {
         match unsafe { pg_sys::getBaseType(oid) } {
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Some(Self::Text),
             pg_sys::BYTEAOID => Some(Self::Bytea),
+            base if is_citext(base) => Some(Self::Text),
             _ => None,
         }
     }
@@ -355,6 +356,18 @@ pub(crate) fn schema_of(function: pg_sys::FunctionCallInfo) -> Identifier {
 pub(crate) fn has_extension(name: &CStr) -> bool {
     // SAFETY: a C string; the result is no oid where there is no such extension.
     unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
+}
+
+/// Tells whether a type is that of the extension citext. The owner of the extension can add other
+/// types to it, but only a superuser can declare that a type is stored as text is.
+fn is_citext(oid: pg_sys::Oid) -> bool {
+    // SAFETY: a C string, and lookups of oids; where there is no such extension, both are no oid.
+    unsafe {
+        let citext = pg_sys::get_extension_oid(c"citext".as_ptr(), true);
+        citext != pg_sys::InvalidOid
+            && pg_sys::getExtensionOfObject(pg_sys::TypeRelationId, oid) == citext
+            && pg_sys::IsBinaryCoercible(oid, pg_sys::TEXTOID)
+    }
 }
 
 /// Tells whether a relation is in the schema `public`.

@@ -11,17 +11,24 @@ use std::ffi::CStr;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::catalog::{Kind, Lock, Name, Relation, literal, schema_of};
+use crate::catalog::{self, Kind, Lock, Name, Relation, literal, schema_of};
 use crate::citus::{self, Spread};
-use crate::error::Error;
+use crate::error::{Error, warn};
 use crate::fernet::{self, Keyring, Token};
 use crate::functions::{fingerprints, is_token, shown, sql_index};
 use crate::key_source::keyring;
 use crate::server;
-use crate::spi::{Argument, Connection, Row, Scalar};
+use crate::spi::{Argument, Connection, Row, Scalar, in_subtransaction};
 use crate::text::Buffer;
 
 type Result<T, E = ErrorReport> = std::result::Result<T, E>;
+
+type FoundRow = (
+    name!(relation, pg_sys::Oid),
+    name!(column_name, Name),
+    name!(sampled, i64),
+    name!(tokens, i64),
+);
 
 type CensusRow = (
     name!(status, &'static str),
@@ -198,43 +205,74 @@ impl<'a> Census<'a> {
 
 impl Scalar for Name {}
 
-/// The columns that may hold tokens and that the caller may read, with their relation, and the
-/// percentage of its blocks that is likely to hold `$1` rows.
+/// The columns that may hold tokens and that the caller may read. For each: the relation to list,
+/// the table to read and its name, the column, the percentage of the table's blocks that is likely
+/// to hold `$1` rows of the relation, and what is in the way of reading it.
 ///
-/// A partitioned table stands for its partitions. If one of these is foreign, the others stand for
-/// themselves: through the table, it would be read as a whole, if it can be reached. At least some 16 blocks are read, since a sample
-/// of few blocks may turn out to be none. A standby has nothing of unlogged tables. The function's
-/// own search_path applies.
+/// Each table stands for itself, without those that inherit from it. A partitioned table stands for
+/// its partitions if the caller may read it and nothing is in the way in any of them. They are read
+/// one by one, since through the table all of them would be locked at a time; but if the caller may
+/// not read each by itself, there is no other way. A member that the caller may read only through
+/// another table is not dropped in silence. At least some 16 blocks are read, since a sample of few
+/// blocks may turn out to be none. The function's own search_path applies.
+///
+/// There may be many tables, so nothing here looks at all of them for each of them.
 const CANDIDATES: &[u8] = b"
-    WITH mixed (oid) AS (
-        SELECT DISTINCT pg_partition_root(oid) FROM pg_class WHERE relkind = 'f' AND relispartition)
-    SELECT c.oid, a.attname,
-           least(100, 100 * greatest($1 / greatest(s.rows, 1), 16 / greatest(s.blocks, 1)))::float8
-    FROM pg_class AS c
-    JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-    CROSS JOIN LATERAL (
-        WITH RECURSIVE types (oid, base) AS (
-            SELECT oid, typbasetype FROM pg_type WHERE oid = a.atttypid
-            UNION ALL
-            SELECT t.oid, t.typbasetype FROM types JOIN pg_type AS t ON t.oid = types.base)
-        SELECT oid FROM types WHERE base = 0) AS t
-    CROSS JOIN LATERAL (
-        SELECT sum(greatest(l.reltuples, 0))::float8, sum(l.relpages)::float8, bool_or(l.relpersistence = 'u')
-        FROM pg_class AS l
-        WHERE l.oid = c.oid OR c.relkind = 'p' AND l.oid IN (SELECT relid FROM pg_partition_tree(c.oid))
-    ) AS s (rows, blocks, unlogged)
-    LEFT JOIN mixed AS m ON m.oid = coalesce(pg_partition_root(c.oid), c.oid)
-    WHERE CASE WHEN m.oid IS NULL THEN c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition
-               ELSE c.relkind = 'r' END
-      AND c.relispopulated
-      AND t.oid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
-      AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
-      AND NOT pg_is_other_temp_schema(n.oid)
-      AND NOT (s.unlogged AND pg_is_in_recovery())
-      AND has_schema_privilege(n.oid, 'USAGE')
-      AND has_column_privilege(c.oid, a.attnum, 'SELECT')
-    ORDER BY n.nspname, c.relname, a.attnum";
+    WITH RECURSIVE types (oid) AS (
+        (SELECT unnest('{text,varchar,bpchar,bytea}'::regtype[])::oid
+        UNION ALL
+        SELECT d.objid FROM pg_extension AS e
+        JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+        WHERE e.extname = 'citext' AND d.classid = 'pg_type'::regclass AND d.deptype = 'e')
+        UNION ALL
+        SELECT d.oid FROM types AS t JOIN pg_type AS d ON d.typbasetype = t.oid),
+    tables AS (
+        SELECT c.oid, n.nspname, c.relname, c.relkind, coalesce(pg_partition_root(c.oid), c.oid) AS root,
+               has_schema_privilege(n.oid, 'USAGE') AS is_named,
+               greatest(c.reltuples, 0)::float8 AS rows, c.relpages::float8 AS blocks,
+               CASE WHEN c.relkind = 'f' THEN 'foreign'
+                    WHEN c.relpersistence = 'u' AND pg_is_in_recovery() THEN 'unlogged' END AS obstacle
+        FROM pg_class AS c
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE (c.relkind IN ('r', 'p', 'm')
+               OR c.relkind = 'f' AND EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid))
+          AND c.relispopulated
+          AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+          AND NOT pg_is_other_temp_schema(n.oid)),
+    columns AS (
+        SELECT t.*, a.attname, a.attnum,
+               t.is_named AND has_column_privilege(t.oid, a.attnum, 'SELECT') AS is_readable
+        FROM tables AS t
+        JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+        JOIN types ON types.oid = a.atttypid),
+    trees AS (
+        SELECT *,
+               bool_and(obstacle IS NULL) OVER tree AND bool_or(is_readable AND oid = root) OVER tree
+                   AS is_whole,
+               bool_and(is_readable) FILTER (WHERE relkind <> 'p') OVER tree AS is_readable_by_part,
+               sum(rows) FILTER (WHERE relkind <> 'p') OVER tree AS tree_rows,
+               sum(blocks) FILTER (WHERE relkind <> 'p') OVER tree AS tree_blocks
+        FROM columns
+        WINDOW tree AS (PARTITION BY root, attname)),
+    ancestors (oid, attname, ancestor) AS (
+        SELECT oid, attname, oid FROM columns WHERE NOT is_readable AND relkind <> 'p'
+        UNION
+        SELECT a.oid, a.attname, i.inhparent
+        FROM ancestors AS a JOIN pg_inherits AS i ON i.inhrelid = a.ancestor),
+    heirs (oid, attname) AS (
+        SELECT DISTINCT a.oid, a.attname
+        FROM ancestors AS a JOIN columns AS c ON c.oid = a.ancestor AND c.attname = a.attname
+        WHERE c.is_readable)
+    SELECT s.oid, t.oid, format('%I.%I', t.nspname, t.relname), t.attname,
+           least(100, 100 * greatest($1 / greatest(CASE WHEN t.is_whole THEN t.tree_rows ELSE t.rows END, 1),
+                                     16 / greatest(CASE WHEN t.is_whole THEN t.tree_blocks ELSE t.blocks END, 1))),
+           coalesce(t.obstacle, CASE WHEN NOT t.is_readable THEN 'not readable' END, '')
+    FROM trees AS t
+    JOIN tables AS s ON s.oid = CASE WHEN t.is_whole THEN t.root ELSE t.oid END
+    LEFT JOIN heirs AS h ON h.oid = t.oid AND h.attname = t.attname
+    WHERE CASE WHEN t.is_whole AND NOT t.is_readable_by_part THEN t.oid = t.root
+               ELSE t.relkind <> 'p' AND (t.is_readable OR h.oid IS NOT NULL) END
+    ORDER BY s.nspname, s.relname, t.nspname, t.relname, 6, t.attnum";
 
 #[pg_extern(sql = false)]
 fn fernet_find_columns(
@@ -253,6 +291,24 @@ fn fernet_find_columns(
     if sample_rows < 1 {
         return Err(Error::LessThanOne("sample_rows").into());
     }
+    let mut found = Vec::new();
+    for relation in candidates(sample_rows).chunk_by_mut(|a, b| a.relation == b.relation) {
+        let mut rows_left = i64::from(sample_rows);
+        let tables = relation.chunk_by_mut(|a, b| (a.table, a.obstacle) == (b.table, b.obstacle));
+        for (columns, seed) in tables.zip(0..) {
+            if let Some(obstacle) = columns[0].obstacle {
+                obstacle.warn(&columns[0].table_name);
+            } else if rows_left > 0 {
+                rows_left -= look_at(columns, rows_left, seed)?;
+            }
+        }
+        found.extend(sums(relation).filter(|&(_, _, _, tokens)| tokens > 0));
+    }
+    Ok(TableIterator::new(found))
+}
+
+/// Finds the columns to look at.
+fn candidates(sample_rows: i32) -> Vec<Candidate> {
     let connection = Connection::read_only();
     let mut candidates = Vec::new();
     let mut cursor = connection
@@ -262,29 +318,18 @@ fn fernet_find_columns(
         candidates.extend(rows.iter().map(|row| Candidate::new(&row)));
     }
     drop(cursor);
-
-    let mut found = Vec::new();
-    for columns in candidates.chunk_by_mut(|a, b| a.relation == b.relation) {
-        // Somebody may have dropped it by now.
-        let Some(relation) = Relation::open(&connection, columns[0].relation, Lock::Read) else {
-            continue;
-        };
-        if relation.hides_rows() {
-            warn_of_hidden_rows(&relation);
-            continue;
-        }
-        sample(&connection, &relation, columns, sample_rows)?;
-        let with_tokens = columns.iter().filter(|column| column.tokens > 0);
-        found.extend(with_tokens.map(|c| (c.relation, c.name, c.sampled, c.tokens)));
-    }
-    Ok(TableIterator::new(found))
+    candidates
 }
 
-/// A column that may hold tokens.
+/// A column that may hold tokens, in one table.
 struct Candidate {
+    /// The relation that the table counts as.
     relation: pg_sys::Oid,
+    table: pg_sys::Oid,
+    table_name: String,
     name: Name,
     percent: f64,
+    obstacle: Option<Obstacle>,
     /// How many values were looked at, and how many of them are tokens.
     sampled: i64,
     tokens: i64,
@@ -292,65 +337,167 @@ struct Candidate {
 
 impl Candidate {
     fn new(row: &Row<'_>) -> Self {
+        let text =
+            |column| row.with_bytes(column, |bytes| catalog::shown(bytes.unwrap_or_default()));
         Self {
             relation: row.get(1),
-            name: row.get(2),
-            percent: row.get(3),
+            table: row.get(2),
+            table_name: text(3),
+            name: row.get(4),
+            percent: row.get(5),
+            obstacle: Obstacle::from_name(&text(6)),
             sampled: 0,
             tokens: 0,
         }
     }
 }
 
-/// Looks at some rows of a relation, the same ones each time as long as it does not change.
+/// Adds up what was found in the tables that count as one relation, column by column.
+fn sums(columns: &[Candidate]) -> impl Iterator<Item = FoundRow> + use<> {
+    let mut sums: Vec<FoundRow> = Vec::new();
+    for column in columns {
+        let sum = sums
+            .iter_mut()
+            .find(|sum| sum.1.as_cstr() == column.name.as_cstr());
+        match sum {
+            Some((_, _, sampled, tokens)) => {
+                *sampled += column.sampled;
+                *tokens += column.tokens;
+            }
+            None => sums.push((column.relation, column.name, column.sampled, column.tokens)),
+        }
+    }
+    sums.into_iter()
+}
+
+/// Looks at some rows of a table, and returns how many.
+///
+/// Undoing the subtransaction releases its locks, those on indexes and TOAST tables included. It has
+/// written nothing, so nothing is lost.
+fn look_at(columns: &mut [Candidate], rows: i64, seed: u32) -> Result<i64, Error> {
+    let table_name = columns[0].table_name.clone();
+    let looked_at = in_subtransaction(
+        |_| false,
+        || {
+            let connection = Connection::read_only();
+            match Relation::open(&connection, columns[0].table, Lock::Read) {
+                // Somebody may have dropped it by now.
+                None => Ok(0),
+                Some(relation) if relation.hides_rows() => {
+                    Obstacle::HiddenRows.warn(&table_name);
+                    Ok(0)
+                }
+                Some(relation) => sample(&connection, &relation, columns, rows, seed),
+            }
+        },
+    );
+    looked_at.unwrap_or_else(|failure| {
+        if failure.ends_the_statement() {
+            failure.raise();
+        }
+        warn(
+            format!("could not read {table_name}: {}", failure.message()),
+            None,
+            "Other tables are not affected. Call fernet_find_columns() again when this one can be read.",
+        );
+        Ok(0)
+    })
+}
+
+/// Looks at some rows of a table, the same ones each time as long as it does not change.
 fn sample(
     connection: &Connection,
-    relation: &Relation<'_>,
+    table: &Relation<'_>,
     columns: &mut [Candidate],
-    sample_rows: i32,
-) -> Result<(), Error> {
+    rows: i64,
+    seed: u32,
+) -> Result<i64, Error> {
+    let percent = columns[0].percent;
     let mut names = Vec::new();
     for column in columns.iter() {
-        match relation.column(column.name.as_cstr()) {
+        match table.column(column.name.as_cstr()) {
             Ok(column) => names.push(column.name),
             // Somebody has dropped or changed it meanwhile.
             Err(_) => names.push(b"NULL::pg_catalog.text".to_vec()),
         }
     }
-    let select = [
-        b"SELECT ",
-        &names.join(&b", "[..])[..],
-        b" FROM ",
-        &relation.name(),
-        format!(
-            " TABLESAMPLE SYSTEM ({}) REPEATABLE (0) LIMIT {sample_rows}",
-            columns[0].percent
-        )
-        .as_bytes(),
-    ]
-    .concat();
-    let mut cursor = connection.prepare(&[&select], []).open([]);
-    while let Some(rows) = cursor.fetch() {
-        for row in rows.iter() {
-            for (column, number) in columns.iter_mut().zip(1..) {
-                let is_token = row.with_bytes(number, |value| value.map(is_token).transpose())?;
-                column.sampled += i64::from(is_token.is_some());
-                column.tokens += i64::from(is_token == Some(true));
+    let names = names.join(&b", "[..]);
+    let is_partitioned = table.kind() == Kind::PartitionedTable;
+    let from: &[u8] = if is_partitioned {
+        b" FROM "
+    } else {
+        b" FROM ONLY "
+    };
+    let mut sample = |percent: f64| {
+        let size = format!(" TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({seed}) LIMIT {rows}");
+        let select = [b"SELECT ", &names[..], from, &table.name(), size.as_bytes()];
+        let mut cursor = connection.prepare(&select, []).open([]);
+        let mut sampled = 0;
+        while let Some(rows) = cursor.fetch() {
+            for row in rows.iter() {
+                sampled += 1;
+                for (column, number) in columns.iter_mut().zip(1..) {
+                    let is_token =
+                        row.with_bytes(number, |value| value.map(is_token).transpose())?;
+                    column.sampled += i64::from(is_token.is_some());
+                    column.tokens += i64::from(is_token == Some(true));
+                }
+            }
+        }
+        Ok(sampled)
+    };
+    match sample(percent)? {
+        // The sample is of the same blocks in each partition: of small ones, it may be of none.
+        0 if is_partitioned => sample(100.0),
+        sampled => Ok(sampled),
+    }
+}
+
+/// Why a table is not looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Obstacle {
+    Foreign,
+    Unlogged,
+    NotReadable,
+    HiddenRows,
+}
+
+impl Obstacle {
+    /// Returns what [`CANDIDATES`] calls so.
+    fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "foreign" => Some(Self::Foreign),
+            "unlogged" => Some(Self::Unlogged),
+            "not readable" => Some(Self::NotReadable),
+            _ => None,
+        }
+    }
+
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Foreign => "it is a foreign table",
+            Self::Unlogged => "unlogged tables cannot be read on a standby",
+            Self::NotReadable => "it can be read only through its parent",
+            Self::HiddenRows => "row-level security may hide rows of it",
+        }
+    }
+
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Foreign => "Call fernet_find_columns() on the server that holds it.",
+            Self::Unlogged => "Call fernet_find_columns() on the primary server.",
+            Self::NotReadable => "Call fernet_find_columns() as the owner of the table.",
+            Self::HiddenRows => {
+                "Call fernet_find_columns() as the owner of the table or as a role with BYPASSRLS."
             }
         }
     }
-    Ok(())
-}
 
-fn warn_of_hidden_rows(relation: &Relation<'_>) {
-    ErrorReport::new(
-        PgSqlErrorCode::ERRCODE_WARNING,
-        format!(
-            "left out {}: row-level security may hide rows of it",
-            relation.shown()
-        ),
-        "pg_fernet",
-    )
-    .set_hint("Call fernet_find_columns() as the owner of the table or as a role with BYPASSRLS.")
-    .report(PgLogLevel::WARNING);
+    fn warn(self, table_name: &str) {
+        warn(
+            format!("left out {table_name}: {}", self.reason()),
+            None,
+            self.hint(),
+        );
+    }
 }

@@ -299,8 +299,8 @@ impl Error {
             Self::NoRows { .. } => "Give the name of a table.",
             Self::NoColumn { .. } => "fernet_find_columns() finds the columns that hold tokens.",
             Self::ColumnType { .. } => {
-                "Tokens are kept in columns of type text, varchar, char or bytea, or of a domain \
-                 over one of them."
+                "Tokens are kept in columns of type text, varchar, char, citext or bytea, or of a \
+                 domain over one of them."
             }
             Self::PartitionKey { .. } => {
                 "Each new token may belong into another partition: use UPDATE on the partitioned \

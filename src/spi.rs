@@ -14,9 +14,10 @@ use std::ptr::{self, NonNull};
 use std::time::Duration;
 use std::{slice, thread};
 
-use pgrx::pg_sys::panic::CaughtError;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use pgrx::prelude::*;
 
+use crate::catalog;
 use crate::error::Error;
 use crate::text::Value;
 
@@ -227,16 +228,18 @@ impl Transaction {
         // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice.
         match in_subtransaction(|_| true, || with_lock_timeout(Duration::from_millis(10), f)) {
             Ok(result) => Some(result),
-            Err(failure)
-                if failure.is_lock()
-                    || failure.code() == PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE =>
-            {
-                None
-            }
+            Err(failure) if UNAVAILABLE.iter().any(|&code| failure.is(code)) => None,
             Err(failure) => failure.raise(),
         }
     }
 }
+
+/// What an UPDATE fails with that meets a row which it cannot have now.
+const UNAVAILABLE: [PgSqlErrorCode; 3] = [
+    PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+    PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED,
+    PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+];
 
 /// Another transaction, by the lock that it has on its own number.
 pub(crate) struct VirtualXid(pg_sys::VirtualTransactionId);
@@ -265,14 +268,17 @@ impl VirtualXid {
         let wait = || unsafe { pg_sys::VirtualXactLock(self.0, true) };
         match in_subtransaction(|_| false, || with_lock_timeout(time, wait)) {
             Ok(_) => true,
-            Err(failure) if failure.code() == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => false,
+            Err(failure) if failure.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE) => false,
             Err(failure) => failure.raise(),
         }
     }
 }
 
-/// Calls `f` in a subtransaction, which is rolled back unless `keep` wants to keep it, or if `f` fails.
-fn in_subtransaction<T>(
+/// Calls `f` in a subtransaction, which is undone, locks included, unless `keep` wants to keep it.
+///
+/// # Errors
+/// What `f` raised: the caller must raise it again unless it knows better.
+pub(crate) fn in_subtransaction<T>(
     keep: impl FnOnce(&T) -> bool,
     f: impl FnOnce() -> T,
 ) -> Result<T, Failure> {
@@ -284,7 +290,11 @@ fn in_subtransaction<T>(
         pg_sys::MemoryContextSwitchTo(context);
     }
     let result = PgTryBuilder::new(AssertUnwindSafe(|| Ok(f())))
-        .catch_others(|error| Err(Failure::new(error)))
+        .catch_others(|error| {
+            // SAFETY: the current context may be one that ends with the subtransaction.
+            unsafe { pg_sys::MemoryContextSwitchTo(context) };
+            Err(Failure::new(error))
+        })
         .execute();
     // SAFETY: as above.
     unsafe {
@@ -300,53 +310,81 @@ fn in_subtransaction<T>(
 }
 
 /// An error that was caught.
-enum Failure {
+pub(crate) enum Failure {
     /// All that the server says of it, which is gone from its own stack once it is caught.
-    OfServer(*mut pg_sys::ErrorData, PgSqlErrorCode),
-    Ours(Box<CaughtError>, PgSqlErrorCode),
+    OfServer(*mut pg_sys::ErrorData),
+    Ours(Box<CaughtError>),
 }
 
 impl Failure {
     fn new(error: CaughtError) -> Self {
         match error {
-            CaughtError::PostgresError(report) => {
-                // SAFETY: the error is the one that is being handled; memory is the caller's.
-                let whole = unsafe { pg_sys::CopyErrorData() };
-                Self::OfServer(whole, report.sql_error_code())
-            }
-            CaughtError::ErrorReport(ref report)
-            | CaughtError::RustPanic {
-                ereport: ref report,
-                ..
-            } => {
-                let code = report.sql_error_code();
-                Self::Ours(Box::new(error), code)
-            }
+            // SAFETY: the error is the one that is being handled.
+            CaughtError::PostgresError(_) => Self::OfServer(unsafe { pg_sys::CopyErrorData() }),
+            error => Self::Ours(Box::new(error)),
         }
     }
 
-    fn code(&self) -> PgSqlErrorCode {
+    fn is(&self, code: PgSqlErrorCode) -> bool {
+        self.code() == code as i32
+    }
+
+    /// Tells whether the statement has to end, as after a cancellation or for lack of memory, whatever
+    /// was tried.
+    pub(crate) fn ends_the_statement(&self) -> bool {
+        use PgSqlErrorCode::{
+            ERRCODE_INSUFFICIENT_RESOURCES, ERRCODE_OPERATOR_INTERVENTION,
+            ERRCODE_TRANSACTION_ROLLBACK,
+        };
+        let class = |code| code & 0xfff; // of a SQLSTATE, its first two characters
         match self {
-            Self::OfServer(_, code) | Self::Ours(_, code) => *code,
+            Self::OfServer(_) => [
+                ERRCODE_TRANSACTION_ROLLBACK,
+                ERRCODE_INSUFFICIENT_RESOURCES,
+                ERRCODE_OPERATOR_INTERVENTION,
+            ]
+            .iter()
+            .any(|&ending| class(ending as i32) == class(self.code())),
+            Self::Ours(_) => true,
         }
     }
 
-    /// Tells whether a lock was not to be had.
-    fn is_lock(&self) -> bool {
-        use PgSqlErrorCode::{ERRCODE_LOCK_NOT_AVAILABLE, ERRCODE_T_R_DEADLOCK_DETECTED};
-        matches!(
-            self.code(),
-            ERRCODE_LOCK_NOT_AVAILABLE | ERRCODE_T_R_DEADLOCK_DETECTED
-        )
-    }
-
-    /// Raises the error again as it was.
-    fn raise(self) -> ! {
+    fn code(&self) -> i32 {
         match self {
             // SAFETY: the copy is in memory of the caller's, which outlived the subtransaction.
-            Self::OfServer(error, _) => unsafe { pg_sys::ReThrowError(error) },
-            Self::Ours(error, _) => error.rethrow(),
+            Self::OfServer(error) => unsafe { (**error).sqlerrcode },
+            Self::Ours(error) => report_of(error).sql_error_code() as i32,
         }
+    }
+
+    /// Returns the message of the error, for another message.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            // SAFETY: as above; an error of the server has a message, which is a C string.
+            Self::OfServer(error) => unsafe {
+                catalog::shown(CStr::from_ptr((**error).message).to_bytes())
+            },
+            Self::Ours(error) => report_of(error).message().into(),
+        }
+    }
+
+    /// Raises the error again, whole.
+    pub(crate) fn raise(self) -> ! {
+        match self {
+            // SAFETY: as above.
+            Self::OfServer(error) => unsafe { pg_sys::ReThrowError(error) },
+            Self::Ours(error) => error.rethrow(),
+        }
+    }
+}
+
+fn report_of(error: &CaughtError) -> &ErrorReportWithLevel {
+    match error {
+        CaughtError::PostgresError(report)
+        | CaughtError::ErrorReport(report)
+        | CaughtError::RustPanic {
+            ereport: report, ..
+        } => report,
     }
 }
 

@@ -90,7 +90,8 @@ RESET fernet.keys;
 SELECT * FROM fernet_census('secrets', 'value');
 \echo :LAST_ERROR_SQLSTATE
 
--- Columns that hold tokens: no key is needed. A partitioned table stands for its partitions.
+-- Columns that hold tokens: no key is needed. A partitioned table stands for its partitions, and any
+-- other table for itself.
 SELECT * FROM fernet_find_columns();
 SELECT relation, sampled, tokens FROM fernet_find_columns(2) WHERE column_name = 'value';
 SELECT * FROM fernet_find_columns(0);
@@ -101,7 +102,7 @@ SET fernet.keys = :'new';
 UPDATE large SET value = fernet_encrypt('x') WHERE id > 12000;
 VACUUM ANALYZE large;
 SELECT column_name, sampled, tokens BETWEEN 1 AND 999 AS some FROM fernet_find_columns() WHERE relation = 'large'::regclass;
--- With a foreign partition, which cannot be read here, the others stand for themselves.
+-- Beside a foreign partition, which is not looked at, the others stand for themselves.
 BEGIN;
 CREATE FOREIGN DATA WRAPPER regress_fernet_nothing;
 CREATE SERVER regress_fernet_nowhere FOREIGN DATA WRAPPER regress_fernet_nothing;
