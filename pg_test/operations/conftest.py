@@ -31,7 +31,13 @@ def database():
 def sessions(database):
     """Opens sessions that know the new key and the old one. They end with the test."""
     with ExitStack() as stack:
-        yield lambda: stack.enter_context(connect(database, keys=[NEW, OLD]))
+        def session():
+            session = connect(database, keys=[NEW, OLD])
+            # At once: where a test has failed, a statement may still be running, and wait for another session.
+            stack.callback(session.close)
+            return session
+
+        yield session
 
 
 @pytest.fixture

@@ -82,7 +82,10 @@ def full_scans(db, table="secrets"):
 
 @contextmanager
 def in_background(function, *arguments, **named):
-    """Runs a function in a thread, and raises at the end what it raised."""
+    """Runs a function in a thread, and raises at the end what it raised.
+
+    A test that fails meanwhile may hold what the function waits for: that is left alone then.
+    """
     result = {}
 
     def run():
@@ -93,10 +96,8 @@ def in_background(function, *arguments, **named):
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    try:
-        yield Background(thread, result)
-    finally:
-        thread.join(120)
+    yield Background(thread, result)
+    thread.join(120)
     assert not thread.is_alive(), "it does not end"
 
 

@@ -1,0 +1,287 @@
+"""A rotation ends with nothing under an older key, or with a WARNING that says how much: whatever moves, is inserted or
+kept meanwhile."""
+
+import re
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from cryptography.fernet import Fernet
+
+from tables import NEW, OLD, census, fill, in_background, rotate, under, value, wait_until, waits_for_lock
+
+ROWS = 50_000
+LEFT = re.compile(r"(\d+) tokens? can still be read only with an older key")
+
+
+@contextmanager
+def over_and_over(session, statement):
+    """Runs a statement, or several in one transaction, as fast as it can. Yields how often it has."""
+    count, stop, errors = [0], threading.Event(), []
+
+    def run():
+        try:
+            while not stop.is_set():
+                session.execute(statement)
+                count[0] += 1
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        wait_until(lambda: count[0] or errors)
+        yield count
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors, errors
+
+
+def messages(session, severity="WARNING"):
+    """Collects what is told to the session from now on."""
+    collected = []
+    session.add_notice_handler(
+        lambda notice: collected.append(notice.message_primary) if notice.severity == severity else None)
+    return collected
+
+
+def warned_of(told):
+    """How many tokens the warnings say are left."""
+    return sum(int(found[1]) for message in told if (found := LEFT.fullmatch(message)))
+
+
+MOVERS = {
+    "to another place": "UPDATE secrets SET part = part WHERE id = 1",
+    "to another partition": "UPDATE secrets SET part = 3 - part WHERE id = 1",
+    "deleted and inserted": "WITH gone AS (DELETE FROM secrets WHERE id = 1 RETURNING *) INSERT INTO secrets SELECT * FROM gone",
+}
+
+
+@pytest.mark.parametrize("statement", MOVERS.values(), ids=MOVERS)
+@pytest.mark.parametrize("rows", [100, ROWS])
+def test_a_row_that_moves_all_the_time(db, sessions, statement, rows):
+    db.execute("CREATE TABLE secrets (id integer, part integer, value text) PARTITION BY LIST (part)")
+    for part in 1, 2:
+        db.execute(f"CREATE TABLE secrets_{part} PARTITION OF secrets FOR VALUES IN ({part})")
+    with under(db, OLD):
+        db.execute(f"INSERT INTO secrets SELECT i, 1 + i % 2, fernet_encrypt('x') FROM generate_series(1, {rows}) AS i")
+    db.execute("CREATE INDEX ON secrets (id)")
+    caller = sessions()
+    told = messages(caller)
+    with over_and_over(sessions(), statement) as moved:
+        start = moved[0]
+        counts = rotate(caller)
+    print(f"moved {moved[0] - start} times, {counts}, {told}")
+    assert moved[0] > start
+    left = census(db).get("old key", 0)
+    assert left == warned_of(told)
+    assert counts["rotated"] == rows - left
+    assert rotate(db)["rotated"] == left
+    assert census(db) == {"current": rows}
+
+
+def test_what_was_not_committed_when_the_call_began(db, sessions):
+    fill(db, 10)
+    writer, caller = sessions(), sessions()
+    told = messages(caller, "NOTICE")
+    writer.execute("BEGIN")
+    writer.execute("INSERT INTO secrets VALUES (11, %s)", [Fernet(OLD).encrypt(b"late").decode()])
+    with in_background(rotate, caller) as call:
+        # What can be seen is rotated first. Then it says whom it waits for, and has no lock on the table.
+        wait_until(lambda: told)
+        pid = writer.info.backend_pid
+        assert told[0] == f"waiting for process {pid}, which has written to public.secrets or locked it"
+        assert census(db) == {"current": 10}
+        assert value(db, "SELECT count(*) FROM pg_locks WHERE pid = %s AND locktype = 'relation'", caller.info.backend_pid) == 0
+        assert value(db, "SELECT backend_xmin IS NULL FROM pg_stat_activity WHERE pid = %s", caller.info.backend_pid)
+        writer.execute("COMMIT")
+        assert call.result()["rotated"] == 11
+    assert census(db) == {"current": 11}
+
+
+def test_lock_timeout_bounds_the_wait(db, sessions):
+    fill(db, 10)
+    writer, caller = sessions(), sessions()
+    told = messages(caller)
+    writer.execute("BEGIN")
+    writer.execute("INSERT INTO secrets VALUES (11, %s)", [Fernet(OLD).encrypt(b"late").decode()])
+    caller.execute("SET lock_timeout = '1200ms'")
+    start = time.monotonic()
+    assert rotate(caller)["rotated"] == 10
+    assert 1.1 < time.monotonic() - start < 10
+    assert told == \
+        [f"gave up waiting for process {writer.info.backend_pid}, which has written to public.secrets or locked it"]
+    writer.execute("COMMIT")
+    assert census(db) == {"current": 10, "old key": 1}
+    assert rotate(caller)["rotated"] == 1
+
+
+@pytest.mark.parametrize("lock", ["ACCESS SHARE", "SHARE UPDATE EXCLUSIVE", "ROW SHARE"])
+def test_who_does_not_write_is_not_waited_for(db, sessions, lock):
+    # A query; a vacuum; who has locked rows that nobody wants.
+    fill(db, 10)
+    other = sessions()
+    other.execute("BEGIN")
+    other.execute(f"LOCK TABLE secrets IN {lock} MODE")
+    assert rotate(sessions())["rotated"] == 10
+    other.execute("COMMIT")
+
+
+def test_two_calls_at_once(db, sessions):
+    fill(db, 20_000)
+    with in_background(rotate, sessions(), batch_size=100) as first, in_background(rotate, sessions(), batch_size=100) as second:
+        assert first.result()["rotated"] + second.result()["rotated"] == 20_000
+    assert census(db) == {"current": 20_000}
+
+
+def test_who_holds_a_row_can_change_the_table(db, sessions):
+    fill(db, 3)
+    other, caller = sessions(), sessions()
+    other.execute("BEGIN")
+    other.execute("SELECT FROM secrets WHERE id = 2 FOR UPDATE")
+    with in_background(rotate, caller) as call:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid) and census(db).get("current") == 2)
+        other.execute("SET LOCAL lock_timeout = '5s'")
+        other.execute("ALTER TABLE secrets ADD COLUMN note text")
+        other.execute("COMMIT")
+        assert call.result()["rotated"] == 3
+
+
+@pytest.mark.parametrize("called", ["secrets", "secrets_1"])
+def test_partitions_are_locked_after_their_table(db, sessions, called):
+    db.execute("CREATE TABLE secrets (id integer, value text) PARTITION BY LIST (id)")
+    db.execute("CREATE TABLE secrets_1 PARTITION OF secrets FOR VALUES IN (1)")
+    with under(db, OLD):
+        db.execute("INSERT INTO secrets VALUES (1, fernet_encrypt('x'))")
+    other, caller = sessions(), sessions()
+    other.execute("BEGIN")
+    other.execute("LOCK TABLE ONLY secrets IN ACCESS EXCLUSIVE MODE")
+    with in_background(rotate, caller, table=called) as call:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        # A deadlock, if the call had locked the partition first.
+        other.execute("SET LOCAL lock_timeout = '5s'")
+        other.execute("ALTER TABLE secrets ADD COLUMN note text")
+        other.execute("COMMIT")
+        assert call.result()["rotated"] == 1
+
+
+def test_a_table_that_is_rewritten_after_the_snapshot(db, sessions):
+    # To that snapshot it is empty then.
+    db.execute("CREATE TABLE secrets (id integer, n integer, value text) PARTITION BY LIST (id)")
+    for part in 1, 2:
+        db.execute(f"CREATE TABLE secrets_{part} (id integer, n integer, value text)")
+    for part in 1, 2:
+        db.execute(f"ALTER TABLE secrets ATTACH PARTITION secrets_{part} FOR VALUES IN ({part})")
+    # Of the two, the one with the lower number is read first.
+    first, second = "secrets_1", "secrets_2"
+    writer, locker, caller = sessions(), sessions(), sessions()
+    writer.execute("BEGIN")
+    writer.execute("INSERT INTO secrets VALUES (2, 0, %s)", [Fernet(OLD).encrypt(b"x").decode()])
+    with in_background(rotate, caller) as call:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        locker.execute("BEGIN")
+        locker.execute(f"LOCK TABLE {first} IN ACCESS EXCLUSIVE MODE")
+        writer.execute("COMMIT")
+        waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = %s AND NOT granted AND relation = %s::regclass)"
+        wait_until(lambda: value(db, waiting, caller.info.backend_pid, first))
+        db.execute("CREATE TABLE aside (LIKE secrets)")
+        # What ALTER COLUMN TYPE does to a partition, for which the parent would have to be changed as well.
+        db.execute(f"ALTER TABLE {second} SET UNLOGGED")
+        db.execute("DROP TABLE aside")
+        locker.execute("COMMIT")
+        assert call.result()["rotated"] == 1
+    assert census(db) == {"current": 1}
+
+
+@pytest.fixture
+def function(db):
+    """Makes a trigger function `code` with a body."""
+    def make(body, returns="trigger"):
+        db.execute(f"CREATE FUNCTION code({'' if returns == 'trigger' else 'text'}) RETURNS {returns} LANGUAGE plpgsql AS $$ BEGIN {body} END $$")
+
+    yield make
+    db.execute("DROP FUNCTION IF EXISTS code CASCADE")
+
+
+KEPT = {
+    "BEFORE, the old row": ("BEFORE", "RETURN OLD;"),
+    "BEFORE, no row": ("BEFORE", "RETURN NULL;"),
+    "BEFORE, the old value": ("BEFORE", "NEW.value := OLD.value; RETURN NEW;"),
+    "AFTER": ("AFTER", "UPDATE secrets SET value = OLD.value WHERE id = NEW.id AND value <> OLD.value; RETURN NULL;"),
+}
+
+
+@pytest.mark.parametrize("when, body", KEPT.values(), ids=KEPT)
+def test_what_a_trigger_keeps_is_counted(db, sessions, function, when, body):
+    fill(db, 50)
+    function(body)
+    db.execute(f"CREATE TRIGGER keep {when} UPDATE ON secrets FOR EACH ROW"
+               " WHEN (OLD.id % 5 = 0 AND pg_trigger_depth() = 0) EXECUTE FUNCTION code()")
+    caller = sessions()
+    told = messages(caller)
+    start = time.monotonic()
+    assert rotate(caller) == {"rotated": 40, "current": 0, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+    assert time.monotonic() - start < 5
+    assert census(db) == {"current": 40, "old key": 10}
+    assert warned_of(told) == 10
+
+
+RULES = {
+    "INSTEAD": ("DO INSTEAD INSERT INTO secrets_log VALUES (OLD.id)", 0),
+    "INSTEAD NOTHING": ("DO INSTEAD NOTHING", 0),
+    "INSTEAD, of some": ("WHERE OLD.id % 5 = 0 DO INSTEAD INSERT INTO secrets_log VALUES (OLD.id)", 40),
+    "ALSO": ("DO ALSO INSERT INTO secrets_log VALUES (OLD.id)", 50),
+}
+
+
+@pytest.mark.parametrize("rule, rotated", RULES.values(), ids=RULES)
+def test_what_a_rule_does_is_counted(db, sessions, rule, rotated):
+    fill(db, 50)
+    db.execute("CREATE TABLE secrets_log (id integer)")
+    db.execute(f"CREATE RULE elsewhere AS ON UPDATE TO secrets {rule}")
+    caller = sessions()
+    told = messages(caller)
+    try:
+        assert rotate(caller)["rotated"] == rotated
+        assert census(db).get("old key", 0) == 50 - rotated == warned_of(told)
+    finally:
+        db.execute("DROP TABLE secrets_log CASCADE")
+
+
+INSERTED = Fernet(OLD).encrypt(b"inserted").decode()
+
+
+def test_what_the_function_of_a_constraint_inserts(db, sessions, function):
+    db.execute("CREATE TABLE secrets (id integer, value text)")
+    function(f"IF $1 <> '{INSERTED}' AND (SELECT count(*) FROM secrets) < 60 THEN"
+             f" INSERT INTO secrets VALUES (0, '{INSERTED}'); END IF; RETURN true;", returns="boolean")
+    with under(db, OLD):
+        db.execute("INSERT INTO secrets SELECT i, fernet_encrypt('x') FROM generate_series(1, 50) AS i")
+    db.execute("ALTER TABLE secrets ADD CHECK (code(value)) NOT VALID")
+    caller = sessions()
+    told = messages(caller)
+    counts = rotate(caller)
+    held = census(db)
+    assert sum(held.values()) == 60
+    assert held.get("old key", 0) == warned_of(told)
+    assert counts["rotated"] == held["current"]
+
+
+def test_what_a_trigger_inserts(db, sessions, function):
+    fill(db, 50)
+    function(f"INSERT INTO secrets VALUES (-OLD.id, '{INSERTED}'); RETURN NULL;")
+    db.execute("CREATE TRIGGER more AFTER UPDATE ON secrets FOR EACH ROW WHEN (OLD.id > 0) EXECUTE FUNCTION code()")
+    assert rotate(sessions())["rotated"] == 100
+    assert census(db) == {"current": 100}
+
+
+def test_deferred_triggers(db, sessions, function):
+    # They run when a batch commits.
+    fill(db, 50)
+    function(f"INSERT INTO secrets VALUES (-OLD.id, '{INSERTED}'); RETURN NULL;")
+    db.execute("CREATE CONSTRAINT TRIGGER more AFTER UPDATE ON secrets DEFERRABLE INITIALLY DEFERRED"
+               " FOR EACH ROW WHEN (OLD.id > 0) EXECUTE FUNCTION code()")
+    assert rotate(sessions())["rotated"] == 100
+    assert census(db) == {"current": 100}
