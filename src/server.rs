@@ -16,7 +16,7 @@ pub(crate) fn process_id() -> i32 {
 }
 
 /// Returns a number that another statement of the client does not share: the time it started. Each
-/// FETCH, and each Execute message for a part of a portal's rows, counts as a statement of its own.
+/// FETCH of the client's, and each Execute message for a part of a portal's rows, is a statement.
 pub(crate) fn statement() -> pg_sys::TimestampTz {
     // SAFETY: no arguments, no side effects.
     unsafe { pg_sys::GetCurrentStatementStartTimestamp() }
