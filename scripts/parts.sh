@@ -4,8 +4,9 @@ passed=0 failed=0 skipped=0
 part_output=$(mktemp)
 trap close EXIT
 
-# Adds up what the output of a part says of its tests: cargo in a line for each program, pytest and
-# scripts/test in their last line, pg_regress in a line for each test, from version 16 on as TAP.
+# Adds up what the output of a part says of its tests: cargo in a line for each program, pytest in
+# its last line, pg_regress in a line for each test, from version 16 on as TAP. scripts/test itself,
+# where it runs as a part, has added up all before its last line.
 tally() {
     awk '
         function add(line,    words, i) {
@@ -14,9 +15,10 @@ tally() {
         /^test result: .* finished in [0-9.]+s$/ { add($0) }
         /^(test .* \.\.\. ok|ok [0-9]+) .* ms$/ { sum["passed"]++ }
         /^(test .* \.\.\. FAILED|not ok [0-9]+) .* ms$/ { sum["failed"]++ }
-        /^(=+ )?[0-9]+ [a-z]+(, [0-9]+ [a-z]+)*( in [0-9.]+s.*)?$/ { last = $0 }
+        /^(=+ )?[0-9]+ [a-z]+(, [0-9]+ [a-z]+)* in [0-9.]+s/ { pytest = $0 }
+        /^[0-9]+ passed, [0-9]+ failed(, [0-9]+ skipped)?$/ { pytest = ""; split("", sum); add($0) }
         END {
-            add(last)
+            add(pytest)
             print sum["passed"] + 0, sum["failed"] + sum["error"] + sum["errors"], sum["skipped"] + sum["ignored"]
         }'
 }
