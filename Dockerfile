@@ -8,7 +8,7 @@ ARG PG_MAJOR
 
 RUN apt-get update && apt-get install -y --no-install-recommends \
     build-essential ca-certificates curl libclang-dev postgresql-server-dev-${PG_MAJOR}
-RUN curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal
+RUN curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --component rustfmt
 ENV PATH=/root/.cargo/bin:$PATH USER=root PGRX_PG_CONFIG_PATH=/usr/lib/postgresql/${PG_MAJOR}/bin/pg_config
 
 WORKDIR /build

@@ -259,8 +259,8 @@ impl Error {
                 refusal: Refusal::NotAToken,
                 ..
             } => {
-                "If the value is plaintext, encrypt it with fernet_encrypt(). \
-                 fernet_is_token() tells which values are tokens."
+                "If the value is plaintext that should be a token, encrypt it with \
+                 fernet_encrypt(). fernet_is_token() tells which values are tokens."
             }
             Self::Token(Refusal::BadPadding)
             | Self::Value {

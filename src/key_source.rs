@@ -43,7 +43,8 @@ pub(crate) fn forget() {
 }
 
 /// Returns the cached keyring, unless the file it came from has changed since. A file is looked at
-/// once per statement: a statement has one keyring from its first row to its last.
+/// once per statement. What is fetched in pieces is a statement for each piece, so that later rows
+/// of it can have another keyring than the first.
 fn current(cache: &mut Option<Cached>) -> Option<Rc<Keyring>> {
     let cached = cache.as_mut()?;
     if let Some((stamp, checked_in)) = &mut cached.file {

@@ -15,7 +15,8 @@ pub(crate) fn process_id() -> i32 {
     unsafe { pg_sys::MyProcPid }
 }
 
-/// Returns a number that another statement of the client does not share: the time it started.
+/// Returns a number that another statement of the client does not share: the time it started. Each
+/// FETCH of the client's, and each Execute message for a part of a portal's rows, is a statement.
 pub(crate) fn statement() -> pg_sys::TimestampTz {
     // SAFETY: no arguments, no side effects.
     unsafe { pg_sys::GetCurrentStatementStartTimestamp() }

@@ -40,7 +40,11 @@ def test_command_line(airflow, new, both):
 
 def test_plain_statements(airflow, new, both):
     """The statements of the documentation, in a session of any client."""
+    lock = code_block("Rotate without psql", "sql", containing="LOCK TABLE")
     with airflow.connect(keys=both) as connection:
+        connection.execute(lock)
+        with airflow.connect() as application, pytest.raises(errors.LockNotAvailable):
+            application.execute(lock)
         connection.execute(code_block("Rotate without psql", "sql"))
         if airflow.has_connection_tests:
             connection.execute(code_block("From Airflow 3.3 on", "sql"))

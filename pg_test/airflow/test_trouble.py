@@ -123,20 +123,60 @@ def test_plaintext_under_a_flag(airflow, old):
     assert airflow.read(old)["connections"]["broken"]["password"] == "second"
 
 
-def test_connection_edited_while_the_update_waits_for_it(airflow, old, new, both):
-    """Airflow is first: the UPDATE waits, and rotates the new password."""
+def test_connection_edited_while_the_script_waits_for_it(airflow, old, new, both):
+    """Airflow is first: the script waits, says for whom, and rotates the new password."""
     editor = airflow.editor("both", key=old)
     editor.do("load", "change edited meanwhile", "flush")
-    rotation = subprocess.Popen(airflow.psql_command("rotate.sql"), env=psql_environment(both),
-                                stdout=subprocess.DEVNULL)
-    wait_for_lock(airflow)
+    rotation = start(airflow, "rotate.sql", both)
+    wait_for(airflow, AT_A_LOCK_OR_ASLEEP)
+    with airflow.connect() as connection:
+        writer = connection.execute("SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction'"
+                                    " AND datname = current_database()").fetchone()[0]
+    time.sleep(1.5)
 
     editor.do("commit")
     editor.close()
 
-    assert rotation.wait(timeout=60) == 0
+    told = rotation.communicate(timeout=60)[1]
+    assert rotation.returncode == 0
+    assert "waiting until nobody else writes to connection, variable, trigger" in told
+    assert f"Processes: {writer}.\n" in told
     assert airflow.check(new)[0]
     assert airflow.read(new)["connections"]["both"]["password"] == "edited meanwhile"
+
+
+EDIT_CONNECTION = "UPDATE connection SET login = 'edited' WHERE conn_id = '{}'"
+
+
+@pytest.mark.parametrize("script, first_row, last_row", [
+    ("rotate.sql", "both", "long"),
+    ("encrypt.sql", "plain_both", "plain_extra"),
+])
+@pytest.mark.parametrize("first_write", [
+    EDIT_CONNECTION,
+    "SELECT FROM connection WHERE conn_id = '{}' FOR UPDATE",
+    "UPDATE variable SET description = 'edited'",
+])
+def test_a_transaction_that_writes_in_another_order(half_encrypted_airflow, old, new, script, first_row, last_row,
+                                                    first_write):
+    """Neither it nor the script meets a deadlock."""
+    airflow = half_encrypted_airflow
+    with airflow.connect() as application:
+        application.execute(first_write.format(last_row))
+        running = start(airflow, script, f"{new},{old}" if script == "rotate.sql" else old)
+        wait_for(airflow, AT_A_LOCK_OR_ASLEEP)
+        application.execute(EDIT_CONNECTION.format(first_row))
+    assert running.communicate(timeout=60)[1] == ""
+    assert running.returncode == 0
+    with airflow.connect() as connection:
+        edited = connection.execute("SELECT login, fernet_is_token(coalesce(password, extra)) FROM connection"
+                                    " WHERE conn_id = %s", [first_row]).fetchone()
+    assert edited == ("edited", True)
+
+
+def start(airflow, script, keys):
+    return subprocess.Popen(airflow.psql_command(script), env=psql_environment(keys), text=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def test_connection_edited_after_the_update_and_before_its_commit(airflow, new, both):
@@ -146,7 +186,7 @@ def test_connection_edited_after_the_update_and_before_its_commit(airflow, new, 
     with airflow.connect(keys=both) as connection:
         connection.execute(code_block("Rotate without psql", "sql"))
         editor.start("commit")
-        wait_for_lock(airflow)
+        wait_for(airflow, AT_A_LOCK)
     editor.wait("commit")
     editor.close()
 
@@ -156,14 +196,18 @@ def test_connection_edited_after_the_update_and_before_its_commit(airflow, new, 
     assert both_now == {"password": "edited meanwhile", "extra": '{"sslmode": "require"}'}
 
 
-def wait_for_lock(airflow):
-    """Waits until a session in the database waits for another's row."""
-    waiting = ("SELECT count(*) FROM pg_stat_activity"
-               " WHERE datname = current_database() AND wait_event_type = 'Lock'")
+AT_A_LOCK = "wait_event_type = 'Lock'"
+# The scripts wait in steps, and hold nothing.
+AT_A_LOCK_OR_ASLEEP = f"({AT_A_LOCK} OR wait_event = 'PgSleep')"
+
+
+def wait_for(airflow, what):
+    """Waits until a session in the database does."""
+    waiting = f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {what}"
     deadline = time.monotonic() + 60
     with airflow.connect(autocommit=True) as connection:
         while connection.execute(waiting).fetchone()[0] == 0:
-            assert time.monotonic() < deadline, "nobody waits for a lock"
+            assert time.monotonic() < deadline, "nobody waits"
             time.sleep(0.02)
 
 

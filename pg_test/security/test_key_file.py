@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from key_files import folder_for, key, needs_root, server_user, write
+from pieces import by_execute, by_fetch
 from postgres import force_parallel, plan, value
 from pyca import fingerprint, opener
 from settings import fingerprints, notices, refusal, use_file
@@ -390,6 +391,20 @@ def test_a_statement_has_one_list_from_its_first_row_to_its_last(sessions, folde
     tokens = [token.encode() for before, _, after in rows for token in (before, after)]
     assert [opener(keys, token) for token in tokens] == [0] * 6
     assert fingerprints(session) == prints(keys[1])
+
+
+@pytest.mark.parametrize("in_pieces", [by_fetch, by_execute])
+def test_each_piece_of_a_result_is_a_statement(database, folder, keys, in_pieces):
+    path = write(folder / "keys", keys[0])
+    query = "SELECT fernet_encrypt('x') FROM generate_series(1, 4)"
+    with in_pieces(database, f"fernet.keys_file={path}", query) as fetch:
+        tokens = [fetch(), fetch()]
+        write(path, keys[1])
+        tokens.append(fetch())
+        assert [opener(keys, token.encode()) for token in tokens] == [0, 0, 1]
+        write(path, "bad")
+        with pytest.raises(psycopg.Error, match="key 1 of fernet.keys_file"):
+            fetch()
 
 
 def test_a_statement_that_began_before_the_file_broke_ends_well(sessions, folder, keys):

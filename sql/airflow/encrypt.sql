@@ -10,6 +10,8 @@
 \set SHOW_CONTEXT never
 \pset pager off
 
+-- At this level each statement sees what was committed before it began, and so
+-- all that was before the tables were locked, whatever the database's default is.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 
 -- Tell Airflow by its tables: connection_test_request came with 3.3, and
@@ -32,6 +34,37 @@ SELECT to_regclass('connection') IS NOT NULL
 \endif
 \echo Airflow :airflow, new tokens under key 1 of:
 SELECT key_index AS key, fingerprint FROM fernet_keys();
+
+-- Lock the tables against writers: all at once or none, so that we never wait
+-- for a lock while we hold another, and no transaction of Airflow's, in whatever
+-- order it writes, can meet a deadlock with us. Readers are not held up.
+DO $$
+DECLARE
+  tables regclass[] := ARRAY(
+    SELECT to_regclass(name)
+      FROM unnest('{connection,variable,trigger,connection_test_request}'::text[]) AS name
+     WHERE to_regclass(name) IS NOT NULL);
+  names text := array_to_string(tables, ', ');
+  attempts integer := 0;
+BEGIN
+  LOOP
+    BEGIN
+      EXECUTE 'LOCK TABLE ' || names || ' IN EXCLUSIVE MODE NOWAIT';
+      EXIT;
+    EXCEPTION WHEN lock_not_available THEN
+      attempts := attempts + 1;
+      IF attempts = 50 THEN
+        RAISE NOTICE 'waiting until nobody else writes to %', names
+          USING DETAIL = format('Processes: %s.', (
+            SELECT string_agg(DISTINCT pid::text, ', ')
+              FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+             WHERE datname = current_database() AND relation = ANY (tables)
+               AND mode <> 'AccessShareLock'));
+      END IF;
+      PERFORM pg_sleep(0.02);
+    END;
+  END LOOP;
+END $$;
 
 -- Airflow never encrypts an empty password or extra. A value that one of the
 -- keys opens although its flag says plaintext was encrypted by hand: it gets
