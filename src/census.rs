@@ -14,7 +14,7 @@ use pgrx::prelude::*;
 use crate::catalog::{Kind, Lock, Name, Relation, literal, schema_of};
 use crate::citus::{self, Spread};
 use crate::error::Error;
-use crate::fernet::{self, Keyring, Token};
+use crate::fernet::Keyring;
 use crate::functions::{fingerprints, is_token, shown, sql_index};
 use crate::key_source::keyring;
 use crate::server;
@@ -96,7 +96,7 @@ fn fernet_census(
     Ok(TableIterator::new(census.rows()?))
 }
 
-/// Counts values by what opens them.
+/// Counts tokens by what opens them, and values without any.
 struct Census<'a> {
     keyring: &'a Keyring,
     /// How many tokens each key opens.
@@ -121,20 +121,20 @@ impl<'a> Census<'a> {
     }
 
     fn count(&mut self, value: Option<&[u8]>) -> Result<(), Error> {
-        let counter = match value {
-            None => &mut self.nulls,
-            Some(value) => {
-                let mut buffer = Buffer::new(Token::decoded_len_max(value.len()))?;
-                let opener = Token::decode(value, &mut buffer)
-                    .and_then(|token| self.keyring.opening_key(&token));
-                match opener {
-                    Ok(index) => &mut self.under_key[index],
-                    Err(fernet::Error::NotAToken) => &mut self.not_a_token,
-                    Err(_) => &mut self.unknown_key,
-                }
-            }
+        let Some(value) = value else {
+            self.nulls += 1;
+            return Ok(());
         };
-        *counter += 1;
+        let mut buffer = Buffer::new(value.len())?;
+        let mut tokens = 0;
+        self.keyring.inspect_value(value, &mut buffer, |opener| {
+            tokens += 1;
+            match opener {
+                Ok(index) => self.under_key[index] += 1,
+                Err(_) => self.unknown_key += 1,
+            }
+        });
+        self.not_a_token += i64::from(tokens == 0);
         Ok(())
     }
 
