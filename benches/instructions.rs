@@ -34,8 +34,15 @@ fn main() {
                 black_box(ring.open(token)).expect("a key that opens it");
             }
             "rotate" => {
-                let token = Token::decode(black_box(&token), &mut buf).expect("a token");
-                black_box(ring.rotate(token, &IV)).expect("a key that opens it");
+                let rotated = ring.rotate_value(
+                    black_box(&token),
+                    &mut buf,
+                    || Ok::<_, ()>(IV),
+                    |opener| {
+                        black_box(opener).expect("a key that opens it");
+                    },
+                );
+                black_box(rotated).expect("an IV");
             }
             _ => panic!("seal, open or rotate"),
         }

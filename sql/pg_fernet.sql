@@ -77,13 +77,13 @@ CREATE FUNCTION fernet_rotate(token text) RETURNS text
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_wrapper';
 COMMENT ON FUNCTION fernet_rotate(text) IS
-    're-encrypt a Fernet token under the first key, with its own timestamp; one that is under it already comes back unchanged';
+    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
 
 CREATE FUNCTION fernet_rotate(token bytea) RETURNS bytea
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_wrapper';
 COMMENT ON FUNCTION fernet_rotate(bytea) IS
-    're-encrypt a Fernet token under the first key, with its own timestamp; one that is under it already comes back unchanged';
+    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
 
 --
 -- Inspect
@@ -93,13 +93,13 @@ CREATE FUNCTION fernet_key_index(token text) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_wrapper';
 COMMENT ON FUNCTION fernet_key_index(text) IS
-    'place in the key list, counted from 1, of the key that authenticates the token; NULL where none does';
+    'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
 
 CREATE FUNCTION fernet_key_index(token bytea) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_wrapper';
 COMMENT ON FUNCTION fernet_key_index(bytea) IS
-    'place in the key list, counted from 1, of the key that authenticates the token; NULL where none does';
+    'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
 
 CREATE FUNCTION fernet_is_token(value text) RETURNS boolean
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
@@ -154,7 +154,7 @@ CREATE FUNCTION fernet_census(relation regclass, column_name name)
     SET row_security = off
     AS 'MODULE_PATHNAME', 'fernet_census_wrapper';
 COMMENT ON FUNCTION fernet_census(regclass, name) IS
-    'what a column holds: the number of tokens under each key, of tokens under an unknown key, of other values and of NULLs';
+    'what a column holds: the number of tokens under each key, of tokens under an unknown key, of values without a token and of NULLs';
 
 CREATE FUNCTION fernet_find_columns(sample_rows integer DEFAULT 1000)
     RETURNS TABLE (relation regclass, column_name name, sampled bigint, tokens bigint)

@@ -14,8 +14,8 @@ use pgrx::prelude::*;
 use crate::catalog::{self, Kind, Lock, Name, Relation, literal, schema_of};
 use crate::citus::{self, Spread};
 use crate::error::{Error, warn};
-use crate::fernet::{self, Keyring, Token};
-use crate::functions::{fingerprints, is_token, shown, sql_index};
+use crate::fernet::{self, Keyring};
+use crate::functions::{fingerprints, shown, sql_index};
 use crate::key_source::keyring;
 use crate::server;
 use crate::spi::{Argument, Connection, Row, Scalar, in_subtransaction};
@@ -104,7 +104,7 @@ fn fernet_census(
     Ok(TableIterator::new(census.rows()?))
 }
 
-/// Counts values by what opens them.
+/// Counts tokens by what opens them, and values without any.
 struct Census<'a> {
     keyring: &'a Keyring,
     /// How many tokens each key opens.
@@ -129,20 +129,20 @@ impl<'a> Census<'a> {
     }
 
     fn count(&mut self, value: Option<&[u8]>) -> Result<(), Error> {
-        let counter = match value {
-            None => &mut self.nulls,
-            Some(value) => {
-                let mut buffer = Buffer::new(Token::decoded_len_max(value.len()))?;
-                let opener = Token::decode(value, &mut buffer)
-                    .and_then(|token| self.keyring.opening_key(&token));
-                match opener {
-                    Ok(index) => &mut self.under_key[index],
-                    Err(fernet::Error::NotAToken) => &mut self.not_a_token,
-                    Err(_) => &mut self.unknown_key,
-                }
-            }
+        let Some(value) = value else {
+            self.nulls += 1;
+            return Ok(());
         };
-        *counter += 1;
+        let mut buffer = Buffer::new(value.len())?;
+        let mut tokens = 0;
+        self.keyring.inspect_value(value, &mut buffer, |opener| {
+            tokens += 1;
+            match opener {
+                Ok(index) => self.under_key[index] += 1,
+                Err(_) => self.unknown_key += 1,
+            }
+        });
+        self.not_a_token += i64::from(tokens == 0);
         Ok(())
     }
 
@@ -291,6 +291,12 @@ fn fernet_find_columns(
     if sample_rows < 1 {
         return Err(Error::LessThanOne("sample_rows").into());
     }
+    let keyring = match keyring() {
+        Ok(keyring) => Some(keyring),
+        Err(Error::NoKeys) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let count = |value: &[u8]| count_tokens(keyring.as_deref(), value);
     let mut found = Vec::new();
     for relation in candidates(sample_rows).chunk_by_mut(|a, b| a.relation == b.relation) {
         let mut rows_left = i64::from(sample_rows);
@@ -299,7 +305,7 @@ fn fernet_find_columns(
             if let Some(obstacle) = columns[0].obstacle {
                 obstacle.warn(&columns[0].table_name);
             } else if rows_left > 0 {
-                rows_left -= look_at(columns, rows_left, seed)?;
+                rows_left -= look_at(columns, rows_left, seed, count)?;
             }
         }
         found.extend(sums(relation).filter(|&(_, _, _, tokens)| tokens > 0));
@@ -370,11 +376,28 @@ fn sums(columns: &[Candidate]) -> impl Iterator<Item = FoundRow> + use<> {
     sums.into_iter()
 }
 
+/// Counts the tokens in a value: what a key opens and what has the form, or without keys the latter
+/// alone.
+fn count_tokens(keyring: Option<&Keyring>, value: &[u8]) -> Result<i64, Error> {
+    let mut buffer = Buffer::new(value.len())?;
+    let Some(keyring) = keyring else {
+        return Ok(fernet::count_tokens(value, &mut buffer) as i64);
+    };
+    let mut tokens = 0;
+    keyring.inspect_value(value, &mut buffer, |_| tokens += 1);
+    Ok(tokens)
+}
+
 /// Looks at some rows of a table, and returns how many.
 ///
 /// Undoing the subtransaction releases its locks, those on indexes and TOAST tables included. It has
 /// written nothing, so nothing is lost.
-fn look_at(columns: &mut [Candidate], rows: i64, seed: u32) -> Result<i64, Error> {
+fn look_at(
+    columns: &mut [Candidate],
+    rows: i64,
+    seed: u32,
+    count: impl Fn(&[u8]) -> Result<i64, Error>,
+) -> Result<i64, Error> {
     let table_name = columns[0].table_name.clone();
     let looked_at = in_subtransaction(
         |_| false,
@@ -387,7 +410,7 @@ fn look_at(columns: &mut [Candidate], rows: i64, seed: u32) -> Result<i64, Error
                     Obstacle::HiddenRows.warn(&table_name);
                     Ok(0)
                 }
-                Some(relation) => sample(&connection, &relation, columns, rows, seed),
+                Some(relation) => sample(&connection, &relation, columns, rows, seed, count),
             }
         },
     );
@@ -411,6 +434,7 @@ fn sample(
     columns: &mut [Candidate],
     rows: i64,
     seed: u32,
+    count: impl Fn(&[u8]) -> Result<i64, Error>,
 ) -> Result<i64, Error> {
     let percent = columns[0].percent;
     let mut names = Vec::new();
@@ -437,10 +461,9 @@ fn sample(
             for row in rows.iter() {
                 sampled += 1;
                 for (column, number) in columns.iter_mut().zip(1..) {
-                    let is_token =
-                        row.with_bytes(number, |value| value.map(is_token).transpose())?;
-                    column.sampled += i64::from(is_token.is_some());
-                    column.tokens += i64::from(is_token == Some(true));
+                    let tokens = row.with_bytes(number, |value| value.map(&count).transpose())?;
+                    column.sampled += i64::from(tokens.is_some());
+                    column.tokens += tokens.unwrap_or(0);
                 }
             }
         }

@@ -64,31 +64,37 @@ fn fernet_decrypt_bytea_ttl<'fcx>(
 #[pg_extern(sql = false)]
 fn fernet_rotate<'fcx>(token: Value<'fcx>) -> Result<Value<'fcx>> {
     let keyring = keyring()?;
-    // As much room as the old token has: the new one has its length, or less if it was not canonical.
     let mut buffer = Buffer::new(token.len())?;
-    let decoded = decode(&token, &mut buffer)?;
-    match keyring
-        .rotate(decoded, &random::iv()?)
-        .map_err(Error::from)?
-    {
-        Some(len) => Ok(buffer.finish(len)),
-        None => Ok(token),
+    let mut refusal = Some(crate::fernet::Error::NotAToken);
+    // Tokens that are refused come last.
+    let each = |opener: Result<_, _>| refusal = opener.err();
+    let rotated = keyring.rotate_value(&token, &mut buffer, random::iv, each)?;
+    match (refusal, rotated) {
+        (Some(refusal), _) => Err(Error::from(refusal).into()),
+        (None, Some(len)) => Ok(buffer.finish(len)),
+        (None, None) => Ok(token),
     }
 }
 
 #[pg_extern(sql = false)]
 fn fernet_key_index(token: Value<'_>) -> Result<Option<i32>> {
     let keyring = keyring()?;
-    let mut buffer = scratch(&token)?;
-    let index = Token::decode(&token, &mut buffer)
-        .ok()
-        .and_then(|token| keyring.key_index(&token));
-    Ok(index.map(sql_index))
+    let mut buffer = Buffer::new(token.len())?;
+    let mut highest = None;
+    // Tokens that are refused come last.
+    keyring.inspect_value(&token, &mut buffer, |opener| {
+        highest = match opener {
+            Ok(index) => highest.max(Some(index)),
+            Err(_) => None,
+        };
+    });
+    Ok(highest.map(sql_index))
 }
 
 #[pg_extern(sql = false)]
 fn fernet_is_token(value: Value<'_>) -> Result<bool> {
-    Ok(is_token(&value)?)
+    let mut buffer = scratch(&value)?;
+    Ok(Token::decode(&value, &mut buffer).is_ok())
 }
 
 #[pg_extern(sql = false)]
@@ -140,12 +146,6 @@ fn open(
     let len = keyring.open(token)?;
     check(timestamp)?;
     Ok((buffer, len))
-}
-
-/// Tells whether a value has the form of a token.
-pub(crate) fn is_token(value: &[u8]) -> Result<bool, Error> {
-    let mut buffer = scratch(value)?;
-    Ok(Token::decode(value, &mut buffer).is_ok())
 }
 
 fn scratch(token: &[u8]) -> Result<Buffer, Error> {

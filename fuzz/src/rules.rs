@@ -8,6 +8,8 @@ use base64::engine::general_purpose::URL_SAFE;
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 
+use std::ops::Range;
+
 use crate::fernet::Error;
 
 pub type Key = [u8; 32];
@@ -24,27 +26,42 @@ pub fn encode(bytes: &[u8]) -> String {
 
 /// Decodes base64 as pyca does.
 pub fn decode(encoded: &[u8]) -> Option<Vec<u8>> {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    decode_and_place(encoded).map(|(bytes, _)| bytes)
+}
+
+/// Decodes base64 as pyca does. Returns also from where to where it is, without what pyca skips before
+/// and behind it.
+fn decode_and_place(encoded: &[u8]) -> Option<(Vec<u8>, Range<usize>)> {
+    let start = encoded.iter().position(|&byte| digit(byte).is_some());
+    let mut place = start.unwrap_or(0)..0;
     let mut digits = Vec::new();
     let mut pads = 0;
-    for &byte in encoded {
-        let byte = match byte {
-            b'-' => b'+',
-            b'_' => b'/',
-            other => other,
-        };
+    for (at, &byte) in encoded.iter().enumerate() {
         let in_group = digits.len() % 4;
-        if let Some(digit) = DIGITS.iter().position(|&candidate| candidate == byte) {
+        if let Some(digit) = digit(byte) {
             digits.push(digit);
             pads = 0;
+            place.end = at + 1;
         } else if byte == b'=' && in_group >= 2 {
             pads += 1;
             if in_group + pads == 4 {
-                return Some(whole_bytes(&digits));
+                place.end = at + 1;
+                return Some((whole_bytes(&digits), place));
             }
         }
     }
-    digits.len().is_multiple_of(4).then(|| whole_bytes(&digits))
+    let whole = digits.len().is_multiple_of(4);
+    whole.then(|| (whole_bytes(&digits), place))
+}
+
+pub fn digit(byte: u8) -> Option<usize> {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let byte = match byte {
+        b'-' => b'+',
+        b'_' => b'/',
+        other => other,
+    };
+    DIGITS.iter().position(|&candidate| candidate == byte)
 }
 
 fn whole_bytes(digits: &[usize]) -> Vec<u8> {
@@ -100,12 +117,108 @@ fn keys(elements: Vec<Vec<u8>>) -> Result<Vec<Key>, Error> {
 
 /// Returns what a token holds: version, timestamp, IV, ciphertext, HMAC.
 pub fn record(token: &[u8]) -> Result<Vec<u8>, Error> {
-    let record = decode(token).ok_or(Error::NotAToken)?;
-    let ciphertext = record.len().saturating_sub(HEADER + HMAC);
-    if ciphertext == 0 || !ciphertext.is_multiple_of(BLOCK) || record[0] != VERSION {
-        return Err(Error::NotAToken);
+    let record = decode(token).filter(|record| is_record(record));
+    record.ok_or(Error::NotAToken)
+}
+
+fn is_record(bytes: &[u8]) -> bool {
+    let ciphertext = bytes.len().saturating_sub(HEADER + HMAC);
+    ciphertext > 0 && ciphertext.is_multiple_of(BLOCK) && bytes[0] == VERSION
+}
+
+/// A token in a value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// What a rotation replaces.
+    pub place: Range<usize>,
+    pub record: Vec<u8>,
+    /// The key that opens it, and the plaintext.
+    pub outcome: Result<(usize, Vec<u8>), Error>,
+}
+
+/// Finds all tokens in a value.
+pub fn tokens(keys: &[Key], value: &[u8]) -> Vec<Found> {
+    let whole = decode_and_place(value).filter(|(bytes, _)| is_record(bytes));
+    let whole = whole.map(|(record, place)| found(keys, record, place));
+    let mut tokens = Vec::new();
+    let mut at = 0;
+    if let Some(whole) = &whole
+        && whole.outcome.is_ok()
+    {
+        at = whole.place.end;
+        tokens.push(whole.clone());
     }
-    Ok(record)
+    while at < value.len() {
+        let run = value[at..]
+            .iter()
+            .take_while(|&&byte| digit(byte).is_some());
+        let end = at + run.count();
+        tokens.extend(token_at_the_end(keys, value, at..end));
+        at = end + 1;
+    }
+    if tokens.is_empty() {
+        tokens.extend(whole);
+    }
+    tokens
+}
+
+/// Finds the token at the end of a run of digits.
+fn token_at_the_end(keys: &[Key], value: &[u8], run: Range<usize>) -> Option<Found> {
+    let mut unknown = None;
+    let mut tried = 0;
+    for start in run.clone().rev() {
+        let place = start..run.end;
+        let digits = &value[place.clone()];
+        if !digits.starts_with(b"gAAA") {
+            continue;
+        }
+        let padding = ["", "", "==", "="][digits.len() % 4];
+        let bytes = decode(&[digits, padding.as_bytes()].concat());
+        let Some(record) = bytes.filter(|bytes| is_record(bytes)) else {
+            continue;
+        };
+        if !is_padded(&value[run.end..], padding.len()) {
+            continue;
+        }
+        // A limit to what is tried, for the sake of hostile values.
+        tried += digits.len();
+        if tried >= 4 * run.len() && place != run {
+            continue;
+        }
+        let found = found(keys, record, place.clone());
+        if found.outcome.is_ok() {
+            return Some(found);
+        }
+        if place == run && digits.starts_with(b"gAAAAA") {
+            unknown = Some(found);
+        }
+    }
+    unknown
+}
+
+/// Tells whether a text begins with so many `=`, escaped or not.
+fn is_padded(text: &[u8], pads: usize) -> bool {
+    if pads == 0 {
+        return true;
+    }
+    let slashes = text.iter().take_while(|&&byte| byte == b'\\').count();
+    let escapes: &[&str] = match slashes {
+        0 => &["=", "%3D", "%3d"],
+        _ => &["u003D", "u003d"],
+    };
+    escapes.iter().any(|escape| {
+        let rest = text[slashes..].strip_prefix(escape.as_bytes());
+        rest.is_some_and(|rest| is_padded(rest, pads - 1))
+    })
+}
+
+fn found(keys: &[Key], record: Vec<u8>, place: Range<usize>) -> Found {
+    let outcome = open(keys, &record);
+    Found {
+        place,
+        record,
+        outcome,
+    }
 }
 
 /// Returns the place of the first key under which the record's HMAC is right.

@@ -43,6 +43,11 @@ fn rotate() {
 }
 
 #[test]
+fn scan() {
+    replay("scan", checks::scan);
+}
+
+#[test]
 fn fernet_crate() {
     replay("fernet_crate", checks::fernet_crate);
 }

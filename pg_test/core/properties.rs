@@ -2,8 +2,10 @@
 //! They differ on purpose in three ways: we take base64 as leniently as pyca does, ignore the
 //! timestamp, and can keep it.
 
+use std::convert::Infallible;
+
 use fernet::{Fernet, MultiFernet};
-use pg_fernet::fernet::{Error, IV, Keyring, Token, overwrite_traces, sealed_len};
+use pg_fernet::fernet::{Error, IV, Keyring, Token, count_tokens, overwrite_traces, sealed_len};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -46,9 +48,23 @@ fn key_index(keyring: &Keyring, token: &[u8]) -> Option<usize> {
     keyring.key_index(&Token::decode(token, &mut buf).ok()?)
 }
 
-fn opening_key(keyring: &Keyring, token: &[u8]) -> Result<usize, Error> {
-    let mut buf = vec![0; token.len()];
-    keyring.opening_key(&Token::decode(token, &mut buf)?)
+/// What is told of the tokens in a value.
+fn inspect(keyring: &Keyring, value: &[u8]) -> Vec<Result<usize, Error>> {
+    let mut openers = Vec::new();
+    keyring.inspect_value(value, &mut vec![0; value.len()], |opener| {
+        openers.push(opener)
+    });
+    openers
+}
+
+/// The new value, if anything is rotated. What is told of its tokens is what inspection tells.
+fn rotate_value(keyring: &Keyring, value: &[u8]) -> Option<Vec<u8>> {
+    let (mut buf, mut openers) = (vec![0xaa; value.len()], Vec::new());
+    let mut ivs = (1..).map(|n| Ok::<IV, Infallible>([n; 16]));
+    let iv = || ivs.next().unwrap();
+    let Ok(len) = keyring.rotate_value(value, &mut buf, iv, |opener| openers.push(opener));
+    assert_eq!(openers, inspect(keyring, value));
+    len.map(|len| buf[..len].to_vec())
 }
 
 /// Base64 of 32 bytes.
@@ -115,7 +131,7 @@ proptest! {
         // Twice, since the ring remembers the key that opened the token before.
         for _ in 0..2 {
             prop_assert_eq!(key_index(&ring, token.as_bytes()), Some(maker));
-            prop_assert_eq!(opening_key(&ring, token.as_bytes()), Ok(maker));
+            prop_assert_eq!(inspect(&ring, token.as_bytes()), [Ok(maker)]);
             prop_assert_eq!(open(&ring, token.as_bytes()), Ok(plaintext.clone()));
         }
     }
@@ -173,8 +189,285 @@ proptest! {
         prop_assert!(open(&ring, &value).is_err());
         prop_assert!(rotate(&ring, &value, &iv).is_err());
         prop_assert_eq!(key_index(&ring, &value), None);
+        prop_assert!(inspect(&ring, &value).iter().all(Result::is_err));
+        prop_assert_eq!(rotate_value(&ring, &value), None);
         let _ = Keyring::parse_list(&value);
         let _ = Keyring::parse_lines(&value);
+    }
+}
+
+/// A part of a value.
+#[derive(Clone, Debug)]
+enum Part {
+    Text(String),
+    /// A token under the first key, the second, or a third that is not in the ring, and how it is
+    /// written.
+    Token {
+        key: usize,
+        plaintext: Vec<u8>,
+        equals: &'static str,
+        other_alphabet: bool,
+    },
+}
+
+impl Part {
+    /// Text after which a token is on its own.
+    fn separator() -> impl Strategy<Value = Self> {
+        let text = prop_oneof![
+            3 => "[,\"' :\n\\[{]{1,4}",
+            1 => "[,\"é](gAAA|gA|x|=|%|, ){0,20}[,\"é=]?",
+            1 => any::<String>().prop_map(|text| format!(",{text}")),
+        ];
+        text.prop_map(Self::Text)
+    }
+
+    fn token() -> impl Strategy<Value = Self> {
+        let equals = prop::sample::select(vec!["=", "%3D", "%3d", "\\u003d", "\\\\u003D"]);
+        (0..3usize, vec(any::<u8>(), 0..50), equals, any::<bool>()).prop_map(
+            |(key, plaintext, equals, other_alphabet)| Self::Token {
+                key,
+                plaintext,
+                equals,
+                other_alphabet,
+            },
+        )
+    }
+
+    fn written(&self, rings: &[Keyring]) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Token {
+                key,
+                plaintext,
+                equals,
+                other_alphabet,
+            } => {
+                let token = seal(&rings[*key], plaintext, 1_700_000_000, &[7; 16]);
+                match other_alphabet {
+                    true => token.replace('-', "+").replace('_', "/"),
+                    false => token,
+                }
+                .replace('=', equals)
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Whatever stands around them: each token is rotated where it is, and everything else stays.
+    #[test]
+    fn tokens_in_a_value(
+        first in Part::separator(),
+        parts in vec((Part::token(), Part::separator()), 0..5),
+    ) {
+        let keys: Vec<String> = (1..4).map(|n| encode(&[n; 32])).collect();
+        let rings: Vec<Keyring> = keys.iter().map(|key| keyring(&[key])).collect();
+        let ring = keyring(&[&keys[0], &keys[1]]);
+        let parts: Vec<Part> = [first]
+            .into_iter()
+            .chain(parts.into_iter().flat_map(|(token, separator)| [token, separator]))
+            .collect();
+        let value: String = parts.iter().map(|part| part.written(&rings)).collect();
+
+        // Without a key for it, a token must be a run of its own.
+        let mut expected = Vec::new();
+        let mut alone = 0;
+        for pair in parts.windows(2) {
+            let [Part::Text(before), Part::Token { key, .. }] = pair else {
+                continue;
+            };
+            let is_alone = !before.ends_with(|c: char| c.is_ascii_alphanumeric() || "+/-_".contains(c));
+            alone += usize::from(is_alone);
+            match key {
+                0 | 1 => expected.push(Ok(*key)),
+                _ if is_alone => expected.push(Err(Error::Unauthenticated)),
+                _ => {}
+            }
+        }
+        // The value as a whole may look like one, too.
+        let mut buf = vec![0; value.len()];
+        if expected.is_empty() && Token::decode(value.as_bytes(), &mut buf).is_ok() {
+            expected.push(Err(Error::Unauthenticated));
+        }
+        // Those that are refused come last.
+        expected.sort_by_key(Result::is_err);
+        let told = inspect(&ring, value.as_bytes());
+        prop_assert_eq!(&told, &expected);
+        let counted = count_tokens(value.as_bytes(), &mut vec![0; value.len()]);
+        prop_assert!(counted == alone || alone == 0);
+
+        let rotated = rotate_value(&ring, value.as_bytes());
+        prop_assert_eq!(rotated.is_some(), told.contains(&Ok(1)));
+        let rotated = rotated.unwrap_or_else(|| value.clone().into_bytes());
+        prop_assert_eq!(rotated.len(), value.len());
+        let mut rest = &rotated[..];
+        for part in &parts {
+            let old = part.written(&rings);
+            let (new, behind) = rest.split_at(old.len());
+            rest = behind;
+            match part {
+                Part::Token { key: 1, plaintext, equals, .. } => {
+                    let new = str::from_utf8(new).unwrap();
+                    let at = new.find(equals).unwrap_or(new.len());
+                    prop_assert_eq!(&new[at..], &old[at..]);
+                    let new = new.replace(equals, "=");
+                    prop_assert_eq!(&encode(&decode(&new)), &new);
+                    prop_assert_eq!(open(&rings[0], new.as_bytes()), Ok(plaintext.clone()));
+                    prop_assert_eq!(timestamp(new.as_bytes()), 1_700_000_000);
+                }
+                _ => prop_assert_eq!(new, old.as_bytes()),
+            }
+        }
+        prop_assert_eq!(rotate_value(&ring, &rotated), None);
+        let again: Vec<_> = told.iter().map(|opener| opener.map(|_| 0)).collect();
+        prop_assert_eq!(inspect(&ring, &rotated), again);
+    }
+
+    /// Each token of a value has an initialisation vector of its own, and none is asked for in vain.
+    #[test]
+    fn initialisation_vectors(makers in vec(0..2usize, 1..6)) {
+        let (new, old) = (encode(&[1; 32]), encode(&[2; 32]));
+        let rings = [keyring(&[&new]), keyring(&[&old])];
+        let tokens: Vec<String> = makers.iter().map(|&key| seal(&rings[key], b"x", 1, &[0; 16])).collect();
+        let value = tokens.join(",");
+        let rotated = rotate_value(&keyring(&[&new, &old]), value.as_bytes());
+        let rotated = String::from_utf8(rotated.unwrap_or_else(|| value.into_bytes())).unwrap();
+        let ivs: Vec<u8> = rotated.split(',').map(|token| decode(token)[9]).collect();
+        let mut next = 1..;
+        let expected: Vec<u8> = makers.iter().map(|&key| if key == 0 { 0 } else { next.next().unwrap() }).collect();
+        prop_assert_eq!(ivs, expected);
+    }
+}
+
+/// A token at the end of a run of whatever, however long, is found.
+#[test]
+fn a_token_behind_a_hostile_run() {
+    let (new, old) = (encode(&[1; 32]), encode(&[2; 32]));
+    let (ring, old) = (keyring(&[&new, &old]), keyring(&[&old]));
+    for plaintext in [&b"secret"[..], &[0; 20], &[0; 3000]] {
+        let token = seal(&old, plaintext, 1, &[0; 16]);
+        let hostile = "gAAA".repeat(1 << 18) + "A" + &"gAAAA".repeat(1 << 10);
+        let value = format!("{hostile}{token}");
+        assert_eq!(inspect(&ring, value.as_bytes()), [Ok(1)]);
+        let rotated = rotate_value(&ring, value.as_bytes()).expect("a new value");
+        assert!(rotated.starts_with(hostile.as_bytes()));
+        assert_eq!(open(&ring, &rotated[hostile.len()..]).unwrap(), plaintext);
+    }
+}
+
+/// What pyca reads of a value is rotated, whatever the rest: it skips foreign bytes, and ends at the
+/// padding.
+#[test]
+fn a_token_with_foreign_bytes_in_it() {
+    let (new, old) = (encode(&[1; 32]), encode(&[2; 32]));
+    let (ring, old) = (keyring(&[&new, &old]), keyring(&[&old]));
+    let token = seal(&old, b"secret", 1, &[0; 16]);
+    let unknown = seal(&keyring(&[&encode(&[3; 32])]), b"secret", 1, &[0; 16]);
+    let broken = format!("{}\n{}", &token[..60], &token[60..]);
+    for (before, behind, openers) in [
+        ("", "", &[Ok(1)][..]),
+        (" '\t", "\r\n\n", &[Ok(1)]),
+        ("", "\n# note", &[Ok(1)]),
+        // Another behind it, which is not broken.
+        ("[", &format!(",{token}]"), &[Ok(1), Ok(1)]),
+        (
+            "",
+            &format!("\n{unknown}"),
+            &[Ok(1), Err(Error::Unauthenticated)],
+        ),
+    ] {
+        let value = format!("{before}{broken}{behind}");
+        assert_eq!(inspect(&ring, value.as_bytes()), openers, "{value}");
+        let rotated = rotate_value(&ring, value.as_bytes()).expect("a new value");
+        assert_eq!(rotated.len(), value.len() - 1);
+        let rest = rotated.strip_prefix(before.as_bytes()).unwrap();
+        let (canonical, rest) = rest.split_at(token.len());
+        assert_eq!(
+            encode(&decode(str::from_utf8(canonical).unwrap())).as_bytes(),
+            canonical
+        );
+        assert_eq!(open(&ring, canonical).unwrap(), b"secret");
+        match behind.contains(&token) {
+            true => assert_eq!(open(&ring, &rest[1..rest.len() - 1]).unwrap(), b"secret"),
+            false => assert_eq!(rest, behind.as_bytes()),
+        }
+        assert_eq!(rotate_value(&ring, &rotated), None);
+    }
+    // Unknown keys, and no keys at all.
+    let broken = format!("{}\n{}", &unknown[..60], &unknown[60..]);
+    assert_eq!(
+        inspect(&ring, broken.as_bytes()),
+        [Err(Error::Unauthenticated)]
+    );
+    assert_eq!(
+        count_tokens(broken.as_bytes(), &mut vec![0; broken.len()]),
+        1
+    );
+}
+
+/// Without a key that opens it, a token must be the whole run; what only looks like one a little, an
+/// image for instance, is none.
+#[test]
+fn what_no_key_opens() {
+    let (new, other) = (encode(&[1; 32]), encode(&[2; 32]));
+    let ring = keyring(&[&new]);
+    let told = |value: &str| {
+        let openers = inspect(&ring, value.as_bytes());
+        // What has the form is counted without keys, too.
+        let counted = count_tokens(value.as_bytes(), &mut vec![0; value.len()]);
+        assert_eq!(counted, openers.len(), "{value}");
+        openers
+    };
+    let token = seal(&keyring(&[&other]), b"secret", 1, &[0; 16]);
+    let unknown = [Err(Error::Unauthenticated)];
+    assert_eq!(told(&token), unknown);
+    assert_eq!(told(&format!("{{\"x\":\"{token}\"}}")), unknown);
+    assert_eq!(told(&format!("{token},{token}")), [unknown[0]; 2]);
+    for none in [
+        format!("x{token}"),
+        // Cut short.
+        format!("({})", token.trim_end_matches('=')),
+        format!("({})", &token[..token.len() - 1]),
+        format!("({}", &token[4..]),
+        // Of the year 6325, in a value.
+        format!(
+            "[1, {}]",
+            seal(&keyring(&[&other]), b"secret", 1 << 37, &[0; 16])
+        ),
+        format!(
+            "data:image/png;base64,iVBORw0KGgo{}",
+            "gAAAAAx/".repeat(100)
+        ),
+        String::new(),
+    ] {
+        assert_eq!(told(&none), []);
+    }
+    // As the whole value, that one is.
+    assert_eq!(
+        told(&seal(&keyring(&[&other]), b"secret", 1 << 37, &[0; 16])),
+        unknown
+    );
+}
+
+/// The HMAC is right, and the padding is not: no key opens such a token. An Elixir library made this
+/// one.
+#[test]
+fn a_token_with_a_wrong_padding() {
+    let ring = keyring(&[KEY, "fJXYWeIEcXMO3tLDheFVezM5QWBVFvkymG80n0Rluqs="]);
+    let token = "gAAAAABbMo2BBMM_-oujQN75vi92E0_HDf-TWTLLZYX6S3sqDyJh4QL9Qqi4oPP47mEcc5OBQ2qUmqJfJVmt1UBuRBK096V8Rp5M-f-sjS79HKJedlg9Ay4=";
+    let unknown = seal(&keyring(&[&encode(&[3; 32])]), b"x", 1, &[0; 16]);
+    let refused = Err(Error::BadPadding);
+    for (value, openers) in [
+        (token.into(), &[refused][..]),
+        (format!("'{token}'"), &[refused]),
+        (format!("x{token}"), &[]),
+        (
+            format!("{token},{unknown}"),
+            &[Err(Error::Unauthenticated), refused],
+        ),
+    ] {
+        assert_eq!(inspect(&ring, value.as_bytes()), openers);
+        assert_eq!(rotate_value(&ring, value.as_bytes()), None);
     }
 }
 

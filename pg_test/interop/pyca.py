@@ -9,6 +9,8 @@ from hmac import digest as hmac
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 VERSION = b"\x80"
+# Base64 characters and their padding.
+RUN = re.compile(rb"([A-Za-z0-9+/_-]+)(=*)")
 
 
 def key_of(rng):
@@ -94,6 +96,24 @@ def opener(keys, token):
 def authenticator(keys, token):
     """The index of the key that the token's HMAC was made with, or None."""
     return next((i for i, key in enumerate(keys) if timestamp([key], token) is not None), None)
+
+
+def tokens_inside(value):
+    """What may be a token somewhere in a value: from each gAAA to the end of the base64 characters, with its padding."""
+    found = [padded(characters[start.start():], equals) for characters, equals in RUN.findall(value) for start in re.finditer(b"gAAA", characters)]
+    return [token for token in found if token]
+
+
+def forms_inside(value):
+    """Those of them that begin with gAAAAA and have no base64 character before them."""
+    found = [padded(characters, equals) for characters, equals in RUN.findall(value) if characters.startswith(b"gAAAAA")]
+    return [token for token in found if token]
+
+
+def padded(characters, equals):
+    """The characters with as many of the = as they need, if that has the form of a token."""
+    token = characters + equals[:-len(characters) % 4]
+    return token if len(token) % 4 == 0 and is_token(token) else None
 
 
 def multi(keys):

@@ -26,7 +26,7 @@ INSERT INTO samples VALUES
 SELECT n, what, fernet_is_token(value) AS text, fernet_is_token(value::bytea) AS bytea FROM samples ORDER BY n;
 SELECT fernet_is_token('\x00ff'::bytea), fernet_is_token('plaintext');
 
--- Never an error: NULL where no key authenticates the value.
+-- Never an error: NULL where no key opens the value.
 SET fernet.keys = :'new', :'old';
 SELECT n, what, fernet_key_index(value) AS text, fernet_key_index(value::bytea) AS bytea FROM samples ORDER BY n;
 SELECT fernet_key_index('\x00ff'::bytea);

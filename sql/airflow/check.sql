@@ -66,7 +66,8 @@ $$ AS values_of_airflow \gset
 -- The states are those of fernet_census, and two more: "plaintext", and "flag
 -- missing" for a token that Airflow would hand out as it is, because its flag
 -- says plaintext. Plaintext is right in a trigger alone: Airflow 3 itself writes
--- the arguments of a deferred task as JSON.
+-- the arguments of a deferred task as JSON. Airflow reads a value as a whole: one
+-- that merely holds a token is none.
 SELECT $$
   SELECT "column", name, key_index, state,
          state = 'current' OR (state = 'plaintext' AND "column" = 'trigger.kwargs') AS ok
@@ -77,7 +78,7 @@ SELECT $$
                       WHEN key_index > 1 THEN 'old key'
                       WHEN fernet_is_token(value) THEN 'unknown key'
                       ELSE 'not a token' END AS state
-            FROM (SELECT *, fernet_key_index(value) AS key_index
+            FROM (SELECT *, CASE WHEN fernet_is_token(value) THEN fernet_key_index(value) END AS key_index
                     FROM ($$ || :'values_of_airflow' || $$) AS found) AS indexed) AS judged
 $$ AS states_of_airflow \gset
 

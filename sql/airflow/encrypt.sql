@@ -68,14 +68,15 @@ END $$;
 
 -- Airflow never encrypts an empty password or extra. A value that one of the
 -- keys opens although its flag says plaintext was encrypted by hand: it gets
--- the flag and no second layer.
+-- the flag and no second layer. One that merely holds a token, in JSON for
+-- instance, is plaintext.
 UPDATE connection
    SET password = CASE WHEN password <> '' AND is_encrypted IS NOT TRUE
-                            AND fernet_key_index(password) IS NULL
+                            AND (NOT fernet_is_token(password) OR fernet_key_index(password) IS NULL)
                        THEN fernet_encrypt(password) ELSE password END,
        is_encrypted = is_encrypted IS TRUE OR coalesce(password <> '', false),
        extra = CASE WHEN extra <> '' AND is_extra_encrypted IS NOT TRUE
-                         AND fernet_key_index(extra) IS NULL
+                         AND (NOT fernet_is_token(extra) OR fernet_key_index(extra) IS NULL)
                     THEN fernet_encrypt(extra) ELSE extra END,
        is_extra_encrypted = is_extra_encrypted IS TRUE OR coalesce(extra <> '', false)
  WHERE (password <> '' AND is_encrypted IS NOT TRUE)
@@ -84,7 +85,7 @@ UPDATE connection
 
 -- Unlike a password, an empty variable is encrypted by Airflow too.
 UPDATE variable
-   SET val = CASE WHEN fernet_key_index(val) IS NULL THEN fernet_encrypt(val) ELSE val END,
+   SET val = CASE WHEN NOT fernet_is_token(val) OR fernet_key_index(val) IS NULL THEN fernet_encrypt(val) ELSE val END,
        is_encrypted = true
  WHERE val IS NOT NULL AND is_encrypted IS NOT TRUE;
 \echo variable: :ROW_COUNT rows encrypted
@@ -98,11 +99,11 @@ UPDATE variable
 \if :has_connection_tests
   UPDATE connection_test_request
      SET password = CASE WHEN password <> '' AND NOT is_encrypted
-                              AND fernet_key_index(password) IS NULL
+                              AND (NOT fernet_is_token(password) OR fernet_key_index(password) IS NULL)
                          THEN fernet_encrypt(password) ELSE password END,
          is_encrypted = is_encrypted OR coalesce(password <> '', false),
          extra = CASE WHEN extra <> '' AND NOT is_extra_encrypted
-                           AND fernet_key_index(extra) IS NULL
+                           AND (NOT fernet_is_token(extra) OR fernet_key_index(extra) IS NULL)
                       THEN fernet_encrypt(extra) ELSE extra END,
          is_extra_encrypted = is_extra_encrypted OR coalesce(extra <> '', false)
    WHERE (password <> '' AND NOT is_encrypted)

@@ -22,22 +22,39 @@ pub(super) const fn encoded_len(len: usize) -> Option<usize> {
     base64::encoded_len(len, true)
 }
 
-/// Decodes `encoded` into the front of `buf` and returns the number of bytes, or `None` if pyca
-/// would refuse it. Three bytes for every four characters are always enough.
-pub(super) fn decode(encoded: &[u8], buf: &mut [u8]) -> Option<usize> {
-    BASE64URL
-        .decode_slice(encoded, buf)
-        .ok()
-        .or_else(|| decode_lenient(encoded, buf))
+/// Tells whether a byte is a character of either base64 alphabet. Padding is none.
+pub(super) const fn is_char(byte: u8) -> bool {
+    matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' | b'-' | b'_')
+}
+
+/// Decodes what is written as we write it into the front of `buf` and returns the number of bytes.
+/// Three bytes for every four characters are always enough.
+pub(super) fn decode_strict(encoded: &[u8], buf: &mut [u8]) -> Option<usize> {
+    BASE64URL.decode_slice(encoded, buf).ok()
+}
+
+/// Decodes characters of the two alphabets whose padding, if they need any, is not with them.
+/// `None` for foreign bytes, and for one character more than a multiple of four.
+pub(super) fn decode_unpadded(chars: &[u8], buf: &mut [u8]) -> Option<usize> {
+    let (groups, rest) = chars.split_at(chars.len() / 4 * 4);
+    let len =
+        decode_strict(groups, buf).or_else(|| decode_lenient(groups, buf).map(|(len, _)| len))?;
+    let mut last = *b"====";
+    last[..rest.len()].copy_from_slice(rest);
+    let (rest, _) = decode_lenient(&last, &mut buf[len..])?;
+    Some(len + rest)
 }
 
 /// Decodes as CPython's `binascii.a2b_base64` does when it is not strict, with both alphabets.
-/// `None` if the input ends inside a group of four characters, or `out` is too small.
+/// Returns how many bytes were written, and where the input ended: behind its last character, or
+/// behind the `=` that ended it. `None` if that is inside a group of four characters, or `out` is too
+/// small.
 ///
 /// Foreign bytes are skipped. A `=` ends the input once it completes a group that has at least two
 /// characters; before that it is skipped too. Bits that fill no byte are dropped.
-pub(super) fn decode_lenient(encoded: &[u8], out: &mut [u8]) -> Option<usize> {
+pub(super) fn decode_lenient(encoded: &[u8], out: &mut [u8]) -> Option<(usize, usize)> {
     let mut written = 0;
+    let mut end = 0;
     let mut put = |byte: u8| {
         *out.get_mut(written)? = byte;
         written += 1;
@@ -45,7 +62,7 @@ pub(super) fn decode_lenient(encoded: &[u8], out: &mut [u8]) -> Option<usize> {
     };
     // The current group: its last character's value, its characters so far, the `=` since then.
     let (mut last, mut chars, mut pads) = (0u8, 0, 0);
-    for &byte in encoded {
+    for (at, &byte) in encoded.iter().enumerate() {
         let value = match byte {
             b'A'..=b'Z' => byte - b'A',
             b'a'..=b'z' => byte - b'a' + 26,
@@ -55,7 +72,7 @@ pub(super) fn decode_lenient(encoded: &[u8], out: &mut [u8]) -> Option<usize> {
             b'=' if chars >= 2 => {
                 pads += 1;
                 if chars + pads >= 4 {
-                    return Some(written);
+                    return Some((written, at + 1));
                 }
                 continue;
             }
@@ -69,9 +86,10 @@ pub(super) fn decode_lenient(encoded: &[u8], out: &mut [u8]) -> Option<usize> {
             _ => put(last << 6 | value)?,
         }
         last = value;
+        end = at + 1;
         chars = (chars + 1) % 4;
     }
-    (chars == 0).then_some(written)
+    (chars == 0).then_some((written, end))
 }
 
 /// How many bytes are encoded at a time: a multiple of three, so that groups never straddle.
@@ -127,7 +145,7 @@ mod tests {
 
     fn lenient(encoded: &[u8]) -> Option<Vec<u8>> {
         let mut out = vec![0; encoded.len()];
-        let len = decode_lenient(encoded, &mut out)?;
+        let (len, _) = decode_lenient(encoded, &mut out)?;
         out.truncate(len);
         Some(out)
     }
@@ -150,6 +168,39 @@ mod tests {
         assert_eq!(lenient(b"Zm=9v").unwrap(), b"foo");
         // Bits left over are ignored.
         assert_eq!(lenient(b"Zh==").unwrap(), b"f");
+    }
+
+    #[test]
+    fn lenient_tells_where_the_input_ended() {
+        for (encoded, end) in [
+            (&b"Zm9v"[..], 4),
+            (b" Zm9v\n", 5),
+            (b"Zg==Zm9v", 4),
+            (b"Zm8 = =", 5),
+            (b"Zm=9v==", 5),
+            (b"==", 0),
+            (b"", 0),
+        ] {
+            let (_, found) = decode_lenient(encoded, &mut [0; 9]).unwrap();
+            assert_eq!(found, end, "{}", encoded.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn unpadded_takes_any_number_of_characters_but_a_single_one() {
+        let unpadded = |chars: &[u8]| {
+            let mut out = vec![0; chars.len()];
+            let len = decode_unpadded(chars, &mut out)?;
+            out.truncate(len);
+            Some(out)
+        };
+        assert_eq!(unpadded(b"").unwrap(), b"");
+        assert_eq!(unpadded(b"Zm9v").unwrap(), b"foo");
+        assert_eq!(unpadded(b"Zm9vZg").unwrap(), b"foof");
+        assert_eq!(unpadded(b"Zm9vZm8").unwrap(), b"foofo");
+        assert_eq!(unpadded(b"-_+/").unwrap(), [0xfb, 0xff, 0xbf]);
+        assert_eq!(unpadded(b"-_-_+/").unwrap(), [0xfb, 0xff, 0xbf, 0xfb]);
+        assert_eq!(unpadded(b"Zm9vZ"), None);
     }
 
     #[test]

@@ -24,7 +24,8 @@ impl Key {
     /// Reads a key: 32 bytes in base64, decoded as leniently as pyca does it.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let mut bytes = Zeroizing::new([0; KEY]);
-        if codec::decode_lenient(text, &mut bytes[..]) != Some(KEY) {
+        let (len, _) = codec::decode_lenient(text, &mut bytes[..])?;
+        if len != KEY {
             return None;
         }
         let (signing, encryption) = bytes.split_at(KEY / 2);

@@ -123,13 +123,23 @@ impl Keyring {
         if index == 0 {
             return Ok(None);
         }
+        Ok(Some(self.reseal(token, index, iv)))
+    }
+
+    /// Replaces a token that the key with that index opens by one under the primary key, with its own
+    /// timestamp, and returns the new one's length.
+    ///
+    /// # Panics
+    /// If the buffer has no room for the new token.
+    pub(super) fn reseal(&self, token: Token<'_>, index: usize, iv: &IV) -> usize {
         let Token { buf, len } = token;
         decrypt(&self.keys[index], &mut buf[..len]);
         // The padding stays, and with it every length.
-        Ok(Some(self.finish(iv, len, buf)))
+        self.finish(iv, len, buf)
     }
 
-    /// Returns the index of the key that authenticates the token, if one does.
+    /// Returns the index of the key that authenticates the token, if one does: it need not be the one
+    /// that opens it, since the padding may be wrong.
     pub fn key_index(&self, token: &Token<'_>) -> Option<usize> {
         let index = self
             .search_order()
@@ -138,19 +148,10 @@ impl Keyring {
         Some(index)
     }
 
-    /// Returns the index of the key that opens the token. Unlike [`key_index`](Self::key_index) it
-    /// looks at the padding, too, as [`open`](Self::open) does.
-    ///
-    /// # Errors
-    /// [`Error::Unauthenticated`], [`Error::BadPadding`].
-    pub fn opening_key(&self, token: &Token<'_>) -> Result<usize, Error> {
-        self.opener(token).map(|(index, _)| index)
-    }
-
     /// Finds the key that authenticates the token and under which its padding is right, with the
     /// length of the plaintext. Like pyca's `MultiFernet` it goes on to the next key after a bad
     /// padding: keys may share the half that signs.
-    fn opener(&self, token: &Token<'_>) -> Result<(usize, usize), Error> {
+    pub(super) fn opener(&self, token: &Token<'_>) -> Result<(usize, usize), Error> {
         let mut refusal = Error::Unauthenticated;
         for index in self.search_order() {
             let key = &self.keys[index];

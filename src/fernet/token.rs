@@ -49,12 +49,46 @@ impl<'a> Token<'a> {
     /// If `buf` is smaller than [`decoded_len_max`](Self::decoded_len_max).
     pub fn decode(encoded: &[u8], buf: &'a mut [u8]) -> Result<Self, Error> {
         assert!(buf.len() >= Self::decoded_len_max(encoded.len()));
-        let len = codec::decode(encoded, buf).ok_or(Error::NotAToken)?;
-        let body = len.checked_sub(CIPHERTEXT_AT + HMAC);
-        if body.is_none_or(|body| body == 0 || body % BLOCK != 0) || buf[0] != VERSION {
-            return Err(Error::NotAToken);
-        }
+        let lenient = |buf: &mut [u8]| {
+            let start = Self::start(encoded)?;
+            Self::decode_lenient(&encoded[start..], buf).map(|(len, _)| len)
+        };
+        let len = Self::decode_strict(encoded, buf)
+            .or_else(|| lenient(buf))
+            .ok_or(Error::NotAToken)?;
         Ok(Self { buf, len })
+    }
+
+    /// Decodes a token that is written as we write it, and returns its length in `buf`.
+    pub(super) fn decode_strict(encoded: &[u8], buf: &mut [u8]) -> Option<usize> {
+        let [b'g', b'A'..=b'P', ..] = encoded else {
+            return None;
+        };
+        codec::decode_strict(encoded, buf).filter(|&len| Self::has_len(len))
+    }
+
+    /// Decodes a token from its [`start`](Self::start) on, as pyca does, and returns its length in
+    /// `buf` and its end.
+    pub(super) fn decode_lenient(encoded: &[u8], buf: &mut [u8]) -> Option<(usize, usize)> {
+        codec::decode_lenient(encoded, buf).filter(|&(len, _)| Self::has_len(len))
+    }
+
+    /// Returns where a value's first character is, if the version is what the first two decode to.
+    /// So most values that are no token need not be decoded.
+    pub(super) fn start(encoded: &[u8]) -> Option<usize> {
+        let mut chars = encoded
+            .iter()
+            .enumerate()
+            .filter(|&(_, &byte)| codec::is_char(byte));
+        let (start, b'g') = chars.next()? else {
+            return None;
+        };
+        matches!(chars.next()?, (_, b'A'..=b'P')).then_some(start)
+    }
+
+    /// Tells whether a token may have so many bytes: there is a block of ciphertext, or several.
+    pub(super) const fn has_len(len: usize) -> bool {
+        len > CIPHERTEXT_AT + HMAC && (len - CIPHERTEXT_AT - HMAC).is_multiple_of(BLOCK)
     }
 
     /// Returns when the token was made, in seconds since 1970.
