@@ -325,6 +325,9 @@ mod tests {
             .map(|chars| chars.len())
             .collect();
         assert_eq!(lengths[..3], [140, 204, 268]);
+        // Less than four times 4000 characters in all.
+        assert_eq!(lengths.len(), 20);
+        assert_eq!(lengths.iter().sum::<usize>(), 14_960);
         // 73 bytes are the least: one block. 4000 characters are 3000 bytes, which is no length.
         assert!(!fits(&(0..96), 2) && fits(&(0..98), 2) && !Token::has_len(3000));
         let value = "gAAA".repeat(1011);
@@ -358,12 +361,15 @@ mod tests {
 
     #[test]
     fn runs_are_as_long_as_they_can_be() {
-        let found = |value: &str, from| runs(value.as_bytes(), from).collect::<Vec<_>>();
-        assert_eq!(found("gAAA", 0), [0..4]);
-        assert_eq!(found(" ab-_gAAA+/12= gAA gAAA", 0), [1..13, 19..23]);
-        assert_eq!(found("gAAAgAAA,gAAA", 0), [0..8, 9..13]);
+        let found = |value: &str, from| {
+            let runs = runs(value.as_bytes(), from);
+            runs.map(|run| (run.start, run.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(found("gAAA", 0), [(0, 4)]);
+        assert_eq!(found(" ab-_gAAA+/12= gAA gAAA", 0), [(1, 13), (19, 23)]);
+        assert_eq!(found("gAAAgAAA,gAAA", 0), [(0, 8), (9, 13)]);
         // As behind a token.
-        assert_eq!(found("==xgAAA", 2), [2..7]);
+        assert_eq!(found("==xgAAA", 2), [(2, 7)]);
         assert_eq!(found("gaaa gAA A", 0), []);
     }
 }
