@@ -25,7 +25,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
-use std::ops::AddAssign;
+use std::ops::{AddAssign, Range};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ use crate::random;
 use crate::server::{self, Record};
 use crate::spi::{Connection, Tid, Transaction, Xid};
 use crate::table::{self, Fate, Member, Table, Writer};
-use crate::text::{Buffer, Value};
+use crate::text::{Buffer, Value, Values};
 
 #[pg_extern(sql = false)]
 fn fernet_rotate_column(
@@ -472,24 +472,18 @@ impl Rotation<'_> {
         cursor.fetch_at_most(self.batch_size);
         while let Some(rows) = cursor.fetch() {
             for row in rows.iter() {
-                let (id, writer) = (row.get::<Tid>(1), row.get::<Xid>(2));
+                let version = row.version();
+                let id = version.id;
                 let place = || table.place(id);
-                let rotated =
-                    row.with_bytes(3, |value| self.rotate(value, rotates, place, look))?;
+                let batch_for_new = rotates.then_some(&mut batch);
+                version.with_bytes(|value| {
+                    self.rotate(id, version.writer, value, batch_for_new, place, look)
+                })?;
                 look.report.rows += 1;
                 reader.progress.advance(id.block);
-                if let Some((buffer, len, tokens)) = rotated {
-                    batch.push(NewRow {
-                        id,
-                        writer,
-                        buffer,
-                        len,
-                        tokens,
-                    })?;
-                    if batch.rows.len() == self.batch_size || batch.bytes >= BATCH_BYTES {
-                        reader.at = id.next();
-                        return Ok(batch);
-                    }
+                if batch.rows.len() == self.batch_size || batch.values.len() >= BATCH_BYTES {
+                    reader.at = id.next();
+                    return Ok(batch);
                 }
             }
         }
@@ -497,21 +491,22 @@ impl Rotation<'_> {
         Ok(batch)
     }
 
-    /// Counts the tokens in a value. If any of them is to be rotated, returns the new value, its
-    /// length, and how many.
+    /// Counts the tokens in the value of a row. If there is a batch, and something to rotate, adds the
+    /// row to it with its new value.
     fn rotate(
         &self,
+        id: Tid,
+        writer: Xid,
         value: Option<&[u8]>,
-        rotates: bool,
+        batch: Option<&mut Batch>,
         place: impl Fn() -> String,
         look: &mut Look,
-    ) -> Result<Option<(Buffer, usize, i64)>, Error> {
+    ) -> Result<(), Error> {
         let counts = &mut look.report.counts;
         let Some(value) = value else {
             counts.nulls += 1;
-            return Ok(None);
+            return Ok(());
         };
-        let mut buffer = Buffer::new(value.len())?;
         let (mut tokens, mut old, mut refusal) = (0, 0, None);
         let each = |token: Result<usize, fernet::Error>| {
             tokens += 1;
@@ -524,13 +519,26 @@ impl Rotation<'_> {
                 }
             }
         };
-        let len = if rotates {
-            self.keyring
-                .rotate_value(value, &mut buffer, random::iv, each)?
-        } else {
-            self.keyring.inspect_value(value, &mut buffer, each);
-            None
-        };
+        let strict = self.strict && batch.is_some();
+        match batch {
+            Some(batch) => {
+                let new_value = batch.values.push(value.len(), |buf| {
+                    self.keyring.rotate_value(value, buf, random::iv, each)
+                })?;
+                if let Some(value) = new_value {
+                    batch.push(NewRow {
+                        id,
+                        writer,
+                        value,
+                        tokens: old,
+                    })?;
+                }
+            }
+            None => {
+                let mut buffer = Buffer::new(value.len())?;
+                self.keyring.inspect_value(value, &mut buffer, each);
+            }
+        }
         counts.left += old;
         look.found += usize::from(old > 0);
         if tokens == 0 {
@@ -538,18 +546,16 @@ impl Rotation<'_> {
             refusal = Some(fernet::Error::NotAToken);
         }
         match refusal {
-            Some(refusal) if self.strict && rotates => {
-                return Err(Error::Value {
-                    place: place(),
-                    refusal,
-                });
-            }
+            Some(refusal) if strict => Err(Error::Value {
+                place: place(),
+                refusal,
+            }),
             Some(refusal) if look.report.bad.len() < NAMED => {
                 look.report.bad.push(format!("{}: {refusal}", place()));
+                Ok(())
             }
-            _ => {}
+            _ => Ok(()),
         }
-        Ok(len.map(|len| (buffer, len, old)))
     }
 
     /// Writes new values to their rows, and to the newest versions of those that were changed
@@ -566,14 +572,15 @@ impl Rotation<'_> {
         let new_values = |batch: &Batch| {
             let mut values = table.new_values(transaction);
             for row in &batch.rows {
-                values.push(row.id, row.writer, &row.buffer.value(row.len));
+                values.push(row.id, row.writer, batch.values.get(row.value));
             }
             values
         };
         let written = {
             let values = new_values(batch);
             let shown = values.show();
-            transaction.attempt(|| table.update(transaction, &shown))
+            transaction
+                .attempt(|| table.update(transaction, &shown, batch.range(), batch.rows.len()))
         };
         if written == Some(batch.rows.len() as u64) && !table.relation.has_code_on_update() {
             self.rotated += batch.rows.iter().map(|row| row.tokens).sum::<i64>();
@@ -589,18 +596,7 @@ impl Rotation<'_> {
                     // Its tokens were counted when it was read.
                     let mut ignored = Look::default();
                     let place = || table.place(id);
-                    if let Some((buffer, len, tokens)) =
-                        self.rotate(value, true, place, &mut ignored)?
-                    {
-                        rest.push(NewRow {
-                            id,
-                            writer,
-                            buffer,
-                            len,
-                            tokens,
-                        })?;
-                    }
-                    Ok(())
+                    self.rotate(id, writer, value, Some(&mut rest), place, &mut ignored)
                 }
                 Fate::Locked => {
                     look.locked += 1;
@@ -612,7 +608,12 @@ impl Rotation<'_> {
         if rest.rows.is_empty() {
             return Ok(());
         }
-        table.update(transaction, &new_values(&rest).show());
+        table.update(
+            transaction,
+            &new_values(&rest).show(),
+            rest.range(),
+            rest.rows.len(),
+        );
         for row in &rest.rows {
             table.fate(row.id, |fate| match fate {
                 Fate::Ours(value) => self.count_written(row, value, look),
@@ -698,9 +699,8 @@ impl Reader {
 struct NewRow {
     id: Tid,
     writer: Xid,
-    buffer: Buffer,
-    /// How much of the buffer is the new value.
-    len: usize,
+    /// Which of the batch's values.
+    value: usize,
     /// How many tokens in it are to be under the first key.
     tokens: i64,
 }
@@ -709,16 +709,23 @@ struct NewRow {
 #[derive(Default)]
 struct Batch {
     rows: Vec<NewRow>,
-    /// What their values take.
-    bytes: usize,
+    values: Values,
 }
 
 impl Batch {
     fn push(&mut self, row: NewRow) -> Result<(), Error> {
         self.rows.try_reserve(1)?;
-        self.bytes += row.len;
         self.rows.push(row);
         Ok(())
+    }
+
+    /// Returns a range that all of its rows are in, or were when they were read.
+    fn range(&self) -> Range<Tid> {
+        let ids = || self.rows.iter().map(|row| row.id);
+        match (ids().min(), ids().max()) {
+            (Some(first), Some(last)) => first..last.next(),
+            _ => Tid::start_of(0)..Tid::start_of(0),
+        }
     }
 }
 

@@ -137,14 +137,15 @@ impl Connection {
     /// Calls `f`, which may call functions that look names up, with no schema but the server's own
     /// in the search path.
     pub(crate) fn with_safe_path<R>(&self, f: impl FnOnce() -> R) -> R {
-        // SAFETY: no pointers. If `f` raises an error, the end of the transaction puts the settings
-        // back.
-        let settings = unsafe { pg_sys::NewGUCNestLevel() };
-        set_config(c"search_path", c"pg_catalog, pg_temp", Until::Level);
-        let result = f();
-        // SAFETY: the level begun above.
-        unsafe { pg_sys::AtEOXact_GUC(true, settings) };
-        result
+        with_settings(&[(c"search_path", c"pg_catalog, pg_temp")], f)
+    }
+
+    /// Calls `f`, whose queries join by looking up rows one by one.
+    pub(crate) fn with_nested_loops<R>(&self, f: impl FnOnce() -> R) -> R {
+        with_settings(
+            &[(c"enable_hashjoin", c"off"), (c"enable_mergejoin", c"off")],
+            f,
+        )
     }
 
     /// Calls `f`, and undoes what it did, locks included, unless `keep` wants to keep it.
@@ -190,9 +191,6 @@ impl Transaction {
         set_config(c"transaction_isolation", c"read committed", Until::Commit);
         // Rows are found by their place, one or a range, and not by reading the whole table.
         set_config(c"enable_tidscan", c"on", Until::Commit);
-        for join in [c"enable_hashjoin", c"enable_mergejoin"] {
-            set_config(join, c"off", Until::Commit);
-        }
         let transaction = Self::connect();
         // SAFETY: the active snapshot is a copy, and is popped before the commit.
         unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
@@ -369,10 +367,17 @@ impl Failure {
     }
 
     /// Raises the error again, whole.
+    #[allow(
+        unreachable_code,
+        reason = "to some versions of the server ReThrowError is a function that may return"
+    )]
     pub(crate) fn raise(self) -> ! {
         match self {
-            // SAFETY: as above.
-            Self::OfServer(error) => unsafe { pg_sys::ReThrowError(error) },
+            Self::OfServer(error) => {
+                // SAFETY: as above.
+                unsafe { pg_sys::ReThrowError(error) };
+                unreachable!("the error was raised")
+            }
             Self::Ours(error) => error.rethrow(),
         }
     }
@@ -391,12 +396,20 @@ fn report_of(error: &CaughtError) -> &ErrorReportWithLevel {
 /// Calls `f` with another `lock_timeout`; zero is none.
 fn with_lock_timeout<T>(time: Duration, f: impl FnOnce() -> T) -> T {
     let time = CString::new(time.as_millis().to_string()).expect("digits hold no zero byte");
-    // SAFETY: no pointers. If `f` raises an error, the end of the subtransaction puts the settings back.
-    let settings = unsafe { pg_sys::NewGUCNestLevel() };
-    set_config(c"lock_timeout", &time, Until::Level);
+    with_settings(&[(c"lock_timeout", &time)], f)
+}
+
+/// Calls `f` with other values of settings that every role may change.
+fn with_settings<R>(settings: &[(&CStr, &CStr)], f: impl FnOnce() -> R) -> R {
+    // SAFETY: no pointers. If `f` raises an error, the end of the transaction, or of a subtransaction,
+    // puts the settings back.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    for &(name, value) in settings {
+        set_config(name, value, Until::Level);
+    }
     let result = f();
     // SAFETY: the level begun above.
-    unsafe { pg_sys::AtEOXact_GUC(false, settings) };
+    unsafe { pg_sys::AtEOXact_GUC(true, level) };
     result
 }
 
@@ -634,6 +647,29 @@ impl Row<'_> {
         unsafe { T::from_datum(datum, is_null) }
     }
 
+    /// Returns the columns of a query for versions of rows: the place, the writer, and a value of text
+    /// or bytea. All at once: for each by itself it would take longer.
+    pub(crate) fn version(&self) -> Version<'_> {
+        let (mut datums, mut nulls) = ([pg_sys::Datum::null(); 3], [false; 3]);
+        // SAFETY: row and shape belong together; the queries for versions have these columns.
+        unsafe {
+            assert_eq!((*self.shape).natts, 3);
+            pg_sys::heap_deform_tuple(
+                self.tuple,
+                self.shape,
+                datums.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            );
+            let [id, writer, value] = datums;
+            Version {
+                id: Tid::from_datum(id, nulls[0]).expect("every row has a place"),
+                writer: Xid::from_datum(writer, nulls[1]).expect("every row has a writer"),
+                value: (value, nulls[2]),
+                rows: PhantomData,
+            }
+        }
+    }
+
     /// Calls `f` with the bytes of a value of text or bytea.
     pub(crate) fn with_bytes<R>(&self, column: i32, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
         let (datum, is_null) = self.datum(column);
@@ -647,6 +683,22 @@ impl Row<'_> {
         // SAFETY: row and shape belong together; a column that is not there is null.
         let datum = unsafe { pg_sys::SPI_getbinval(self.tuple, self.shape, column, &mut is_null) };
         (datum, is_null)
+    }
+}
+
+/// A version of a row: its place, who wrote it, and one value of it.
+pub(crate) struct Version<'r> {
+    pub(crate) id: Tid,
+    pub(crate) writer: Xid,
+    value: (pg_sys::Datum, bool),
+    rows: PhantomData<&'r Rows>,
+}
+
+impl Version<'_> {
+    /// Calls `f` with the bytes of the value.
+    pub(crate) fn with_bytes<R>(&self, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
+        // SAFETY: as for `Row::with_bytes`.
+        unsafe { with_bytes_of(self.value.0, self.value.1, f) }
     }
 }
 
@@ -666,6 +718,12 @@ pub(crate) unsafe fn with_bytes_of<R>(
     // seen it.
     unsafe {
         let stored: *mut pg_sys::varlena = datum.cast_mut_ptr();
+        // To be told that there is nothing to do would cost as much as half of a decryption.
+        if pgrx::varatt_is_4b_u(stored)
+            || pgrx::varatt_is_1b(stored) && !pgrx::varatt_is_1b_e(stored)
+        {
+            return f(Some(pgrx::varlena_to_byte_slice(stored)));
+        }
         let read = pg_sys::pg_detoast_datum_packed(stored);
         let result = f(Some(pgrx::varlena_to_byte_slice(read)));
         if read != stored {
@@ -710,7 +768,7 @@ impl<'c> NewValues<'c> {
         }
     }
 
-    pub(crate) fn push(&mut self, id: Tid, writer: Xid, value: &Value<'_>) {
+    pub(crate) fn push(&mut self, id: Tid, writer: Xid, value: Value<'_>) {
         let id = id.to_item_pointer();
         let mut datums = [ptr::from_ref(&id).into(), writer.0.into(), value.datum()];
         // SAFETY: the values are those of the three columns; they are copied.

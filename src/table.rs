@@ -228,21 +228,39 @@ impl<'c> Table<'c> {
         NewValues::new(transaction, self.column.storage.type_oid())
     }
 
-    /// Writes the values that queries see to those of their rows that are still at the same place and
-    /// have the same writer. Returns how many statements of the server say they are.
+    /// Writes the values that queries see, for so many rows in a range, to those of the rows that are
+    /// still at the same place and have the same writer. Returns how many the server says they are.
     ///
     /// The writer is what a row is known by that was changed while we waited for its lock: servers
     /// before the releases of November 2025 do not look at its place again.
-    pub(crate) fn update(&self, transaction: &Transaction, _: &Shown<'_>) -> u64 {
+    pub(crate) fn update(
+        &self,
+        transaction: &Transaction,
+        _: &Shown<'_>,
+        range: Range<Tid>,
+        rows: usize,
+    ) -> u64 {
         let update = [
             b"UPDATE ONLY ",
             &self.name[..],
             b" AS t SET ",
             &self.column.name,
             b" = n.value FROM fernet_new_values AS n \
-               WHERE t.ctid OPERATOR(pg_catalog.=) n.id AND t.xmin OPERATOR(pg_catalog.=) n.writer",
+               WHERE t.ctid OPERATOR(pg_catalog.=) n.id AND t.xmin OPERATOR(pg_catalog.=) n.writer \
+               AND t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
         ];
-        transaction.prepare(&update, []).execute([])
+        // Where most of the rows of a range are written, it is read once more; else each is looked up.
+        let is_sparse = (range.end.block - range.start.block) as usize > rows;
+        let arguments = [Argument::tid(range.start), Argument::tid(range.end)];
+        let execute = || {
+            let plan = transaction.prepare(&update, [pg_sys::TIDOID; 2]);
+            plan.execute(arguments)
+        };
+        if is_sparse {
+            transaction.with_nested_loops(execute)
+        } else {
+            execute()
+        }
     }
 
     /// Tells what became of a row that this transaction has read; locks it, if it can be had.

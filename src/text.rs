@@ -110,12 +110,6 @@ impl Buffer {
         value
     }
 
-    /// Makes the first `len` bytes a value that lasts as long as the buffer.
-    pub(crate) fn value(&self, len: usize) -> Value<'_> {
-        // SAFETY: the value borrows the buffer.
-        unsafe { self.value_for(len) }
-    }
-
     /// # Safety
     /// The memory must live as long as `'a`, and nothing else write to it.
     unsafe fn value_for<'a>(&self, len: usize) -> Value<'a> {
@@ -129,6 +123,57 @@ impl Buffer {
                 bytes: slice::from_raw_parts(pgrx::vardata_4b(varlena).cast(), len),
             }
         }
+    }
+}
+
+/// Text or bytea values that are kept for later, one behind the other. They are no secrets.
+#[derive(Default)]
+pub(crate) struct Values {
+    /// Each value as the server lays it out, aligned as its header must be.
+    words: Vec<u32>,
+}
+
+impl Values {
+    /// Adds a value of up to `capacity` bytes, if `make` makes one and returns its length. Returns
+    /// what [`get`](Self::get) finds it by.
+    pub(crate) fn push(
+        &mut self,
+        capacity: usize,
+        make: impl FnOnce(&mut [u8]) -> Result<Option<usize>, Error>,
+    ) -> Result<Option<usize>, Error> {
+        const HEADER: usize = pg_sys::VARHDRSZ / size_of::<u32>();
+        let start = self.words.len();
+        let words_of = |bytes: usize| HEADER + bytes.div_ceil(size_of::<u32>());
+        self.words.try_reserve(words_of(capacity))?;
+        self.words.resize(start + words_of(capacity), 0);
+        let value = self.words[start..].as_mut_ptr();
+        // SAFETY: behind the header there is room for so many bytes.
+        let bytes = unsafe { slice::from_raw_parts_mut(value.add(HEADER).cast(), capacity) };
+        let made = make(bytes);
+        let Ok(Some(len)) = made else {
+            self.words.truncate(start);
+            return made;
+        };
+        assert!(len <= capacity && len <= MAX_VALUE);
+        // SAFETY: the memory begins with the header.
+        unsafe { pgrx::set_varsize_4b(value.cast(), (len + pg_sys::VARHDRSZ) as i32) };
+        self.words.truncate(start + words_of(len));
+        Ok(Some(start))
+    }
+
+    /// Returns a value, by what [`push`](Self::push) has returned.
+    pub(crate) fn get(&self, start: usize) -> Value<'_> {
+        let varlena = self.words[start..].as_ptr().cast::<pg_sys::varlena>();
+        Value {
+            datum: pg_sys::Datum::from(varlena.cast_mut()),
+            // SAFETY: a value begins there.
+            bytes: unsafe { pgrx::varlena_to_byte_slice(varlena) },
+        }
+    }
+
+    /// Returns how many bytes the values take.
+    pub(crate) fn len(&self) -> usize {
+        self.words.len() * size_of::<u32>()
     }
 }
 
