@@ -25,8 +25,9 @@ def run(*command, cwd="/", **options):
 class Cluster:
     """A server with a key file, in a folder of its own. Its programs are those on PATH, or in a folder."""
 
-    def __init__(self, keys, *settings, base=None, programs=""):
+    def __init__(self, keys, *settings, base=None, programs="", environment={}):
         self.programs = programs
+        self.environment = os.environ | environment
         self.dir = tempfile.mkdtemp(prefix="pg_fernet_")
         os.chmod(self.dir, 0o755)
         if RUN:
@@ -58,7 +59,8 @@ class Cluster:
         deadline = time.monotonic() + 60
         with open(os.path.join(self.dir, "log"), "a") as log:
             # A child of ours: when it is killed, it is gone, and not a zombie that keeps its lock file.
-            self.process = subprocess.Popen([*RUN, self.program("postgres"), "-D", self.data], cwd="/", stdout=log, stderr=log)
+            self.process = subprocess.Popen([*RUN, self.program("postgres"), "-D", self.data], cwd="/", stdout=log, stderr=log,
+                                            env=self.environment)
         while True:
             try:
                 return self.connect().close()
