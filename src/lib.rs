@@ -5,7 +5,7 @@
 //! | [`fernet`]   | the Fernet core: tokens, keys, keyrings; pure Rust, no PostgreSQL |
 //! | `functions`  | the SQL functions; `sql/pg_fernet.sql` declares them |
 //! | `census`, `rotate_column` | whole columns: what they hold, and their rotation in batches |
-//! | `catalog`, `spi`, `progress` | what these two build on: relations, queries, arithmetic |
+//! | `table`, `catalog`, `spi`, `slot`, `progress` | what these two build on: tables, relations, queries, row versions, notices |
 //! | `citus`      | tables spread over several servers |
 //! | `settings`   | the settings `fernet.*` |
 //! | `key_source` | from the settings to the backend's cached keyring |
