@@ -45,7 +45,9 @@ def main(sizes):
             assert census(db) == {"current": rows}
             print(f"{rows:>10}  {way:16}{seconds:8.1f}{rows / seconds:10.0f}{wal:9.0f}"
                   f"{wal / rows * 1e6:10.0f}{growth:11.0f}", flush=True)
-        print(f"{rows:>10}  the CALL has {times['UPDATE'] / times['CALL']:.2f} of the UPDATE's speed", flush=True)
+        # The proof reads the whole table once more: what a call does that finds nothing to rotate.
+        print(f"{rows:>10}  the CALL has {times['UPDATE'] / times['CALL']:.2f} of the UPDATE's speed (target: 0.85);"
+              f" the proof takes {times['CALL, all done'] / times['CALL']:.0%} of its time", flush=True)
 
 
 main([int(rows) for rows in sys.argv[1:]] or [1_000_000])

@@ -133,7 +133,7 @@ def test_bad_values_are_counted_named_and_left_alone(db, sessions):
     assert census(db) == {"current": 97_000, "unknown key": 1000, "not a token": 1000, "null": 1000}
     # A warning names the first five, without their values.
     [(_, message, detail)] = [notice for notice in notices if notice[0] == "WARNING"]
-    assert message == "2000 values were left as they are, since no key opens them"
+    assert message == "left as they are: 1000 tokens that no key opens, 1000 values without a token"
     places = [part.split(" of ")[0] for part in detail.split("; ")]
     assert len(places) == 6 and places.pop() == "and others."
     named = db.execute("SELECT mod(id, 100) FROM secrets WHERE ctid = ANY (%s::tid[])", [places]).fetchall()
@@ -152,7 +152,7 @@ def test_notices(db, sessions):
     messages = [message for _, message, _ in notices]
     print(*messages, sep="\n")
     assert {severity for severity, _, _ in notices} == {"NOTICE"}
-    assert messages[-1].startswith("rotated 30000 of 30000 rows in ")
+    assert messages[-1].startswith("rotated 30000 tokens in 30000 rows in ")
     # Some, but far fewer than the 300 batches.
     progress = [message for message in messages if message.startswith("rotating: ")]
     assert 1 <= len(progress) < 100

@@ -37,6 +37,32 @@ def cluster():
         yield cluster
 
 
+def test_numbers_of_objects(cluster):
+    cluster.stop()
+    run(cluster.program("pg_resetwal"), "-D", cluster.data, "-o", str(3 * 10**9))
+    cluster.start()
+    with cluster.connect() as db, cluster.connect() as caller:
+        db.execute("CREATE TABLE secrets (id integer, value text) PARTITION BY LIST (id)")
+        db.execute("CREATE TABLE secrets_1 PARTITION OF secrets FOR VALUES IN (1)")
+        db.execute("CREATE DOMAIN token AS text")
+        db.execute("ALTER TABLE secrets ALTER value TYPE token")
+        assert value(db, "SELECT min(oid::bigint) FROM pg_class WHERE relname LIKE 'secrets%'") > 2**31
+        db.execute("INSERT INTO secrets VALUES (1, %s)", [Fernet(OLD).encrypt(b"secret 1").decode()])
+        found = "SELECT relation::text, column_name::text, sampled, tokens FROM fernet_find_columns()"
+        assert db.execute(found).fetchall() == [("secrets", "value", 1, 1)]
+        # From a column, a number comes with its sign extended.
+        of_all = "SELECT sum(tokens) FROM pg_class AS c, fernet_census(c.oid, 'value') WHERE relname LIKE 'secrets%%' AND status = %s"
+        assert value(db, of_all, "old key") == 2
+        with cluster.connect() as writer:
+            writer.execute("BEGIN")
+            writer.execute("UPDATE secrets SET id = id")
+            with in_background(rotate, caller) as call:
+                wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+                writer.execute("COMMIT")
+                assert call.result()["rotated"] == 1
+        assert is_rotated(db, 1)
+
+
 def is_rotated(db, rows):
     assert census(db) == {"current": rows}
     assert {id: plaintext for id, (plaintext, _) in plaintexts(db).items()} == {id: f"secret {id}" for id in range(1, rows + 1)}
