@@ -10,6 +10,7 @@ from postgres import set_keys, value
 
 # What PostgreSQL raises in the like case. The contract's own errors are about keys and tokens.
 STANDARD = {
+    "0A000": "a column that a table is partitioned by",
     "22004": "a NULL where none may be",
     "22023": "a number of rows below 1",
     "42P01": "no such relation",
