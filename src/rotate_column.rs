@@ -204,11 +204,11 @@ impl AddAssign for Counts {
 /// What came of a call.
 #[derive(Default)]
 struct Report {
-    /// What the last look has seen; `rotated` is what all of them have written.
+    /// What the last look has seen. `rotated` is what all of them have written.
     counts: Counts,
-    /// How many rows it has read.
+    /// How many rows the last look has read.
     rows: i64,
-    /// The first values that no key opens, by their place.
+    /// The first values that no key opens or that hold no token, by their place.
     bad: Vec<String>,
     /// Who was still writing when `lock_timeout` ended the wait.
     unfinished: Option<String>,
@@ -267,7 +267,7 @@ impl Report {
             warn(
                 format!("gave up waiting for {who}"),
                 Some(format!(
-                    "Besides what it has written, {left} may be read only with an older key."
+                    "Besides what it has written, {left} can be read only with an older key."
                 )),
                 "Call this again when that transaction has ended, or with a longer lock_timeout.",
             );
@@ -291,9 +291,12 @@ impl Report {
         counts.extend([self.counts.left, self.rows]);
         let counts: Vec<_> = counts.iter().map(i64::to_string).collect();
         let unfinished = self.unfinished.clone().unwrap_or_default();
-        [&[counts.join(" "), unfinished], &self.bad[..]]
-            .concat()
-            .join("\n")
+        let lines = [counts.join(" "), unfinished].into_iter();
+        // A name may hold a line break.
+        let lines = lines
+            .chain(self.bad.iter().cloned())
+            .map(|line| line.replace('\n', " "));
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     fn from_text(text: &str) -> Option<Self> {
@@ -367,18 +370,20 @@ impl Rotation<'_> {
             }
             label = "checking what was written meanwhile";
             let started = started.get_or_insert_with(Instant::now);
-            let is_in_vain = look.found > 0 && look.found == look.kept;
-            if has_waited && is_in_vain || looks >= LOOKS && started.elapsed() >= PATIENCE {
-                break;
-            }
+            let is_in_vain = has_waited && look.found > 0 && look.found == look.kept;
             unfinished = self.wait_for_writers(look.locked > 0)?;
-            if unfinished.is_some() {
+            has_waited = true;
+            let is_enough = looks >= LOOKS && started.elapsed() >= PATIENCE;
+            if unfinished.is_some() || is_in_vain || is_enough {
                 break;
             }
-            has_waited = true;
         }
-        let look = self.look("counting what is left", false)?;
-        Ok(self.finish(look, unfinished))
+        loop {
+            let look = self.look("counting what is left", false)?;
+            if !look.rewritten {
+                return Ok(self.finish(look, unfinished));
+            }
+        }
     }
 
     fn finish(&self, look: Look, unfinished: Option<Writer>) -> Report {
