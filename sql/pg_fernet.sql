@@ -162,7 +162,7 @@ CREATE FUNCTION fernet_find_columns(sample_rows integer DEFAULT 1000)
     SET row_security = off SET search_path = pg_catalog, pg_temp SET jit = off
     AS 'MODULE_PATHNAME', 'fernet_find_columns_wrapper';
 COMMENT ON FUNCTION fernet_find_columns(integer) IS
-    'the columns that hold Fernet tokens, as far as the caller may read them: how many values were sampled, and how many are tokens';
+    'the columns that hold Fernet tokens, as far as the caller may read them: how many values were sampled, and how many tokens are in them';
 
 CREATE PROCEDURE fernet_rotate_column(
     relation regclass, column_name name, batch_size integer DEFAULT 10000, strict boolean DEFAULT false,

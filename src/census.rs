@@ -146,7 +146,7 @@ impl<'a> Census<'a> {
         Ok(())
     }
 
-    /// Counts the values in the shards of a table, each where it is.
+    /// Counts the tokens in the shards of a table, each shard where it is.
     fn add_shards(
         &mut self,
         connection: &Connection,
@@ -183,7 +183,7 @@ impl<'a> Census<'a> {
         Ok(())
     }
 
-    /// Returns a row for each status and key, whether there are such values or not.
+    /// Returns a row for each status and key, whether there are such tokens or not.
     fn rows(self) -> Result<impl Iterator<Item = CensusRow> + use<>, Error> {
         let keys = fingerprints(self.keyring)?.into_iter().zip(self.under_key);
         let under_keys = keys.enumerate().map(|(index, (fingerprint, tokens))| {
@@ -336,7 +336,7 @@ struct Candidate {
     name: Name,
     percent: f64,
     obstacle: Option<Obstacle>,
-    /// How many values were looked at, and how many of them are tokens.
+    /// How many values were looked at, and how many tokens are in them.
     sampled: i64,
     tokens: i64,
 }

@@ -3,9 +3,9 @@
 //!
 //! A *look* reads the whole relation, partition by partition, and rotates tokens in memory. When it
 //! has a batch, it writes that back to the rows that are still what was read, those that have the same
-//! place (`ctid`) and writer (`xmin`), commits, and reads on. It waits for nobody's row: of rows that
-//! were changed meanwhile it takes the newest version, and what somebody has locked is left for the
-//! next look.
+//! place (`ctid`) and writer (`xmin`), commits, and reads on. It waits for a locked row only for a
+//! moment: of rows that were changed meanwhile it takes the newest version, and what is still locked
+//! is left for the next look.
 //!
 //! After a look that has rotated anything comes another one, and before it a wait, without a lock or a
 //! snapshot of ours, for the transactions that have written to the relation: what they wrote may be
@@ -389,7 +389,7 @@ impl Rotation<'_> {
     fn finish(&self, look: Look, unfinished: Option<Writer>) -> Report {
         let mut report = look.report;
         report.counts.rotated = self.rotated;
-        // The look has seen what was rotated before it, too.
+        // The look has also seen what was rotated before it, unless others have deleted that since.
         report.counts.current = (report.counts.current - self.rotated).max(0);
         report.unfinished = unfinished.map(|writer| writer.description);
         report
@@ -421,7 +421,7 @@ impl Rotation<'_> {
         Ok(None)
     }
 
-    /// Looks at the whole relation, and rotates what it finds, or counts it alone. What finds nothing
+    /// Looks at the whole relation, and rotates what it finds, or only counts it. What finds nothing
     /// has one snapshot from its beginning to its end.
     fn look(&mut self, label: &'static str, rotates: bool) -> Result<Look, Error> {
         let mut look = Look::default();

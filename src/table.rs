@@ -66,7 +66,7 @@ pub(crate) struct Writer {
 }
 
 /// Returns the transactions that have a writer's lock on a table of a family; with `or_row_locks`
-/// also those that may have locked rows alone. A vacuum is none of them, nor is what only reads.
+/// also those that may only have locked rows. A vacuum is none of them, nor is what only reads.
 pub(crate) fn writers(
     connection: &Connection,
     relation: pg_sys::Oid,

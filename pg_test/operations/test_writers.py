@@ -211,7 +211,7 @@ def test_an_update_in_progress_wins(db, sessions):
         counts = call.result()
     found = plaintexts(db)
     assert {id: plaintext for id, (plaintext, _) in found.items()} == {1: "mine", 2: "mine", 3: "secret 3"}
-    # Written after the pass had come by, under the old key: for the next call.
+    # Row 1 was rotated before it was written again, under the old key: for the next look.
     assert rotate(db)["rotated"] + counts["rotated"] >= 3
     assert census(db) == {"current": 3}
 
@@ -242,7 +242,7 @@ def test_a_row_that_moves_to_another_partition_is_rotated(db, sessions, partitio
 def test_a_row_that_moves_to_where_the_pass_has_been_is_rotated(db, sessions):
     three_partitions(db)
     second, third, caller = sessions(), sessions(), sessions()
-    # The first pass leaves both rows out; the second one waits for the first of them.
+    # The first look leaves both rows out; then the call waits for the transactions that have locked them.
     for session, part in (second, 2), (third, 3):
         session.execute("BEGIN")
         session.execute("SELECT FROM secrets WHERE part = %s FOR UPDATE", [part])
