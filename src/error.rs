@@ -260,7 +260,7 @@ impl Error {
                 ..
             } => {
                 "If the value is plaintext that should be a token, encrypt it with \
-                 fernet_encrypt(). fernet_is_token() tells which values are tokens."
+                 fernet_encrypt(). fernet_key_index() is NULL for values without a token."
             }
             Self::Token(Refusal::BadPadding)
             | Self::Value {

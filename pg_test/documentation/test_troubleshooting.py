@@ -17,10 +17,9 @@ def messages():
     yield from strings("src/error.rs", "fn message(", "fn detail(")
     yield from strings("src/fernet/error.rs", "fn fmt(", "impl std::error::Error")
     yield from strings("src/key_file.rs", "fn check_private(", "Ok(())")
-    yield from strings("src/rotate_column.rs", "let left =", ";")
     yield from strings("src/census.rs", "fn reason(", "fn hint(")
     for path in ROOT.glob("src/*.rs"):
-        for call in r"ERRCODE_WARNING,\s*(?:format!\(\s*)?", r"\bwarn\(\s*format!\(\s*", r"refuse\(\s*", r"io::ErrorKind::\w+,\s*":
+        for call in r"ERRCODE_WARNING,\s*(?:format!\(\s*)?", r"\bwarn\(\s*(?:format!\(\s*)?", r"refuse\(\s*", r"io::ErrorKind::\w+,\s*":
             yield from re.findall(call + STRING, path.read_text())
 
 
