@@ -210,7 +210,7 @@ struct Report {
     rows: i64,
     /// The first values that no key opens or that hold no token, by their place.
     bad: Vec<String>,
-    /// Who was still writing when `lock_timeout` ended the wait.
+    /// Why there is no proof, for instance who was still writing when `lock_timeout` ended the wait.
     unfinished: Option<String>,
 }
 
@@ -263,13 +263,13 @@ impl Report {
             );
         }
         let left = counted(left, "token");
-        if let Some(who) = &self.unfinished {
+        if let Some(why) = &self.unfinished {
             warn(
-                format!("gave up waiting for {who}"),
+                why.clone(),
                 Some(format!(
-                    "Besides what it has written, {left} can be read only with an older key."
+                    "{left} can be read only with an older key, not counting what could not be seen."
                 )),
-                "Call this again when that transaction has ended, or with a longer lock_timeout.",
+                "Call this again when the other transaction has ended, or with a longer lock_timeout.",
             );
         } else if self.counts.left > 0 {
             warn(
@@ -284,8 +284,8 @@ impl Report {
         }
     }
 
-    /// Writes it down for the node that has called this one: the counts, then a line that says who is
-    /// unfinished, then the values by line.
+    /// Writes it down for the node that has called this one: the counts, then a line that says why there
+    /// is no proof, then the values by line.
     fn to_text(&self) -> String {
         let mut counts = self.counts.in_order().to_vec();
         counts.extend([self.counts.left, self.rows]);
@@ -340,8 +340,9 @@ struct Look {
     found: usize,
     locked: usize,
     kept: usize,
-    /// Whether a table was rewritten after the snapshot was taken, which may not show its rows then.
-    rewritten: bool,
+    /// Whether a table was rewritten, changed or replaced after the snapshot was taken, which may not
+    /// show its rows then.
+    is_outdated: bool,
 }
 
 struct Rotation<'a> {
@@ -365,7 +366,7 @@ impl Rotation<'_> {
         let mut unfinished = None;
         for looks in 1.. {
             let look = self.look(label, true)?;
-            if look.found == 0 && !look.rewritten && has_waited {
+            if look.found == 0 && !look.is_outdated && has_waited {
                 return Ok(self.finish(look, None));
             }
             label = "checking what was written meanwhile";
@@ -373,25 +374,35 @@ impl Rotation<'_> {
             let is_in_vain = has_waited && look.found > 0 && look.found == look.kept;
             unfinished = self.wait_for_writers(look.locked > 0)?;
             has_waited = true;
-            let is_enough = looks >= LOOKS && started.elapsed() >= PATIENCE;
+            let is_enough = looks >= LOOKS && (started.elapsed() >= PATIENCE || looks >= LOOKS_MAX);
             if unfinished.is_some() || is_in_vain || is_enough {
                 break;
             }
         }
-        loop {
-            let look = self.look("counting what is left", false)?;
-            if !look.rewritten {
-                return Ok(self.finish(look, unfinished));
+        let mut look = self.look("counting what is left", false)?;
+        for _ in 1..LOOKS {
+            if !look.is_outdated {
+                break;
             }
+            look = self.look("counting what is left", false)?;
         }
+        Ok(self.finish(look, unfinished))
     }
 
     fn finish(&self, look: Look, unfinished: Option<Writer>) -> Report {
         let mut report = look.report;
-        report.counts.rotated = self.rotated;
-        // The look has also seen what was rotated before it, unless others have deleted that since.
-        report.counts.current = (report.counts.current - self.rotated).max(0);
-        report.unfinished = unfinished.map(|writer| writer.description);
+        // The look has also seen what was rotated before it; but not what somebody has deleted since, or
+        // what a trigger has undone when the transaction ended.
+        let under_first_key = report.counts.current;
+        report.counts.rotated = self.rotated.min(under_first_key);
+        report.counts.current = under_first_key - report.counts.rotated;
+        report.unfinished = match unfinished {
+            Some(writer) => Some(format!("gave up waiting for {}", writer.description)),
+            None if look.is_outdated => {
+                Some("gave up, since a table was changed each time this looked".into())
+            }
+            None => None,
+        };
         report
     }
 
@@ -406,17 +417,22 @@ impl Rotation<'_> {
         let limit = server::lock_timeout();
         for writer in self.writers(or_row_locks)? {
             let left = || limit.map(|limit| limit.saturating_sub(started.elapsed()));
-            let moment = left().unwrap_or(Duration::MAX).min(Duration::from_secs(1));
-            if writer.transaction.wait(Some(moment)) {
-                continue;
-            }
-            if left() != Some(Duration::ZERO) {
-                notice(format!("waiting for {}", writer.description));
-                if writer.transaction.wait(left()) {
+            // Most end at once. A lock timeout of a second instead would hide a cancellation that comes
+            // at the same time.
+            let moment = Instant::now();
+            while !writer.transaction.has_ended() {
+                if left() == Some(Duration::ZERO) {
+                    return Ok(Some(writer));
+                }
+                if moment.elapsed() < Duration::from_secs(1) {
+                    server::sleep(Duration::from_millis(10));
                     continue;
                 }
+                notice(format!("waiting for {}", writer.description));
+                if !writer.transaction.wait(left()) {
+                    return Ok(Some(writer));
+                }
             }
-            return Ok(Some(writer));
         }
         Ok(None)
     }
@@ -428,9 +444,16 @@ impl Rotation<'_> {
         let mut reader: Option<Reader> = None;
         loop {
             let is_done = Transaction::run(|transaction| {
-                let reader = reader.get_or_insert_with(|| {
-                    Reader::new(table::family(transaction, self.relation), label)
-                });
+                let reader = match &mut reader {
+                    Some(reader) => reader,
+                    None => {
+                        let family = table::family(transaction, self.relation, self.column_name);
+                        if family.is_empty() {
+                            return Err(Error::NoRelation(self.relation));
+                        }
+                        reader.insert(Reader::new(family, label))
+                    }
+                };
                 while let Some(oid) = reader.table() {
                     // The lock on a table without anything to rotate is not needed any longer.
                     let batch = transaction.undo_unless(
@@ -464,14 +487,20 @@ impl Rotation<'_> {
         let member = &reader.members[0];
         let table = match Table::open(transaction, member.oid, self.column_name) {
             Ok(Some(table)) => table,
-            // It is partitioned, or it is gone.
-            Ok(None) | Err(Error::NoRelation(_)) => {
+            // It is partitioned.
+            Ok(None) => {
+                reader.next_table();
+                return Ok(batch);
+            }
+            // Its rows may be in a table that is newer than the snapshot.
+            Err(Error::NoRelation(_)) => {
+                look.is_outdated = true;
                 reader.next_table();
                 return Ok(batch);
             }
             Err(error) => return Err(error),
         };
-        look.rewritten |= table.relation.file() != member.file;
+        look.is_outdated |= !table.is_still(member);
         let end = *reader.end.get_or_insert_with(|| table.relation.blocks());
         let mut cursor = table.read(transaction, reader.at..Tid::start_of(end));
         cursor.fetch_at_most(self.batch_size);
@@ -482,7 +511,8 @@ impl Rotation<'_> {
                 let place = || table.place(id);
                 let batch_for_new = rotates.then_some(&mut batch);
                 version.with_bytes(|value| {
-                    self.rotate(id, version.writer, value, batch_for_new, place, look)
+                    let (writer, is_untouched) = (version.writer, version.is_untouched);
+                    self.rotate(id, writer, is_untouched, value, batch_for_new, place, look)
                 })?;
                 look.report.rows += 1;
                 reader.progress.advance(id.block);
@@ -498,10 +528,15 @@ impl Rotation<'_> {
 
     /// Counts the tokens in the value of a row. If there is a batch, and something to rotate, adds the
     /// row to it with its new value.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a row version, and what is made of it"
+    )]
     fn rotate(
         &self,
         id: Tid,
         writer: Xid,
+        is_untouched: bool,
         value: Option<&[u8]>,
         batch: Option<&mut Batch>,
         place: impl Fn() -> String,
@@ -534,6 +569,7 @@ impl Rotation<'_> {
                     batch.push(NewRow {
                         id,
                         writer,
+                        is_untouched,
                         value,
                         tokens: old,
                     })?;
@@ -574,25 +610,27 @@ impl Rotation<'_> {
     ) -> Result<(), Error> {
         let table =
             Table::open(transaction, oid, self.column_name)?.ok_or(Error::NoRelation(oid))?;
-        let new_values = |batch: &Batch| {
+        // Does not wait for a row, or only for a moment: who else locks it now has been faster.
+        let update = |batch: &Batch, rows: &dyn Fn(&NewRow) -> bool| {
             let mut values = table.new_values(transaction);
-            for row in &batch.rows {
+            let mut count = 0;
+            for row in batch.rows.iter().filter(|row| rows(row)) {
                 values.push(row.id, row.writer, batch.values.get(row.value));
+                count += 1;
             }
-            values
-        };
-        let written = {
-            let values = new_values(batch);
+            if count == 0 {
+                return Some(0);
+            }
             let shown = values.show();
-            transaction
-                .attempt(|| table.update(transaction, &shown, batch.range(), batch.rows.len()))
+            transaction.attempt(|| table.update(transaction, &shown, batch.range(), count))
         };
+        let written = update(batch, &|row| row.is_untouched);
         if written == Some(batch.rows.len() as u64) && !table.relation.has_code_on_update() {
             self.rotated += batch.rows.iter().map(|row| row.tokens).sum::<i64>();
             return Ok(());
         }
-        // Some of the rows were changed, moved or locked meanwhile. Or a trigger or a rule has had its
-        // say, and what the statement counts is not what is in the table.
+        // Some of the rows were changed, moved or locked meanwhile, or before. Or a trigger or a rule has
+        // had its say, and what the statement counts is not what is in the table.
         let mut rest = Batch::default();
         for row in &batch.rows {
             table.fate(row.id, |fate| match fate {
@@ -601,7 +639,15 @@ impl Rotation<'_> {
                     // Its tokens were counted when it was read.
                     let mut ignored = Look::default();
                     let place = || table.place(id);
-                    self.rotate(id, writer, value, Some(&mut rest), place, &mut ignored)
+                    self.rotate(
+                        id,
+                        writer,
+                        true,
+                        value,
+                        Some(&mut rest),
+                        place,
+                        &mut ignored,
+                    )
                 }
                 Fate::Locked => {
                     look.locked += 1;
@@ -610,15 +656,11 @@ impl Rotation<'_> {
                 Fate::Gone => Ok(()),
             })?;
         }
-        if rest.rows.is_empty() {
+        if update(&rest, &|_| true).is_none() {
+            // What a trigger or a foreign key would change as well is locked.
+            look.locked += rest.rows.len();
             return Ok(());
         }
-        table.update(
-            transaction,
-            &new_values(&rest).show(),
-            rest.range(),
-            rest.rows.len(),
-        );
         for row in &rest.rows {
             table.fate(row.id, |fate| match fate {
                 Fate::Ours(value) => self.count_written(row, value, look),
@@ -638,17 +680,20 @@ impl Rotation<'_> {
         value: Option<&[u8]>,
         look: &mut Look,
     ) -> Result<(), Error> {
-        let mut is_old = false;
+        let (mut old, mut current) = (0, 0);
         if let Some(value) = value {
             let mut buffer = Buffer::new(value.len())?;
-            self.keyring.inspect_value(value, &mut buffer, |token| {
-                is_old |= token.is_ok_and(|key| key > 0);
-            });
+            self.keyring
+                .inspect_value(value, &mut buffer, |token| match token {
+                    Ok(0) => current += 1,
+                    Ok(_) => old += 1,
+                    Err(_) => {}
+                });
         }
-        if is_old {
+        if old > 0 {
             look.kept += 1;
         } else {
-            self.rotated += row.tokens;
+            self.rotated += row.tokens.min(current);
         }
         Ok(())
     }
@@ -658,8 +703,9 @@ impl Rotation<'_> {
 const BATCH_BYTES: usize = 16 << 20;
 
 /// After that many looks, and that much time since the first one, it gives up if each has found
-/// something.
+/// something; and however short they are, after so many at the most.
 const LOOKS: u32 = 10;
+const LOOKS_MAX: u32 = 100;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How many bad values are named.
@@ -704,6 +750,8 @@ impl Reader {
 struct NewRow {
     id: Tid,
     writer: Xid,
+    /// Whether nobody had locked or changed the row when it was read.
+    is_untouched: bool,
     /// Which of the batch's values.
     value: usize,
     /// How many tokens in it are to be under the first key.

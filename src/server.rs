@@ -7,6 +7,7 @@ use std::ptr;
 use std::time::Duration;
 
 use pgrx::callconv::{BoxRet, FcInfo};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 /// Returns the id of this server process.
@@ -38,6 +39,21 @@ pub(crate) fn lock_timeout() -> Option<Duration> {
     // SAFETY: a global that only this process changes.
     let milliseconds = unsafe { pg_sys::LockTimeout };
     (milliseconds > 0).then(|| Duration::from_millis(milliseconds as u64))
+}
+
+/// Ends the statement if `statement_timeout` has passed. Where that comes while a lock timeout does, the
+/// server reports the lock timeout only, and forgets the other.
+pub(crate) fn end_if_timed_out() {
+    // SAFETY: a global that only this process changes; no arguments, no side effects.
+    let (limit, now) = unsafe { (pg_sys::StatementTimeout, pg_sys::GetCurrentTimestamp()) };
+    if limit > 0 && now - statement() >= i64::from(limit) * 1000 {
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+            "canceling statement due to statement timeout",
+            "pg_fernet",
+        )
+        .report(PgLogLevel::ERROR);
+    }
 }
 
 fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> u32 {

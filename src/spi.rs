@@ -19,6 +19,7 @@ use pgrx::prelude::*;
 
 use crate::catalog;
 use crate::error::Error;
+use crate::server;
 use crate::text::Value;
 
 /// A row's place in its table.
@@ -226,7 +227,10 @@ impl Transaction {
         // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice.
         match in_subtransaction(|_| true, || with_lock_timeout(Duration::from_millis(10), f)) {
             Ok(result) => Some(result),
-            Err(failure) if UNAVAILABLE.iter().any(|&code| failure.is(code)) => None,
+            Err(failure) if UNAVAILABLE.iter().any(|&code| failure.is(code)) => {
+                server::end_if_timed_out();
+                None
+            }
             Err(failure) => failure.raise(),
         }
     }
@@ -243,10 +247,14 @@ const UNAVAILABLE: [PgSqlErrorCode; 3] = [
 pub(crate) struct VirtualXid(pg_sys::VirtualTransactionId);
 
 impl VirtualXid {
-    /// Parses it from what `pg_locks` shows.
+    /// Parses it from what `pg_locks` shows. Returns `None` for a transaction that has ended, and is
+    /// about to release its locks: it has no number any more, which is shown as 0.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (process, number) = text.split_once('/')?;
         let (process, number) = (process.parse().ok()?, number.parse().ok()?);
+        if number == 0 {
+            return None;
+        }
         Some(Self(pg_sys::VirtualTransactionId {
             #[cfg(any(feature = "pg15", feature = "pg16"))]
             backendId: process,
@@ -256,17 +264,26 @@ impl VirtualXid {
         }))
     }
 
+    /// Tells whether the transaction has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        // SAFETY: what is not, or no longer, the number of a transaction has ended.
+        unsafe { pg_sys::VirtualXactLock(self.0, false) }
+    }
+
     /// Waits until the transaction has ended, and tells whether it has. To be called between
     /// transactions: then this process has neither a lock nor a snapshot that somebody could be
     /// waiting for.
     pub(crate) fn wait(&self, time: Option<Duration>) -> bool {
         // A time of zero has no end.
         let time = time.map_or(Duration::ZERO, |time| time.max(Duration::from_millis(1)));
-        // SAFETY: what is not, or no longer, the number of a transaction is not waited for.
+        // SAFETY: as above.
         let wait = || unsafe { pg_sys::VirtualXactLock(self.0, true) };
         match in_subtransaction(|_| false, || with_lock_timeout(time, wait)) {
             Ok(_) => true,
-            Err(failure) if failure.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE) => false,
+            Err(failure) if failure.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE) => {
+                server::end_if_timed_out();
+                false
+            }
             Err(failure) => failure.raise(),
         }
     }
@@ -647,24 +664,25 @@ impl Row<'_> {
         unsafe { T::from_datum(datum, is_null) }
     }
 
-    /// Returns the columns of a query for versions of rows: the place, the writer, and a value of text
-    /// or bytea. All at once: for each by itself it would take longer.
+    /// Returns the columns of a query for versions of rows: the place, `xmin`, `xmax`, and a value of
+    /// text or bytea. All at once: for each by itself it would take longer.
     pub(crate) fn version(&self) -> Version<'_> {
-        let (mut datums, mut nulls) = ([pg_sys::Datum::null(); 3], [false; 3]);
+        let (mut datums, mut nulls) = ([pg_sys::Datum::null(); 4], [false; 4]);
         // SAFETY: row and shape belong together; the queries for versions have these columns.
         unsafe {
-            assert_eq!((*self.shape).natts, 3);
+            assert_eq!((*self.shape).natts, 4);
             pg_sys::heap_deform_tuple(
                 self.tuple,
                 self.shape,
                 datums.as_mut_ptr(),
                 nulls.as_mut_ptr(),
             );
-            let [id, writer, value] = datums;
+            let [id, xmin, xmax, value] = datums;
             Version {
                 id: Tid::from_datum(id, nulls[0]).expect("every row has a place"),
-                writer: Xid::from_datum(writer, nulls[1]).expect("every row has a writer"),
-                value: (value, nulls[2]),
+                writer: Xid::from_datum(xmin, nulls[1]).expect("every row has a writer"),
+                is_untouched: Xid::from_datum(xmax, nulls[2]) == Some(Xid(0)),
+                value: (value, nulls[3]),
                 rows: PhantomData,
             }
         }
@@ -690,6 +708,8 @@ impl Row<'_> {
 pub(crate) struct Version<'r> {
     pub(crate) id: Tid,
     pub(crate) writer: Xid,
+    /// Whether nobody has locked or changed it yet, or has tried to.
+    pub(crate) is_untouched: bool,
     value: (pg_sys::Datum, bool),
     rows: PhantomData<&'r Rows>,
 }

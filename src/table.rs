@@ -30,28 +30,41 @@ pub(crate) struct Member {
     pub(crate) oid: pg_sys::Oid,
     /// What identifies its file. A table gets another one when it is rewritten.
     pub(crate) file: pg_sys::Oid,
+    /// The number of the column in it. One that is made again under the name has another.
+    pub(crate) column: i16,
     /// About how many blocks it takes.
     pub(crate) blocks: u32,
 }
 
 /// Returns a relation and all that inherit from it.
-pub(crate) fn family(connection: &Connection, relation: pg_sys::Oid) -> Vec<Member> {
+pub(crate) fn family(
+    connection: &Connection,
+    relation: pg_sys::Oid,
+    column_name: &CStr,
+) -> Vec<Member> {
     const MEMBERS: &str = "
-        SELECT c.oid, c.relfilenode, CASE WHEN c.relkind = 'r'
-               THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint END
+        SELECT c.oid, c.relfilenode,
+               CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint END,
+               (SELECT a.attnum::integer FROM pg_attribute AS a
+                WHERE a.attrelid = c.oid AND a.attname::text = $2 AND NOT a.attisdropped)
         FROM family JOIN pg_class AS c ON c.oid = family.member
         ORDER BY c.oid";
     let query = [FAMILY.as_bytes(), MEMBERS.as_bytes()];
     let mut members = Vec::new();
     connection.with_safe_path(|| {
-        let plan = connection.prepare(&query, [pg_sys::OIDOID]);
-        let mut cursor = plan.open([Argument::oid(relation)]);
+        let plan = connection.prepare(&query, [pg_sys::OIDOID, pg_sys::TEXTOID]);
+        let arguments = [
+            Argument::oid(relation),
+            Argument::text(column_name.to_bytes()),
+        ];
+        let mut cursor = plan.open(arguments);
         while let Some(rows) = cursor.fetch() {
             members.extend(rows.iter().map(|row| Member {
                 oid: row.get(1),
                 file: row.get(2),
                 // A table has less than 2^32 blocks; one that is gone by now has none.
                 blocks: row.find::<i64>(3).unwrap_or(0) as u32,
+                column: row.find::<i32>(4).unwrap_or(0) as i16,
             }));
         }
     });
@@ -77,8 +90,10 @@ pub(crate) fn writers(
         FROM pg_locks AS l JOIN family ON l.relation = family.member
         WHERE l.locktype = 'relation' AND l.granted
           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-          AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock',
-                         CASE WHEN $2 THEN 'RowShareLock' END)
+          AND (l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock',
+                          CASE WHEN $2 THEN 'RowShareLock' END)
+               OR l.mode = 'ShareUpdateExclusiveLock' AND l.virtualtransaction IN (
+                   SELECT virtualtransaction FROM pg_locks WHERE locktype = 'transactionid' AND granted))
           AND l.pid IS DISTINCT FROM pg_backend_pid()
         ORDER BY l.virtualtransaction, l.relation";
     let query = [FAMILY.as_bytes(), WRITERS.as_bytes()];
@@ -109,7 +124,7 @@ pub(crate) fn writers(
 /// shards. Only one table of the family is locked at a time.
 pub(crate) fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<bool, Error> {
     let connection = Connection::read_only();
-    let family = family(&connection, relation);
+    let family = family(&connection, relation, column_name);
     if family.is_empty() {
         return Err(Error::NoRelation(relation));
     }
@@ -206,14 +221,14 @@ impl<'c> Table<'c> {
     }
 
     /// Reads the rows in a range of places, as the transaction's snapshot shows them: the place of
-    /// each, its writer, and the value.
+    /// each, its writer, who has locked or changed it, and the value.
     pub(crate) fn read<'tx>(
         &self,
         transaction: &'tx Transaction,
         range: Range<Tid>,
     ) -> Cursor<'tx> {
         let select = [
-            b"SELECT t.ctid, t.xmin, t.",
+            b"SELECT t.ctid, t.xmin, t.xmax, t.",
             &self.column.name[..],
             b" FROM ONLY ",
             &self.name,
@@ -221,6 +236,12 @@ impl<'c> Table<'c> {
         ];
         let plan = transaction.prepare(&select, [pg_sys::TIDOID; 2]);
         plan.open([Argument::tid(range.start), Argument::tid(range.end)])
+    }
+
+    /// Tells whether the table is what a snapshot has shown of it, so that this shows its rows and the
+    /// values of the column.
+    pub(crate) fn is_still(&self, member: &Member) -> bool {
+        (self.relation.file(), self.column.number) == (member.file, member.column)
     }
 
     /// Returns room for new values of the column.

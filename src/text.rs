@@ -144,7 +144,12 @@ impl Values {
         const HEADER: usize = pg_sys::VARHDRSZ / size_of::<u32>();
         let start = self.words.len();
         let words_of = |bytes: usize| HEADER + bytes.div_ceil(size_of::<u32>());
-        self.words.try_reserve(words_of(capacity))?;
+        // To grow by doubling would take too much where a single value is large.
+        if capacity < 1 << 20 {
+            self.words.try_reserve(words_of(capacity))?;
+        } else {
+            self.words.try_reserve_exact(words_of(capacity))?;
+        }
         self.words.resize(start + words_of(capacity), 0);
         let value = self.words[start..].as_mut_ptr();
         // SAFETY: behind the header there is room for so many bytes.

@@ -139,7 +139,7 @@ pub struct Found {
 /// Finds all tokens in a value.
 pub fn tokens(keys: &[Key], value: &[u8]) -> Vec<Found> {
     let whole = decode_and_place(value).filter(|(bytes, _)| is_record(bytes));
-    let whole = whole.map(|(record, place)| found(keys, record, place));
+    let whole = whole.map(|(record, place)| found(keys, record, without_others(value, place)));
     let mut tokens = Vec::new();
     let mut at = 0;
     if let Some(whole) = &whole
@@ -160,6 +160,19 @@ pub fn tokens(keys: &[Key], value: &[u8]) -> Vec<Found> {
         tokens.extend(whole);
     }
     tokens
+}
+
+/// Leaves the padding out if it is not the token's own: if other text than white space is before it.
+fn without_others(value: &[u8], place: Range<usize>) -> Range<usize> {
+    let text = &value[place.clone()];
+    let digits = text.iter().rposition(|&byte| digit(byte).is_some());
+    let end = digits.map_or(0, |last| last + 1);
+    for byte in &text[end..] {
+        if !b"= \t\n\x0c\r".contains(byte) {
+            return place.start..place.start + end;
+        }
+    }
+    place
 }
 
 /// Finds the token at the end of a run of digits.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from cryptography.fernet import Fernet
+from psycopg import errors
 
 from tables import NEW, OLD, census, fill, in_background, rotate, under, value, wait_until, waits_for_lock
 
@@ -195,6 +196,114 @@ def test_a_table_that_is_rewritten_after_the_snapshot(db, sessions):
     assert census(db) == {"current": 1}
 
 
+ATTACHED = {
+    "ATTACH PARTITION": ("CREATE TABLE more (id integer, value text); {insert};"
+                         " ALTER TABLE secrets ATTACH PARTITION more FOR VALUES IN (2)", "PARTITION BY LIST (id)"),
+    "INHERIT": ("CREATE TABLE more (id integer, value text); {insert}; ALTER TABLE more INHERIT secrets", ""),
+    "INHERITS": ("CREATE TABLE more () INHERITS (secrets); {insert}", ""),
+}
+
+
+@pytest.mark.parametrize("statements, partitioned", ATTACHED.values(), ids=ATTACHED)
+def test_a_table_that_is_added_in_an_open_transaction(db, sessions, statements, partitioned):
+    db.execute(f"CREATE TABLE secrets (id integer, value text) {partitioned}")
+    token = Fernet(OLD).encrypt(b"x").decode()
+    other, caller = sessions(), sessions()
+    other.execute("BEGIN")
+    other.execute(statements.format(insert=f"INSERT INTO more VALUES (2, '{token}')"))
+    with in_background(rotate, caller) as call:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        other.execute("COMMIT")
+        assert call.result()["rotated"] == 1
+    assert census(db) == {"current": 1}
+
+
+# After the snapshot of a look has been taken, and before it comes to the second child.
+CHANGES = {
+    "replaced": "CREATE TABLE again (LIKE secrets); INSERT INTO again SELECT * FROM secrets_2;"
+                " DROP TABLE secrets_2; ALTER TABLE again INHERIT secrets",
+    "rewritten": "ALTER TABLE secrets_2 SET UNLOGGED",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_child_that_is_changed_behind_the_snapshot(db, sessions, change):
+    db.execute("CREATE TABLE secrets (id integer, value text)")
+    for child in 1, 2:
+        db.execute(f"CREATE TABLE secrets_{child} () INHERITS (secrets)")
+    db.execute("INSERT INTO secrets_2 VALUES (2, %s)", [Fernet(OLD).encrypt(b"x").decode()])
+    locker, caller = sessions(), sessions()
+    locker.execute("BEGIN")
+    # That is not waited for before the look, but it keeps it from the first child.
+    locker.execute("LOCK TABLE ONLY secrets_1 IN SHARE MODE")
+    with in_background(rotate, caller) as call:
+        wait_until(lambda: value(db, WAITS_FOR_FIRST, caller.info.backend_pid))
+        db.execute(change)
+        locker.execute("COMMIT")
+        assert call.result()["rotated"] == 1
+    assert census(db) == {"current": 1}
+
+
+WAITS_FOR_FIRST = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = %s AND NOT granted AND relation = 'secrets_1'::regclass)"
+
+
+def test_a_column_that_is_made_again_behind_the_snapshot(db, sessions):
+    fill(db, 10)
+    db.execute("ALTER TABLE secrets RENAME TO secrets_1")
+    db.execute("CREATE TABLE secrets (value text)")
+    db.execute("ALTER TABLE secrets_1 INHERIT secrets")
+    locker, caller = sessions(), sessions()
+    swap = ("ALTER TABLE secrets_1 NO INHERIT secrets; ALTER TABLE secrets_1 ADD value2 text; UPDATE secrets_1 SET value2 = value;"
+            " ALTER TABLE secrets_1 DROP value; ALTER TABLE secrets_1 RENAME value2 TO value; ALTER TABLE secrets_1 INHERIT secrets")
+    locker.execute("BEGIN")
+    locker.execute("LOCK TABLE ONLY secrets_1 IN SHARE MODE")
+    try:
+        with in_background(rotate, caller) as call:
+            wait_until(lambda: value(db, WAITS_FOR_FIRST, caller.info.backend_pid))
+            # Before the call in the queue: who has the lock already need not wait behind it.
+            locker.execute(swap)
+            locker.execute("COMMIT")
+            assert call.result()["rotated"] == 10
+        assert census(db) == {"current": 10}
+    finally:
+        db.execute("DROP TABLE secrets CASCADE")
+
+
+def test_a_table_that_is_dropped_meanwhile(db, sessions):
+    fill(db, 10)
+    other, caller = sessions(), sessions()
+    other.execute("BEGIN")
+    other.execute("UPDATE secrets SET id = id WHERE id = 1")
+    with in_background(rotate, caller) as call:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        other.execute("DROP TABLE secrets")
+        other.execute("COMMIT")
+        with pytest.raises(errors.UndefinedTable):
+            call.result()
+
+
+def test_rows_that_a_foreign_key_would_change_are_not_waited_for(db, sessions):
+    # The rows of the batch are locked meanwhile: a deadlock with who wants one of them.
+    fill(db, 100)
+    db.execute("CREATE UNIQUE INDEX ON secrets (value)")
+    db.execute("CREATE TABLE children (id integer, value text REFERENCES secrets (value) ON UPDATE CASCADE)")
+    db.execute("INSERT INTO children SELECT id, value FROM secrets")
+    writer, caller = sessions(), sessions()
+    try:
+        writer.execute("BEGIN")
+        writer.execute("UPDATE children SET id = id WHERE id = 5")
+        with in_background(rotate, caller) as call:
+            time.sleep(0.5)
+            writer.execute("SET LOCAL lock_timeout = '5s'")
+            writer.execute("UPDATE secrets SET id = id WHERE id = 7")
+            writer.execute("COMMIT")
+            assert call.result()["rotated"] == 100
+        assert census(db) == {"current": 100}
+    finally:
+        writer.execute("ROLLBACK")
+        db.execute("DROP TABLE children")
+
+
 @pytest.fixture
 def function(db):
     """Makes a trigger function `code` with a body."""
@@ -275,6 +384,28 @@ def test_what_a_trigger_inserts(db, sessions, function):
     db.execute("CREATE TRIGGER more AFTER UPDATE ON secrets FOR EACH ROW WHEN (OLD.id > 0) EXECUTE FUNCTION code()")
     assert rotate(sessions())["rotated"] == 100
     assert census(db) == {"current": 100}
+
+
+WRITTEN = {"NULL": "NULL", "plaintext": "'plain'", "an unknown key": "'%s'" % Fernet(Fernet.generate_key()).encrypt(b"x").decode()}
+
+
+@pytest.mark.parametrize("instead", WRITTEN.values(), ids=WRITTEN)
+def test_what_a_trigger_writes_instead_is_not_counted(db, sessions, function, instead):
+    fill(db, 20)
+    function(f"NEW.value := {instead}; RETURN NEW;")
+    db.execute("CREATE TRIGGER instead BEFORE UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION code()")
+    assert rotate(sessions())["rotated"] == 0
+
+
+def test_what_a_deferred_trigger_puts_back_is_not_counted(db, sessions, function):
+    fill(db, 20)
+    function("UPDATE secrets SET value = OLD.value WHERE id = NEW.id; RETURN NULL;")
+    db.execute("CREATE CONSTRAINT TRIGGER back AFTER UPDATE ON secrets DEFERRABLE INITIALLY DEFERRED"
+               " FOR EACH ROW WHEN (OLD.value <> NEW.value AND pg_trigger_depth() = 0) EXECUTE FUNCTION code()")
+    caller = sessions()
+    told = messages(caller)
+    assert rotate(caller)["rotated"] == 0
+    assert warned_of(told) == 20
 
 
 def test_deferred_triggers(db, sessions, function):

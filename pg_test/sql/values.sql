@@ -111,3 +111,9 @@ SELECT fernet_key_index(hostile) AS none, fernet_key_index(hostile || :'a') AS o
 FROM repeat('gAAA', 262144) AS hostile;
 RESET statement_timeout;
 DROP TABLE samples, rotated, others;
+
+-- Text between a token and a padding that is not its own stays; white space in a wrapped token goes.
+SELECT pg_temp.shown(value) AS before, pg_temp.shown(fernet_rotate(value)) AS after
+FROM (VALUES ('["' || rtrim(:'a', '=') || '", "==", "' || :'b' || '"]'),
+             (rtrim(:'a', '=') || ' — «…» ==, and more'),
+             (rtrim(:'a', '=') || E'\n= =\n')) AS v (value);

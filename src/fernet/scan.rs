@@ -6,7 +6,7 @@
 //! 1. A value that is one token as we write it, which nearly all are, is decoded once, and that is
 //!    all.
 //! 2. What pyca makes of the value, which skips foreign bytes and ends at the padding, is a token if
-//!    a key opens it. Line breaks may stand in such a token.
+//!    a key opens it. Line breaks may stand in such a token. What else stands before its padding stays.
 //! 3. Behind that, each run of characters of the two alphabets may end in a token.
 //!
 //! Whatever is no token's stays where it is, byte for byte.
@@ -97,7 +97,7 @@ impl Keyring {
                 Ok((key, _)) => {
                     each(Ok(key));
                     found = true;
-                    next = start + end;
+                    next = start + own_len(&value[start..start + end]);
                     if let Some(len) = change(token, key)? {
                         output.replace(start..next, len);
                     }
@@ -166,6 +166,20 @@ pub fn count_tokens(value: &[u8], buf: &mut [u8]) -> usize {
     match runs(value, 0).filter(|run| has_form(value, run)).count() {
         0 => usize::from(Token::decode(value, buf).is_ok()),
         tokens => tokens,
+    }
+}
+
+/// Returns how much of what pyca decodes as a token is the token's own: all, where nothing but white
+/// space stands between its last character and the `=` that ended it. Else that is somebody else's, or
+/// a text is between them that must not be lost, and the token ends with its last character.
+fn own_len(decoded: &[u8]) -> usize {
+    let chars_end = decoded.iter().rposition(|byte| is_char(&byte));
+    let chars_end = chars_end.map_or(0, |last| last + 1);
+    let is_own = |&byte: &u8| byte == b'=' || byte.is_ascii_whitespace();
+    if decoded[chars_end..].iter().all(is_own) {
+        decoded.len()
+    } else {
+        chars_end
     }
 }
 
