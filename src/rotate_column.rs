@@ -633,7 +633,8 @@ impl Rotation<'_> {
         // had its say, and what the statement counts is not what is in the table.
         let mut rest = Batch::default();
         for row in &batch.rows {
-            table.fate(row.id, |fate| match fate {
+            let may_be_ours = row.is_untouched && written.is_some();
+            table.fate(row.id, may_be_ours, |fate| match fate {
                 Fate::Ours(value) => self.count_written(row, value, look),
                 Fate::Held(id, writer, value) => {
                     // Its tokens were counted when it was read.
@@ -661,8 +662,13 @@ impl Rotation<'_> {
             look.locked += rest.rows.len();
             return Ok(());
         }
+        if !table.relation.has_code_on_update() {
+            // All of these are locked.
+            self.rotated += rest.rows.iter().map(|row| row.tokens).sum::<i64>();
+            return Ok(());
+        }
         for row in &rest.rows {
-            table.fate(row.id, |fate| match fate {
+            table.fate(row.id, true, |fate| match fate {
                 Fate::Ours(value) => self.count_written(row, value, look),
                 _ => {
                     look.kept += 1;

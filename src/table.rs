@@ -284,11 +284,12 @@ impl<'c> Table<'c> {
         }
     }
 
-    /// Tells what became of a row that this transaction has read; locks it, if it can be had.
-    pub(crate) fn fate<R>(&self, id: Tid, f: impl FnOnce(Fate<'_>) -> R) -> R {
+    /// Tells what became of a row that this transaction has read, and maybe written; locks it, if it can
+    /// be had.
+    pub(crate) fn fate<R>(&self, id: Tid, may_be_ours: bool, f: impl FnOnce(Fate<'_>) -> R) -> R {
         let column = self.column.number;
         let mut slot = Slot::new(&self.relation);
-        if slot.fetch_our_newest(id) {
+        if may_be_ours && slot.fetch_our_newest(id) {
             return slot.with_bytes(column, |value| f(Fate::Ours(value)));
         }
         match slot.lock_newest(id, self.relation.is_key(column)) {
