@@ -374,6 +374,10 @@ impl Rotation<'_> {
             let is_in_vain = has_waited && look.found > 0 && look.found == look.kept;
             unfinished = self.wait_for_writers(look.locked > 0)?;
             has_waited = true;
+            if look.locked > 0 {
+                // What holds a row up may be a lock on another table, for which nobody was waited.
+                server::sleep(PAUSE);
+            }
             let is_enough = looks >= LOOKS && (started.elapsed() >= PATIENCE || looks >= LOOKS_MAX);
             if unfinished.is_some() || is_in_vain || is_enough {
                 break;
@@ -713,6 +717,9 @@ const BATCH_BYTES: usize = 16 << 20;
 const LOOKS: u32 = 10;
 const LOOKS_MAX: u32 = 100;
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long to wait before the next look if rows were locked.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How many bad values are named.
 const NAMED: usize = 5;
