@@ -630,7 +630,7 @@ impl Rotation<'_> {
         };
         let written = update(batch, &|row| row.is_untouched);
         if written == Some(batch.rows.len() as u64) && !table.relation.has_code_on_update() {
-            self.rotated += batch.rows.iter().map(|row| row.tokens).sum::<i64>();
+            self.rotated += batch.tokens();
             return Ok(());
         }
         // Some of the rows were changed, moved or locked meanwhile, or before. Or a trigger or a rule has
@@ -668,7 +668,7 @@ impl Rotation<'_> {
         }
         if !table.relation.has_code_on_update() {
             // All of these are locked.
-            self.rotated += rest.rows.iter().map(|row| row.tokens).sum::<i64>();
+            self.rotated += rest.tokens();
             return Ok(());
         }
         for row in &rest.rows {
@@ -783,6 +783,11 @@ impl Batch {
         self.rows.try_reserve(1)?;
         self.rows.push(row);
         Ok(())
+    }
+
+    /// Returns how many tokens are to be under the first key.
+    fn tokens(&self) -> i64 {
+        self.rows.iter().map(|row| row.tokens).sum()
     }
 
     /// Returns a range that all of its rows are in, or were when they were read.

@@ -14,7 +14,7 @@ use crate::spi::{
 };
 
 /// A relation and all that inherit from it, partitions included, but for temporary tables of other
-/// sessions, which no query sees. A schema that somebody else can write to is not looked into.
+/// sessions, which no query sees. To be run with a safe search path.
 const FAMILY: &str = "
     WITH RECURSIVE family (member) AS (
         SELECT $1
@@ -79,7 +79,10 @@ pub(crate) struct Writer {
 }
 
 /// Returns the transactions that have a writer's lock on a table of a family; with `or_row_locks`
-/// also those that may only have locked rows. A vacuum is none of them, nor is what only reads.
+/// also those that may only have locked rows. What only reads is none of them.
+///
+/// A table that becomes a partition or a child in such a transaction cannot be seen yet, but its parent
+/// has then the lock that a vacuum takes, too. A vacuum is told by having no transaction number.
 pub(crate) fn writers(
     connection: &Connection,
     relation: pg_sys::Oid,

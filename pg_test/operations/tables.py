@@ -46,10 +46,11 @@ def rotate(db, table="secrets", **arguments):
     return dict(zip([column.name for column in cursor.description], cursor.fetchone()))
 
 
-def warnings(session):
-    """Collects, into a list, what warnings tell the session from now on."""
+def messages(session, severity="WARNING"):
+    """Collects, into a list, what messages of a severity tell the session from now on."""
     collected = []
-    session.add_notice_handler(lambda notice: collected.append(notice.message_primary) if notice.severity == "WARNING" else None)
+    session.add_notice_handler(
+        lambda notice: collected.append(notice.message_primary) if notice.severity == severity else None)
     return collected
 
 

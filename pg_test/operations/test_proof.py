@@ -10,7 +10,7 @@ import pytest
 from cryptography.fernet import Fernet
 from psycopg import errors
 
-from tables import NEW, OLD, census, fill, in_background, rotate, under, value, wait_until, waits_for_lock
+from tables import NEW, OLD, census, fill, in_background, messages, rotate, under, value, wait_until, waits_for_lock
 
 ROWS = 50_000
 LEFT = re.compile(r"(\d+) tokens? can still be read only with an older key")
@@ -38,14 +38,6 @@ def over_and_over(session, statement):
         stop.set()
         thread.join()
     assert not errors, errors
-
-
-def messages(session, severity="WARNING"):
-    """Collects what is told to the session from now on."""
-    collected = []
-    session.add_notice_handler(
-        lambda notice: collected.append(notice.message_primary) if notice.severity == severity else None)
-    return collected
 
 
 def warned_of(told):
