@@ -10,6 +10,7 @@
 //! | `settings`   | the settings `fernet.*` |
 //! | `key_source` | from the settings to the backend's cached keyring |
 //! | `key_file`, `key_command`, `secret` | keys from outside, and the memory they pass through |
+//! | `process`    | programs that the server runs, with all their descendants |
 //! | `text`       | text and bytea in and out, encodings |
 //! | `server`     | what else the server is asked for |
 //! | `random`     | initialisation vectors |
@@ -26,6 +27,7 @@ mod functions;
 mod key_command;
 mod key_file;
 mod key_source;
+mod process;
 mod progress;
 mod random;
 mod rotate_column;

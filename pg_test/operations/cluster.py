@@ -25,6 +25,9 @@ def run(*command, cwd="/", **options):
 class Cluster:
     """A server with a key file, in a folder of its own. Its programs are those on PATH, or in a folder."""
 
+    # How the server is started.
+    launcher = RUN
+
     def __init__(self, keys, *settings, base=None, programs="", environment={}):
         self.programs = programs
         self.environment = os.environ | environment
@@ -38,10 +41,11 @@ class Cluster:
         else:
             self.init("--data-checksums")
         self.write("keys", "\n".join(keys))
-        self.write("data/postgresql.auto.conf", "\n".join([
+        self.settings = "\n".join([
             *(["primary_conninfo = 'host=%s user=postgres'" % base.dir] if base else []),
             "listen_addresses = ''", f"unix_socket_directories = '{self.dir}'",
-            f"fernet.keys_file = '{self.dir}/keys'", "session_preload_libraries = 'pg_fernet'", *settings]))
+            f"fernet.keys_file = '{self.dir}/keys'", "session_preload_libraries = 'pg_fernet'", *settings])
+        self.write("data/postgresql.auto.conf", self.settings)
         self.start()
 
     def program(self, name):
@@ -59,7 +63,7 @@ class Cluster:
         deadline = time.monotonic() + 60
         with open(os.path.join(self.dir, "log"), "a") as log:
             # A child of ours: when it is killed, it is gone, and not a zombie that keeps its lock file.
-            self.process = subprocess.Popen([*RUN, self.program("postgres"), "-D", self.data], cwd="/", stdout=log, stderr=log,
+            self.process = subprocess.Popen([*self.launcher, self.program("postgres"), "-D", self.data], cwd="/", stdout=log, stderr=log,
                                             env=self.environment)
         while True:
             try:

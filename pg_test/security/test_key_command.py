@@ -1,6 +1,7 @@
 """fernet.keys_command: when it runs, who may set it, and how it ends."""
 
 import os
+import shlex
 import signal
 import subprocess
 import threading
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 
 from key_files import key, write
-from postgres import force_parallel, plan, server_log, value
+from postgres import connect, force_parallel, plan, server, server_log, value
 from pyca import fingerprint
 from settings import fingerprints, notices, refusal, reload
 
@@ -104,6 +105,13 @@ def test_after_a_reload_the_last_good_keys_are_not_used(db, counted, key_file):
     ("true", "22023", "fernet.keys_command: the key list is empty"),
     ("cat {0}; exit 3", "F0000", FAILURE + "it ended with exit status: 3"),
     ("cat {0}; kill -9 $$", "F0000", FAILURE + "it ended with signal: 9 (SIGKILL)"),
+    # It has none of the server's signals blocked.
+    ("kill -TERM $$; cat {0}", "F0000", FAILURE + "it ended with signal: 15 (SIGTERM)"),
+    ("kill -INT 0; cat {0}", "F0000", FAILURE + "it ended with signal: 2 (SIGINT)"),
+    ("kill -9 0; cat {0}", "F0000", FAILURE + "it ended with signal: 9 (SIGKILL)"),
+    ("kill -9 $PPID; cat {0}", "F0000", FAILURE + "the process that watched it was killed"),
+    ("exec >&-; sleep 0.2; exit 3", "F0000", FAILURE + "it ended with exit status: 3"),
+    ("(sleep 0.2; cat {0}) &", "22023", "fernet.keys_command: the key list is empty"),
     ("no-such-program", "F0000", FAILURE + "it ended with exit status: 127"),
     ("yes", "F0000", FAILURE + "more than 1 MiB"),
     ("cat {0}; head -c 1048576 /dev/zero | tr '\\0' '#'", "F0000", FAILURE + "more than 1 MiB"),
@@ -123,12 +131,38 @@ def test_a_bad_end(db, command, key_file, text, sqlstate, message):
     "while read key; do echo $key; sleep 0.1; done <{0}",
     # The output ends well before the command does.
     "cat {0}; exec >&-; sleep 0.3",
-    # A part that lives on, and has nothing to say, is not waited for.
-    "sleep 1 >/dev/null & cat {0}",
+    # A part that lives on is not waited for, whether it has closed the output or not.
+    "sleep 15 >/dev/null & cat {0}",
+    "sleep 15 & cat {0}",
+    "setsid sleep 15 & cat {0}",
+    "yes '#' & cat {0}; kill -STOP $!",
 ])
 def test_a_good_end(db, command, key_file, keys, text):
     command(text.format(key_file))
+    started = time.monotonic()
     assert fingerprints(db) == [fingerprint(key) for key in keys]
+    assert time.monotonic() - started < 5
+
+
+def test_it_has_no_file_of_the_servers(db, command, folder, key_file):
+    """Neither the client's connection, nor a table's."""
+    db.execute("CREATE TEMP TABLE t AS SELECT 1")
+    command(f"ls /proc/self/fd >{folder}/files; cat {key_file}")
+    assert value(db, "SELECT count(*) FROM t, fernet_keys()") == 3
+    # The last is that of ls, for the folder.
+    assert (folder / "files").read_text().split() == ["0", "1", "2", "3"]
+
+
+def test_the_client_of_a_session_that_ends_knows_at_once(db, sessions, command, key_file):
+    """Nobody else has its connection open."""
+    command(f"setsid sleep 15 & cat {key_file}")
+    session = sessions()
+    fingerprints(session)
+    started = time.monotonic()
+    db.execute("SELECT pg_terminate_backend(%s)", [session.info.backend_pid])
+    with pytest.raises(psycopg.OperationalError):
+        session.execute("SELECT pg_sleep(20)")
+    assert time.monotonic() - started < 5
 
 
 def test_what_it_says_on_standard_error_goes_nowhere(db, command, key_file):
@@ -211,6 +245,22 @@ def test_it_is_killed_when_the_client_is_lost(db, command, folder, database):
     client.kill()
     client.wait()
     assert not survivors(ids)
+
+
+@pytest.mark.parametrize("mode", ["immediate", "fast", "restart"])
+def test_it_is_killed_when_the_server_ends(folder, mode):
+    """Even where its processes have no time to do it."""
+    with server(f"fernet.keys_command = '{FOREVER.format(folder / 'ids')}'", "shared_preload_libraries = 'pg_fernet'") as host:
+        with connect("postgres", host=host) as admin:
+            admin.execute("CREATE EXTENSION pg_fernet")
+        session = connect("postgres", host=host)
+        session.pgconn.send_query(b"SELECT fernet_encrypt('hello')")
+        ids = processes(folder / "ids", 3)
+        pg_ctl = shlex.split(os.environ["PG_FERNET_RUN"]) + ["pg_ctl", "-D", f"{host}/data"]
+        how = ["restart", "-m", "immediate", "-l", f"{host}/data/server.log"] if mode == "restart" else ["stop", "-m", mode]
+        subprocess.run([*pg_ctl, *how], check=True, cwd="/", stdout=subprocess.DEVNULL)
+        assert not survivors(ids)
+        session.close()
 
 
 def test_it_has_ten_seconds(sessions, command, folder):

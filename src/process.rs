@@ -1,0 +1,280 @@
+//! Programs that the server runs, with all their descendants.
+//!
+//! Between this process and a program stands a keeper, a fork of this process: what loses its parent
+//! becomes a child of the keeper's. Once the program has ended, this process has, or wants it to end,
+//! the keeper kills and reaps all that is left. So nothing outlives it, and nothing becomes a child of
+//! process 1: where that is the postmaster, as in a container, it takes the end of an unknown child for
+//! the crash of a server process. What it sees is the end of the keeper at most, always with status 0.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::panic::{self, AssertUnwindSafe};
+use std::process::{Command, ExitStatus, Stdio};
+use std::ptr;
+
+use pgrx::prelude::*;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, getppid, kill_process, set_child_subreaper,
+    set_parent_process_death_signal, setpgid, wait, waitpid,
+};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+
+/// A program that runs, through a shell. It ends when this is dropped.
+pub(crate) struct Program {
+    keeper: Pid,
+    /// Where the keeper writes how the program ended. It is the last to close it.
+    report: PipeReader,
+}
+
+impl Program {
+    /// Starts a shell command without input, and returns also what it prints. What it says on standard
+    /// error goes nowhere.
+    pub(crate) fn start(command: &OsStr) -> io::Result<(Self, PipeReader)> {
+        let (output, output_end) = io::pipe()?;
+        let (report, report_end) = io::pipe()?;
+        let server = getpid();
+        // From its first instruction on, no signal reaches a handler of the server's in the keeper.
+        let mask = Signals::all().block();
+        // SAFETY: a server process has a single thread, so its copy may go on. It never returns from
+        // here, nor calls the server again, but for what the server's own forks call first.
+        let forked = unsafe { libc::fork() };
+        if forked == 0 {
+            keep(command, output_end, report_end, server, mask);
+        }
+        let error = io::Error::last_os_error();
+        mask.restore();
+        let keeper = Pid::from_raw(forked).filter(|_| forked > 0).ok_or(error)?;
+        Ok((Self { keeper, report }, output))
+    }
+
+    /// Becomes readable when the program has ended, and all its descendants.
+    pub(crate) fn report(&self) -> &PipeReader {
+        &self.report
+    }
+
+    /// Returns how the program ended, once it has. Waits until then.
+    pub(crate) fn end(mut self) -> io::Result<ExitStatus> {
+        let mut report = [0; size_of::<i32>()];
+        self.report
+            .read_exact(&mut report)
+            .map_err(|_| io::Error::other("the process that watched it was killed"))?;
+        match i32::from_ne_bytes(report) {
+            error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
+            status => Ok(ExitStatus::from_raw(status)),
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        /// One that has other rights than ours cannot be killed: it keeps its keeper, which is not
+        /// waited for any longer.
+        const PATIENCE: Timespec = Timespec {
+            tv_sec: 2,
+            tv_nsec: 0,
+        };
+        // There is nobody to tell if any of this fails.
+        let _ = kill_process(self.keeper, Signal::TERM);
+        let mut closed = [PollFd::new(&self.report, PollFlags::HUP)];
+        let ended = rustix::io::retry_on_intr(|| poll(&mut closed, Some(&PATIENCE)));
+        if ended.is_ok_and(|ended| ended > 0) {
+            let _ = rustix::io::retry_on_intr(|| waitpid(Some(self.keeper), WaitOptions::empty()));
+        }
+    }
+}
+
+/// What the keeper does, from the fork to its end.
+fn keep(command: &OsStr, output: PipeWriter, report: PipeWriter, server: Pid, mask: Signals) -> ! {
+    // Nothing may return, nor unwind, into the copy of the server's stack.
+    let kept = panic::catch_unwind(AssertUnwindSafe(|| {
+        let ended = become_keeper(&[output.as_raw_fd(), report.as_raw_fd()], server)
+            .and_then(|()| run(command, output, mask));
+        end_descendants();
+        let status = ended.unwrap_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO));
+        let _ = (&report).write_all(&status.to_ne_bytes());
+    }));
+    drop(kept);
+    // SAFETY: ends this process, and runs none of what the server has registered for its own end.
+    unsafe { libc::_exit(0) }
+}
+
+/// Lets go of all that is the server's, and becomes the parent of descendants that lose theirs.
+fn become_keeper(files: &[RawFd], server: Pid) -> io::Result<()> {
+    // What the server sends to the group of one of its processes is not for us.
+    setpgid(None, None)?;
+    set_child_subreaper(Some(getpid()))?;
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    if getppid() != Some(server) {
+        return Err(io::ErrorKind::NotFound.into()); // it has ended before we asked to be told
+    }
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    drop(null);
+    close_all_but(files);
+    // SAFETY: what the server's own children that do without its shared memory do, too. The title is a
+    // C string.
+    unsafe {
+        pg_sys::PGSharedMemoryDetach();
+        pg_sys::init_ps_display(c"fernet.keys_command".as_ptr());
+    }
+    Ok(())
+}
+
+/// Closes all files but the standard ones and those: the client's socket, and whatever else would be
+/// handed down to the program.
+fn close_all_but(files: &[RawFd]) {
+    let mut kept = files.to_vec();
+    kept.sort_unstable();
+    kept.push(RawFd::MAX);
+    let mut first = libc::STDERR_FILENO + 1;
+    for kept in kept {
+        close_range(first, kept - 1);
+        first = kept.saturating_add(1);
+    }
+}
+
+fn close_range(first: RawFd, last: RawFd) {
+    /// More than max_files_per_process lets a server process have, as it is installed.
+    const MANY: RawFd = 65_536;
+    if first > last {
+        return;
+    }
+    // SAFETY: nothing uses these files any more. The C library has a function for it since glibc 2.34
+    // only, Linux since 5.9.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
+            for file in first..=last.min(MANY) {
+                libc::close(file);
+            }
+        }
+    }
+}
+
+/// Runs the command until it ends, or somebody wants it to, and returns its status.
+fn run(command: &OsStr, output: PipeWriter, mask: Signals) -> io::Result<i32> {
+    let mut shell = Command::new("/bin/sh");
+    shell
+        .arg("-c")
+        .arg(command)
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(Stdio::null())
+        // So that what it does to its own group is not done to its keeper.
+        .process_group(0);
+    // SAFETY: what is called between fork and exec may be called there.
+    unsafe {
+        shell.pre_exec(move || {
+            mask.restore();
+            Ok(())
+        });
+    }
+    // With it goes our end of its output.
+    let shell = { shell }.spawn()?;
+    let awaited = Signals::of(&[libc::SIGCHLD, libc::SIGTERM]);
+    loop {
+        while let Some((child, status)) = wait(WaitOptions::NOHANG)? {
+            if child == Pid::from_child(&shell) {
+                return Ok(status.as_raw());
+            }
+        }
+        if awaited.wait() == libc::SIGTERM {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+    }
+}
+
+/// Kills and reaps all descendants: the children, then theirs, which have become ours.
+fn end_descendants() {
+    while let Ok(reaped) = wait(WaitOptions::NOHANG) {
+        if reaped.is_none() {
+            // Where they cannot be told, or killed, they end in their own time, and we after them.
+            let _ = kill_children();
+            let _ = wait(WaitOptions::empty());
+        }
+    }
+}
+
+fn kill_children() -> io::Result<()> {
+    let own = fs::read_to_string("/proc/self/status")?;
+    // A /proc may be that of an outer namespace, with other numbers: it tells ours behind its own.
+    let (Some(id), Some(depth)) = (
+        ids(&own, "Pid:").next(),
+        ids(&own, "NSpid:").count().checked_sub(1),
+    ) else {
+        return Ok(());
+    };
+    for entry in fs::read_dir("/proc")? {
+        // Not every entry is a process, and one may have ended.
+        let Ok(status) = fs::read_to_string(entry?.path().join("status")) else {
+            continue;
+        };
+        if ids(&status, "PPid:").eq([id])
+            && let Some(child) = ids(&status, "NSpid:").nth(depth).and_then(Pid::from_raw)
+        {
+            let _ = kill_process(child, Signal::KILL);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the numbers in a line of a process's status.
+fn ids<'a>(status: &'a str, name: &str) -> impl Iterator<Item = i32> + use<'a> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let numbers = line.unwrap_or_default().split_ascii_whitespace();
+    numbers.filter_map(|number| number.parse().ok())
+}
+
+/// A set of signals.
+struct Signals(libc::sigset_t);
+
+impl Signals {
+    fn all() -> Self {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: it initialises the set.
+        unsafe {
+            libc::sigfillset(set.as_mut_ptr());
+            Self(set.assume_init())
+        }
+    }
+
+    fn of(signals: &[i32]) -> Self {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: the first initialises the set.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            for &signal in signals {
+                libc::sigaddset(set.as_mut_ptr(), signal);
+            }
+            Self(set.assume_init())
+        }
+    }
+
+    /// Blocks these signals, and returns those that were blocked before.
+    fn block(&self) -> Self {
+        let mut before = Self::of(&[]);
+        // SAFETY: both are sets.
+        unsafe { libc::sigprocmask(libc::SIG_BLOCK, &self.0, &mut before.0) };
+        before
+    }
+
+    /// Blocks these signals and no other.
+    fn restore(&self) {
+        // SAFETY: it is a set.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.0, ptr::null_mut()) };
+    }
+
+    /// Waits for one of these signals, which are blocked.
+    fn wait(&self) -> i32 {
+        let mut signal = 0;
+        // SAFETY: it is a set. It fails for a set with a number that is no signal only.
+        unsafe { libc::sigwait(&self.0, &mut signal) };
+        signal
+    }
+}
