@@ -8,13 +8,15 @@ use std::io;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::catalog::Kind;
+use crate::catalog::{Kind, shown};
 use crate::fernet;
 
 #[derive(Debug)]
 pub(crate) enum Error {
     /// No setting holds keys.
     NoKeys,
+    /// `fernet.keys_file` is not the path of a file.
+    KeyFilePath,
     /// The file of `fernet.keys_file` cannot be read, or others can read it.
     KeyFile { path: String, reason: String },
     /// The command of `fernet.keys_command` failed.
@@ -116,7 +118,9 @@ impl Error {
                 refusal: Refusal::OutOfMemory,
                 ..
             } => PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
-            Self::KeyList { .. } => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            Self::KeyList { .. } | Self::KeyFilePath | Self::LessThanOne(_) => {
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE
+            }
             Self::Token(refusal) | Self::Value { refusal, .. } => match refusal {
                 Refusal::NotAToken => PgSqlErrorCode::ERRCODE_INVALID_TEXT_REPRESENTATION,
                 _ => PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_INVOCATION_EXCEPTION,
@@ -126,7 +130,6 @@ impl Error {
             Self::TooLarge => PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::NoRandomness => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
             Self::Null(_) => PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-            Self::LessThanOne(_) => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             Self::InTransaction => PgSqlErrorCode::ERRCODE_INVALID_TRANSACTION_TERMINATION,
             Self::NoRelation(_) => PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
             Self::NoRows { .. } | Self::NotATable { .. } => {
@@ -150,6 +153,7 @@ impl Error {
         use fernet::Error as Refusal;
         match self {
             Self::NoKeys => "no Fernet keys are configured".into(),
+            Self::KeyFilePath => "fernet.keys_file must be the absolute path of a file".into(),
             Self::KeyFile { path, reason } => {
                 format!("could not read Fernet keys from file \"{path}\": {reason}")
             }
@@ -238,6 +242,10 @@ impl Error {
                 "Set fernet.keys_file to a file that holds the keys, or fernet.keys to a \
                  comma-separated list of them, the newest first. fernet_generate_key() makes a key."
             }
+            Self::KeyFilePath => {
+                "Write the keys into a file, and its path here, from / on. A list of keys belongs into \
+                 fernet.keys."
+            }
             Self::KeyFile { .. } => {
                 "fernet.keys_file must name a file that the server's user can read and others \
                  cannot."
@@ -251,7 +259,7 @@ impl Error {
                 ..
             } => "Use a shorter list of keys.",
             Self::KeyList { .. } => {
-                "A list holds one or more keys, separated by commas, the newest first. A key is 32 \
+                "Separate keys by commas, or in a file by line breaks, the newest first. A key is 32 \
                  bytes in base64, 44 characters with its padding; fernet_generate_key() makes one."
             }
             Self::Token(Refusal::NotAToken)
@@ -373,8 +381,9 @@ impl From<Error> for ErrorReport {
 /// Returns why input or output failed, as PostgreSQL says it: without the number of the error.
 pub(crate) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
-    match text.split_once(" (os error ") {
-        Some((reason, _)) => reason.into(),
-        None => text,
-    }
+    let reason = text
+        .split_once(" (os error ")
+        .map_or(&*text, |(reason, _)| reason);
+    // It is in the language of lc_messages.
+    shown(reason.as_bytes())
 }

@@ -106,7 +106,13 @@ fn keys(elements: Vec<Vec<u8>>) -> Result<Vec<Key>, Error> {
     let mut keys = Vec::new();
     for element in elements {
         let position = keys.len() + 1;
-        let key = decode(&element).and_then(|bytes| bytes.try_into().ok());
+        let key = decode_and_place(&element)
+            .filter(|(_, place)| {
+                !element[place.end..]
+                    .iter()
+                    .any(|&byte| digit(byte).is_some())
+            })
+            .and_then(|(bytes, _)| bytes.try_into().ok());
         keys.push(key.ok_or(Error::InvalidKey { position })?);
     }
     if keys.is_empty() {

@@ -529,6 +529,12 @@ fn key_lists() {
         (KEY.trim_end_matches('=').into(), 1),
         (format!("{KEY}, {}", &KEY[4..]), 2),
         (format!("{KEY},AAAA{KEY}"), 2),
+        (format!("{KEY} {KEY}"), 1),
+        (format!("{KEY};{KEY}"), 1),
+        (format!("{KEY},{KEY}\n{KEY}"), 2),
+        (format!("{KEY}{KEY}"), 1),
+        (format!("{KEY} -"), 1),
+        (format!("{KEY} new"), 1),
     ] {
         let refusal = Error::InvalidKey { position };
         assert_eq!(parse(&list), Err(refusal), "{list:?}");
@@ -551,6 +557,10 @@ fn key_files() {
     for (text, position) in [
         ("secret".into(), 1),
         (format!("# a comment\n\n{KEY}\nbad\n"), 2),
+        // A file without a last line end, and what was appended to it.
+        (format!("{KEY}\n{KEY}{KEY}\n"), 2),
+        (format!("{KEY} {KEY}\n"), 1),
+        (format!("{KEY} since May\n"), 1),
     ] {
         let refusal = Error::InvalidKey { position };
         assert_eq!(parse(&text), Err(refusal), "{text:?}");

@@ -89,6 +89,9 @@ SELECT set_config('fernet.keys', 'bad', false);
 SET fernet.keys = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMT=';
 SET fernet.keys = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMQ==';
 SET fernet.keys = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE';
+-- No comma between two keys: the second would be forgotten.
+SELECT set_config('fernet.keys', :'new' || ' ' || :'old', false);
+SELECT set_config('fernet.keys', :'old' || ',' || :'new' || ';' || :'old', false);
 -- Empty elements, empty lists.
 SET fernet.keys = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=,,MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI=';
 SET fernet.keys = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=,';

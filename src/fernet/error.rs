@@ -6,7 +6,8 @@ use std::fmt;
 pub enum Error {
     /// The list has no element at all.
     EmptyKeyList,
-    /// An element of the list is not 32 bytes in base64. `position` counts from 1.
+    /// An element of the list is not 32 bytes in base64, or more base64 follows it. `position` counts
+    /// from 1.
     InvalidKey { position: usize },
     /// The value does not have the form of a token: base64, version, lengths.
     NotAToken,

@@ -21,11 +21,12 @@ pub struct Key {
 }
 
 impl Key {
-    /// Reads a key: 32 bytes in base64, decoded as leniently as pyca does it.
+    /// Reads a key: 32 bytes in base64, decoded as leniently as pyca does it, except that no more
+    /// base64 may follow its padding: that would be another key, which pyca forgets.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let mut bytes = Zeroizing::new([0; KEY]);
-        let (len, _) = codec::decode_lenient(text, &mut bytes[..])?;
-        if len != KEY {
+        let (len, end) = codec::decode_lenient(text, &mut bytes[..])?;
+        if len != KEY || text[end..].iter().copied().any(codec::is_char) {
             return None;
         }
         let (signing, encryption) = bytes.split_at(KEY / 2);
