@@ -2,14 +2,17 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
+use crate::catalog::shown;
 use crate::error::{Error, reason};
-use crate::secret::Secret;
+use crate::fernet::Keyring;
+use crate::secret::{self, Secret};
 
 /// What tells one state of a file from another.
 #[derive(PartialEq, Eq)]
@@ -46,10 +49,23 @@ impl Stamp {
     }
 }
 
+/// Refuses what is no absolute path: it may be keys, even ones with a mistake in them, and a path is
+/// no secret, so errors show it. An absolute path of 44 characters can be a key, too.
+pub(crate) fn check_path(path: &[u8]) -> Result<(), Error> {
+    secret::note_depth();
+    if path.starts_with(b"/") && Keyring::parse_list(path).is_err() {
+        Ok(())
+    } else {
+        Err(Error::KeyFilePath)
+    }
+}
+
 /// Reads a key file that nobody else can read: the rule of `ssl_key_file`.
 pub(crate) fn read(path: &Path) -> Result<(Secret, Stamp), Error> {
+    let bytes = path.as_os_str().as_bytes();
+    check_path(bytes)?;
     read_private(path).map_err(|error| Error::KeyFile {
-        path: path.display().to_string(),
+        path: shown(bytes),
         reason: reason(&error),
     })
 }

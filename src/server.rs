@@ -1,11 +1,11 @@
 //! What the other modules ask of the server they run in.
 
 use std::ffi::CStr;
-use std::mem;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::ptr;
 use std::time::Duration;
 
+use pgrx::PgList;
 use pgrx::callconv::{BoxRet, FcInfo};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -74,24 +74,40 @@ fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> u32 {
     occurred as u32
 }
 
-/// Calls `f` when this server process ends, however it does in an orderly way. There is no unwinding
-/// then: nothing is dropped.
-pub(crate) fn at_exit(f: fn()) {
-    #[pg_guard]
-    unsafe extern "C-unwind" fn call(_code: i32, f: pg_sys::Datum) {
-        // SAFETY: the datum is that function.
-        let f: fn() = unsafe { mem::transmute(f.value()) };
-        f();
-    }
-    // SAFETY: the callback takes what it gets.
-    unsafe { pg_sys::on_proc_exit(Some(call), (f as usize).into()) };
-}
-
 /// Tells whether the library is being loaded on behalf of a statement of the client, that is,
 /// later than the server and the session could have loaded it.
 pub(crate) fn in_a_statement() -> bool {
     // SAFETY: a global that only this process changes.
     unsafe { !pg_sys::debug_query_string.is_null() }
+}
+
+/// Tells whether this is the postmaster, or a server process on its own.
+pub(crate) fn is_postmaster() -> bool {
+    // SAFETY: a global that is set with the fork.
+    unsafe { !pg_sys::IsUnderPostmaster }
+}
+
+/// Tells whether this is a parallel worker that takes over the settings of its leader.
+pub(crate) fn is_starting_as_parallel_worker() -> bool {
+    // SAFETY: a global that only this process changes.
+    unsafe { pg_sys::InitializingParallelWorker }
+}
+
+/// Tells whether ALTER SYSTEM is running.
+pub(crate) fn is_altering_system() -> bool {
+    // SAFETY: the statements of a portal live as long as it is active.
+    unsafe {
+        let portal = pg_sys::ActivePortal;
+        if portal.is_null() {
+            return false;
+        }
+        PgList::<pg_sys::PlannedStmt>::from_pg((*portal).stmts)
+            .iter_ptr()
+            .map(|statement| (*statement).utilityStmt)
+            .any(|utility| {
+                !utility.is_null() && (*utility).type_ == pg_sys::NodeTag::T_AlterSystemStmt
+            })
+    }
 }
 
 /// Tells whether a procedure may commit: not inside a transaction block, nor in a function.

@@ -9,7 +9,8 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
-use crate::{key_source, server};
+use crate::error::{self, Error};
+use crate::{key_file, key_source, server};
 
 type Setting = GucSetting<Option<CString>>;
 
@@ -18,6 +19,8 @@ static KEYS_FILE: Setting = Setting::new(None);
 static KEYS_COMMAND: Setting = Setting::new(None);
 
 thread_local! {
+    /// Whether the settings are being defined, with the values that they were given before.
+    static IS_DEFINING: Cell<bool> = const { Cell::new(false) };
     /// Whether the keys stand where everybody could read them before the library was loaded.
     static WERE_READABLE: Cell<bool> = const { Cell::new(false) };
 }
@@ -39,6 +42,7 @@ pub(crate) fn init() {
     // of pg_read_all_settings.
     let secret = GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL;
     let list = GucFlags::from_bits_retain(pg_sys::GUC_LIST_INPUT as i32);
+    IS_DEFINING.set(true);
     // SAFETY: all hooks are guarded.
     unsafe {
         GucRegistry::define_string_guc_with_hooks(
@@ -75,6 +79,7 @@ pub(crate) fn init() {
             None,
         );
     }
+    IS_DEFINING.set(false);
     // SAFETY: the argument is a C string.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"fernet".as_ptr()) };
     if WERE_READABLE.get() && server::in_a_statement() {
@@ -114,7 +119,7 @@ pub(crate) fn with_source<R>(f: impl FnOnce(Source<'_>) -> R) -> R {
     f(source)
 }
 
-/// Refuses a bad list, in words of our own: the server's would show the value.
+/// Refuses a bad list.
 #[pg_guard]
 unsafe extern "C-unwind" fn check_keys(
     new_value: *mut *mut c_char,
@@ -131,28 +136,39 @@ unsafe extern "C-unwind" fn check_keys(
     }
     match key_source::parse_setting(list) {
         Ok(_) => true,
-        Err(refusal) => refuse(refusal.sqlstate(), &refusal.message(), refusal.hint()),
+        Err(refusal) => keep_or_refuse(source, refusal),
     }
 }
 
-/// Refuses what is no absolute path: it may be keys, even ones with a mistake in them, and a path is
-/// no secret, so errors show it. An absolute path of 44 characters can be a key, too.
+/// Refuses what is no path of a key file.
 #[pg_guard]
 unsafe extern "C-unwind" fn check_keys_file(
     new_value: *mut *mut c_char,
     _extra: *mut *mut c_void,
-    _source: pg_sys::GucSource::Type,
+    source: pg_sys::GucSource::Type,
 ) -> bool {
     // SAFETY: the server passes a valid pointer.
     let path = unsafe { value_of(new_value) }.unwrap_or_default();
-    if path.is_empty() || path.starts_with(b"/") && key_source::parse_setting(path).is_err() {
-        return true;
+    match key_file::check_path(path) {
+        Ok(()) => true,
+        Err(refusal) => path.is_empty() || keep_or_refuse(source, refusal),
     }
-    refuse(
-        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-        "fernet.keys_file must be the absolute path of a file",
-        "Write the keys into a file, and its path here, from / on. A list of keys belongs into fernet.keys.",
-    )
+}
+
+/// Refuses a bad value where that is an error for whoever sets it. Elsewhere it would be a warning, and
+/// the server would go on with the value before, or with the next source of keys: there the value is
+/// kept, and refused when a key is needed.
+fn keep_or_refuse(source: pg_sys::GucSource::Type, refusal: Error) -> bool {
+    use pg_sys::GucSource::{PGC_S_CLIENT, PGC_S_FILE};
+    let is_told = source >= PGC_S_CLIENT || source == PGC_S_FILE && server::is_altering_system();
+    if is_told && !IS_DEFINING.get() && !server::is_starting_as_parallel_worker() {
+        return refuse(&refusal);
+    }
+    if server::is_postmaster() {
+        // The server log is told once, and not by each server process.
+        error::warn(refusal.message(), None, refusal.hint());
+    }
+    true
 }
 
 /// # Safety
@@ -163,13 +179,13 @@ unsafe fn value_of<'a>(new_value: *mut *mut c_char) -> Option<&'a [u8]> {
     unsafe { (!(*new_value).is_null()).then(|| CStr::from_ptr(*new_value).to_bytes()) }
 }
 
-/// Says why a check hook refuses a value.
-fn refuse(sqlstate: PgSqlErrorCode, message: &str, hint: &str) -> bool {
-    let message = CString::new(message).unwrap_or_default();
-    let hint = CString::new(hint).unwrap_or_default();
+/// Says why a check hook refuses a value, in words of our own: the server's would show it.
+fn refuse(refusal: &Error) -> bool {
+    let message = CString::new(refusal.message()).unwrap_or_default();
+    let hint = CString::new(refusal.hint()).unwrap_or_default();
     // SAFETY: the server reads these once the hook has returned; pstrdup'ed memory lasts that long.
     unsafe {
-        pg_sys::GUC_check_errcode(sqlstate as c_int);
+        pg_sys::GUC_check_errcode(refusal.sqlstate() as c_int);
         pg_sys::GUC_check_errmsg_string = pg_sys::pstrdup(message.as_ptr());
         pg_sys::GUC_check_errhint_string = pg_sys::pstrdup(hint.as_ptr());
     }

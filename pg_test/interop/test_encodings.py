@@ -108,6 +108,17 @@ def test_text_that_is_not_utf8_is_refused(session, key):
         session.execute("SELECT fernet_encrypt(convert_from('\\x636166e9', 'SQL_ASCII'))")
 
 
+def test_paths_in_messages(session, encoding):
+    name = {"UTF8": "žluťoučký 🐘", "LATIN1": "schlüssel", "EUC_JP": "日本語", "SQL_ASCII": "A key"}[encoding]
+    stored = name.encode({"LATIN1": "latin-1", "EUC_JP": "euc_jp"}.get(encoding, "utf-8"))
+    shown = name if encoding == "UTF8" else "".join(chr(byte) if byte < 128 else "?" for byte in stored)
+    session.execute("SELECT set_config('fernet.keys_file', %s, false)", [f"/nonexistent/{name}"])
+    with pytest.raises(psycopg.errors.ConfigFileError) as refused:
+        session.execute("SELECT fernet_encrypt('x')")
+    assert refused.value.diag.message_primary == (
+        f'could not read Fernet keys from file "/nonexistent/{shown}": No such file or directory')
+
+
 def test_names_in_messages(session, encoding, key):
     """The server's messages are in the encoding of the database, pgrx's are not."""
     # To a server of SQL_ASCII, psycopg sends no other text.

@@ -49,9 +49,13 @@ def test_no_secret_is_said(database, secrets):
                         "log_min_error_statement = panic"):
             session.execute("SET " + setting)
 
-        # Set before the library is loaded: the list is looked at, and refused, at the first call.
+        # Set before the library is loaded: the list is looked at, and refused, when a key is needed.
         session.execute("SELECT set_config('fernet.keys', %s, false)", [values["22023"][1]])
         assert value(session, "SELECT fernet_is_token('x')") is False
+        with pytest.raises(psycopg.Error) as error:
+            session.execute("SELECT fernet_encrypt('x')")
+        collect(error.value.diag)
+        session.execute("RESET fernet.keys")
         assert any("key 3 of fernet.keys is not a valid Fernet key" in text for text in said)
 
         for code, failing in values.items():

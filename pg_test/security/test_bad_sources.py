@@ -1,0 +1,190 @@
+"""A source of keys that is set and bad is an error, wherever it was set: never the next source, never older keys."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from key_files import key, write
+from postgres import connect, force_parallel, plan, server, server_log, value
+from pyca import fingerprint
+from settings import fingerprints, notices, refusal, reload, use_file
+
+KEY, ANOTHER = key(), key()
+BAD_KEY = "key {} of fernet.keys is not a valid Fernet key"
+BAD_PATH = "fernet.keys_file must be the absolute path of a file"
+# Bad lists, each with its message.
+LISTS = [
+    ("bad", BAD_KEY.format(1)),
+    (f"{KEY},", BAD_KEY.format(2)),
+    (f"{KEY} {ANOTHER}", BAD_KEY.format(1)),
+    (f"{KEY};{ANOTHER}", BAD_KEY.format(1)),
+    (f"{KEY},{ANOTHER}\\n{KEY}", BAD_KEY.format(2)),
+    ("", "fernet.keys: the key list is empty"),
+]
+
+
+@pytest.fixture
+def configured(db):
+    """Puts lines into the configuration file, which can hold what ALTER SYSTEM refuses."""
+    path = Path(os.environ["PGDATA"], "postgresql.conf")
+    before = path.read_text()
+
+    def configure(*lines):
+        path.write_text(before + "\n".join(lines) + "\n")
+        reload(db)
+
+    yield configure
+    path.write_text(before)
+    reload(db)
+
+
+@pytest.mark.parametrize("bad, message", LISTS)
+def test_in_the_configuration(sessions, configured, key_file, keys, bad, message):
+    """For a session that has keys already, and for one that begins."""
+    old = sessions()
+    configured(f"fernet.keys = '{KEY}'", f"fernet.keys_file = '{key_file}'")
+    assert fingerprints(old) == [fingerprint(KEY)]
+    configured(f"fernet.keys = '{bad}'", f"fernet.keys_file = '{key_file}'")
+    for session in old, sessions():
+        for _ in range(2):
+            assert refusal(session, "22023") == message
+        assert value(session, "SELECT fernet_is_token('x')") is False
+    # Until it is mended, or taken out.
+    configured(f"fernet.keys = '{ANOTHER}'", f"fernet.keys_file = '{key_file}'")
+    assert fingerprints(old) == [fingerprint(ANOTHER)]
+    configured(f"fernet.keys_file = '{key_file}'")
+    assert fingerprints(old) == [fingerprint(key) for key in keys]
+
+
+@pytest.mark.parametrize("bad", [KEY, f"{KEY},{ANOTHER}", "keys", "/" + KEY[1:]])
+def test_a_path_in_the_configuration(sessions, configured, key_file, keys, bad):
+    old = sessions()
+    configured(f"fernet.keys_command = 'cat {key_file}'")
+    assert fingerprints(old) == [fingerprint(key) for key in keys]
+    configured(f"fernet.keys_file = '{bad}'", f"fernet.keys_command = 'cat {key_file}'")
+    for session in old, sessions():
+        assert refusal(session, "22023") == BAD_PATH
+    configured(f"fernet.keys_command = 'cat {key_file}'")
+    assert fingerprints(old) == [fingerprint(key) for key in keys]
+
+
+@contextmanager
+def set_for(whose, name, text):
+    """Sets it in a session that has not loaded the library, so that nobody looks at the value."""
+    with connect("postgres") as admin:
+        admin.execute(f"ALTER {whose} SET {name} = '{text}'")
+    try:
+        yield
+    finally:
+        with connect("postgres") as admin:
+            admin.execute(f"ALTER {whose} RESET {name}")
+
+
+@pytest.mark.parametrize("whose", ["DATABASE {}", "ROLE CURRENT_USER", "ROLE CURRENT_USER IN DATABASE {}"])
+@pytest.mark.parametrize("name, bad, message", [
+    ("fernet.keys", f"{KEY} {ANOTHER}", BAD_KEY.format(1)), ("fernet.keys_file", KEY, BAD_PATH)])
+def test_for_a_database_or_a_role(database, sessions, configuration, key_file, whose, name, bad, message):
+    configuration.set("fernet.keys_file" if name == "fernet.keys" else "fernet.keys_command",
+                      key_file if name == "fernet.keys" else f"cat {key_file}")
+    with set_for(whose.format(database), name, bad):
+        session = sessions()
+        assert refusal(session, "22023") == message
+        # What is set for the session comes before it.
+        session.execute("SELECT set_config('fernet.keys', %s, false)", [KEY])
+        assert fingerprints(session) == [fingerprint(KEY)]
+
+
+@pytest.mark.parametrize("way", ["SET", "connection option"])
+@pytest.mark.parametrize("name, bad, message", [
+    ("fernet.keys", f"{KEY};{ANOTHER}", BAD_KEY.format(1)), ("fernet.keys_file", KEY, BAD_PATH)])
+def test_in_a_session_before_the_library_was_loaded(sessions, configuration, key_file, way, name, bad, message):
+    configuration.set("fernet.keys_command", f"cat {key_file}")
+    session = sessions(options=f"-c {name}={bad}" if way == "connection option" else "")
+    if way == "SET":
+        session.execute(f"SET {name} = '{bad}'")
+    assert refusal(session, "22023") == message
+    # What needs no key goes on, with parallel workers, too.
+    force_parallel(session)
+    session.execute("CREATE TABLE bad_sources AS SELECT n::text AS value FROM generate_series(1, 10000) AS n")
+    try:
+        _, workers = plan(session, "SELECT count(*) FROM bad_sources WHERE fernet_is_token(value)")
+        assert workers > 0
+    finally:
+        session.execute("DROP TABLE bad_sources")
+
+
+@pytest.mark.parametrize("bad, message", LISTS)
+def test_whoever_sets_it_is_told(db, database, bad, message):
+    """In a session that has the library; what was set before stays."""
+    db.execute("LOAD 'pg_fernet'")
+    db.execute("SELECT set_config('fernet.keys', %s, false)", [KEY])
+    bad = bad.replace("\\n", "\n")
+    for statement in (
+        f"SET fernet.keys = '{bad}'",
+        f"SET LOCAL fernet.keys = '{bad}'",
+        f"SELECT set_config('fernet.keys', '{bad}', false)",
+        *([f"ALTER SYSTEM SET fernet.keys = '{bad}'"] if "\n" not in bad else []),
+        f"ALTER DATABASE {database} SET fernet.keys = '{bad}'",
+        f"ALTER ROLE CURRENT_USER SET fernet.keys = '{bad}'",
+        f"CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql SET fernet.keys = '{bad}' AS 'SELECT 1'",
+    ):
+        with pytest.raises(psycopg.Error) as refused:
+            db.execute(statement)
+        assert (refused.value.sqlstate, refused.value.diag.message_primary) == ("22023", message)
+        assert refused.value.diag.message_hint.startswith("Separate keys by commas")
+    assert fingerprints(db) == [fingerprint(KEY)]
+
+
+def test_a_file_that_was_appended_to(db, folder, keys):
+    """Its last line did not end: the key that was appended is not forgotten in silence."""
+    path = write(folder / "keys")
+    path.write_text(keys[0])
+    use_file(db, path)
+    assert fingerprints(db) == [fingerprint(keys[0])]
+    with path.open("a") as file:
+        file.write(keys[1] + "\n")
+    assert refusal(db, "22023") == "key 1 of fernet.keys_file is not a valid Fernet key"
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ";", " # the old one: ", "\r"])
+def test_two_keys_on_a_line(db, folder, configuration, keys, separator):
+    path = write(folder / "keys", separator.join(keys[:2]))
+    if "#" in separator:
+        use_file(db, path)
+        assert fingerprints(db) == [fingerprint(keys[0])]  # a comment
+        return
+    use_file(db, path)
+    assert refusal(db, "22023") == "key 1 of fernet.keys_file is not a valid Fernet key"
+    db.execute("RESET fernet.keys_file")
+    configuration.set("fernet.keys_command", f"cat {path}")
+    assert refusal(db, "22023") == "key 1 of fernet.keys_command is not a valid Fernet key"
+
+
+def test_a_server_that_begins_with_it(key_file):
+    """It runs, and tells its log, once; no key is used. It recovers with a reload."""
+    with server("shared_preload_libraries = 'pg_fernet'", f"fernet.keys = '{KEY} {ANOTHER}'",
+                f"fernet.keys_file = '{key_file}'") as host:
+        log = Path(host, "data", "server.log")
+
+        def warnings():
+            return log.read_text().count("WARNING:  " + BAD_KEY.format(1))
+
+        assert warnings() == 1
+        with connect("postgres", host=host) as session:
+            session.execute("CREATE EXTENSION pg_fernet")
+            told = notices(session)
+            assert refusal(session, "22023") == BAD_KEY.format(1)
+            session.execute(f"ALTER SYSTEM SET fernet.keys = '{KEY}'")
+            reload(session)
+            assert fingerprints(session) == [fingerprint(KEY)]
+            with Path(host, "data", "postgresql.auto.conf").open("a") as file:
+                file.write(f"fernet.keys = '{KEY} {ANOTHER}'\n")
+            with connect("postgres", host=host):
+                reload(session)
+                assert refusal(session, "22023") == BAD_KEY.format(1)
+            assert warnings() == 2
+            assert not told
+        assert ANOTHER not in log.read_text().replace(f'changed to "{KEY} {ANOTHER}"', "")
