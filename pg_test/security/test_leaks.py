@@ -69,7 +69,7 @@ if VERSION < 18:
 PRELOADED = {
     **{place: labels - {LATER} for place, labels in EXPECTED.items()},
     "SHOW before the library is loaded": set(),
-    "log: reload": {"ALTER SYSTEM", "postgresql.conf"},
+    "log: reload": {"ALTER SYSTEM", "postgresql.conf", "postgresql.conf, refused"},
     "log: log_statement": EXPECTED["log: log_statement"],
     "log: statement of an error": {*IN_A_REFUSED_STATEMENT, LATER},
     "pg_stat_activity, as pg_monitor": EXPECTED["pg_stat_activity, as pg_monitor"],
