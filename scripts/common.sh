@@ -3,6 +3,16 @@
 set -euo pipefail
 # What is installed is for the server's user, too.
 umask 022
+# What programs print is read here, and by the tests: in English. LANGUAGE would take precedence.
+export LC_ALL=C.UTF-8
+# Python finds modules of ours in a virtual environment only, and cd goes where it is told.
+unset LANGUAGE PYTHONPATH PYTHONHOME CDPATH
+export HOME=${HOME:-~}
+
+# A bare PG_CONFIG is looked up on PATH; a relative one starts where the caller is.
+if found=$(type -P "${PG_CONFIG:-}"); then
+    PG_CONFIG=$(realpath -s "$found")
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # shellcheck disable=SC2034 # setup reads it
@@ -17,8 +27,9 @@ if [ "$(id -u)" = 0 ]; then
 else
     cache=${PG_FERNET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pg_fernet}
 fi
-export PG_FERNET_CACHE=$cache
 mkdir -p "$cache"
+cache=$(realpath -s "$cache")
+export PG_FERNET_CACHE=$cache
 
 # Each major version of the server needs its own build: pgrx compiles against its headers.
 export PG_FERNET_TARGET=${PG_FERNET_TARGET:-${CARGO_TARGET_DIR:-$PWD/target}}
@@ -50,6 +61,18 @@ fi
 die() {
     printf 'error: %s\n' "$*" >&2
     exit 1
+}
+
+# Forgets every variable that steers a client of PostgreSQL, or a server, from PGHOSTADDR to PSQLRC;
+# keeps the project's own. Whoever starts a server calls it first: it must not reach another one.
+forget_other_servers() {
+    local name
+    for name in $(compgen -e PG) $(compgen -e PSQL); do
+        case $name in
+        PG | PG_CONFIG | PG_FERNET_* | PGRX_*) ;;
+        *) unset "$name" ;;
+        esac
+    done
 }
 
 # Runs a long command with a dot every few seconds; shows what it printed only if it fails.

@@ -1,10 +1,16 @@
 """The main job, told step by step: rotate the Fernet tokens of a metadata database in SQL."""
 
 import json
+import sys
 import time
+from pathlib import Path
 
 import psycopg
 from cryptography.fernet import Fernet, MultiFernet
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "pg_test"))
+
+from throwaway import refuse_another_server
 
 CONNECTIONS, VARIABLES, TRIGGERS = 20_000, 5_000, 200
 
@@ -128,6 +134,7 @@ def tokens(conn):
 
 
 def main():
+    refuse_another_server()
     conn = psycopg.connect("", autocommit=True)
     conn.add_notice_handler(lambda notice: say(f"{notice.severity}:  {notice.message_primary}"))
     old = Fernet.generate_key().decode()

@@ -4,6 +4,9 @@ passed=0 failed=0 skipped=0
 part_output=$(mktemp)
 trap close EXIT
 
+# The counts are read from what the parts print when nothing tells them to print it otherwise.
+unset PYTEST_ADDOPTS FORCE_COLOR PY_COLORS CARGO_TERM_COLOR
+
 # Adds up what the output of a part says of its tests: cargo in a line for each program, pytest in
 # its last line, pg_regress in a line for each test, from version 16 on as TAP. scripts/test itself,
 # where it runs as a part, has added up all before its last line.

@@ -2,8 +2,13 @@
 
 import sys
 import time
+from pathlib import Path
 
 from tables import NEW, OLD, census, connect, fill, rotate, value
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from throwaway import refuse_another_server
 
 WAYS = {
     "UPDATE": lambda db: db.execute(
@@ -29,6 +34,7 @@ def measure(db, way):
 
 
 def main(sizes):
+    refuse_another_server()
     with connect("postgres") as db:
         db.execute("CREATE EXTENSION pg_fernet")
     db = connect("postgres", keys=[NEW, OLD])

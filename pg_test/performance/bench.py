@@ -22,9 +22,11 @@ from cryptography.fernet import Fernet, MultiFernet
 
 from bars import draw
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
+for folder in ".", "interop":
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 from postgres import memory
+from throwaway import refuse_another_server
 
 NEW, OLD = (Fernet.generate_key().decode() for _ in range(2))
 MORE = [Fernet.generate_key().decode() for _ in range(10)]
@@ -294,6 +296,7 @@ def main():
     parser.add_argument("--record", type=Path, help="where to write performance.json and .svg")
     arguments = parser.parse_args()
 
+    refuse_another_server()
     server = Server()
     times = core(arguments.criterion)
     floor = {(size, name): seconds for (group, size, name), seconds in times.items() if group == "floor"}

@@ -58,6 +58,12 @@ def test_pytest(tmp_path, options, files, status, counts):
     assert run(f"part pytest {sys.executable} -m pytest {options} {tmp_path}") == (status, counts)
 
 
+@pytest.mark.parametrize("variable, value", [("PYTEST_ADDOPTS", "-qq"), ("FORCE_COLOR", "1"), ("PY_COLORS", "1")])
+def test_pytest_told_to_print_otherwise(tmp_path, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    test_pytest(tmp_path, "-q", ["good"], 0, "2 passed, 0 failed, 1 skipped")
+
+
 PASSES = "part passes echo '7 passed in 0.10s'"
 
 
