@@ -5,8 +5,9 @@ set -euo pipefail
 umask 022
 # What programs print is read here, and by the tests: in English. LANGUAGE would take precedence.
 export LC_ALL=C.UTF-8
-# Python finds modules of ours in a virtual environment only, and cd goes where it is told.
-unset LANGUAGE PYTHONPATH PYTHONHOME CDPATH
+unset LANGUAGE
+# Python's modules are those of our virtual environments, and cd goes where it is told.
+unset PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX CDPATH
 export HOME=${HOME:-~}
 
 # A bare PG_CONFIG is looked up on PATH; a relative one starts where the caller is.

@@ -59,6 +59,11 @@ def test_modules_of_others(folder):
         "/psycopg/__init__.py")
 
 
+def test_a_pip_that_installs_for_the_user(tmp_path):
+    (tmp_path / "none").write_text("--no-index")
+    run("bash", "-c", f"source scripts/common.sh; python_environment {tmp_path}/venv {tmp_path}/none", PIP_USER="1")
+
+
 def test_a_folder_for_temporary_files_that_the_server_cannot_reach(folder):
     os.chmod(folder, 0o700)
     assert not beside_a_server("mktemp", TMPDIR=folder).startswith(folder)
