@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OUTPUTS = Path(__file__).parent / "outputs"
+OUTPUTS = "pg_test/scripts/outputs"  # seen from ROOT
 
 
 def last_line(*command, **environment):
