@@ -185,7 +185,8 @@ def test_a_server_process_that_is_killed(server):
     start(server, session, COMMANDS["double fork"])
     starts = server.starts()
     with server.connect() as other, pytest.raises(psycopg.OperationalError):
-        other.execute(f"COPY (SELECT) TO PROGRAM 'kill -9 {session.info.backend_pid}'")
+        other.execute("CREATE TEMP TABLE nothing ()")
+        other.execute(f"COPY nothing FROM PROGRAM 'kill -9 {session.info.backend_pid}'")
         other.execute("SELECT pg_sleep(10)")
     wait_until(lambda: server.starts() > starts, "no restart")
     wait_until(lambda: not left(), "something outlives the server process")
