@@ -10,82 +10,132 @@
 \set QUIET on
 \set SHOW_CONTEXT never
 \pset pager off
+-- Whatever .psqlrc says: these would change what the statements do.
+\set ON_ERROR_ROLLBACK off
+\set AUTOCOMMIT on
+\set SINGLELINE off
+\set FETCH_COUNT 0
+-- What it has begun with AUTOCOMMIT off ends here.
+BEGIN; COMMIT;
 
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 
--- Tell Airflow by its tables: connection_test_request came with 3.3, and
--- trigger.kwargs is text, so that it can hold a token, since 2.9.
-SELECT to_regclass('connection') IS NOT NULL
-         AND to_regclass('variable') IS NOT NULL
-         AND to_regclass('dag_run') IS NOT NULL AS is_airflow,
-       CASE WHEN to_regclass('dag_bundle') IS NULL THEN 2 ELSE 3 END AS airflow,
-       to_regclass('connection_test_request') IS NOT NULL AS has_connection_tests,
-       EXISTS (SELECT FROM pg_attribute
-                WHERE attrelid = to_regclass('trigger')
-                  AND attname = 'kwargs' AND atttypid = 'text'::regtype) AS has_trigger_tokens
+-- From here on, functions, operators, types and tables without a schema are the
+-- server's own, so that nothing that somebody has put into a schema of the
+-- caller's path can run. That path serves to find Airflow's tables, once.
+SELECT pg_catalog.current_schemas(false) AS path \gset
+SET LOCAL search_path = pg_catalog, pg_temp;
+-- A policy that would hide rows is an error.
+SET LOCAL row_security = off;
+
+-- Tell Airflow by its tables: dag_bundle came with 3.0, connection_test_request
+-- with 3.3, and trigger.kwargs is text, so that it can hold a token, since 2.9.
+-- They are all in one schema and of one owner: others are somebody else's.
+WITH tables AS (
+  SELECT c.oid, relname, nspname, relowner, format('%I.%I', nspname, relname) AS name,
+         relkind IN ('r', 'p') AND relpersistence <> 't' AS is_table,
+         relname IN ('connection', 'variable', 'trigger', 'connection_test_request') AS has_tokens
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
+   WHERE nspname = ANY (:'path'::name[]) AND relkind IN ('r', 'p', 'v', 'm', 'f')
+     AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'dag_run', 'dag_bundle')),
+airflow AS (
+  SELECT min(nspname) AS schema, min(relowner::regrole::text) AS owner,
+         CASE WHEN bool_or(relname = 'dag_bundle') THEN 3 ELSE 2 END AS airflow,
+         coalesce(bool_or(relname = 'connection_test_request'), false) AS has_connection_tests,
+         coalesce(bool_or(relname = 'trigger' AND EXISTS (
+           SELECT FROM pg_attribute
+            WHERE attrelid = tables.oid AND attname = 'kwargs' AND atttypid = 'text'::regtype)), false) AS has_trigger_tokens,
+         array_agg(oid::regclass ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
+         CASE WHEN count(DISTINCT nspname) > 1
+              THEN ARRAY['several schemas in the search path have tables of Airflow''s names: '
+                           || string_agg(DISTINCT quote_ident(nspname), ', '),
+                         'Name the one of Airflow alone: PGOPTIONS=''-c search_path=…'' psql …']
+              WHEN count(*) FILTER (WHERE relname IN ('connection', 'variable', 'dag_run')) < 3
+              THEN ARRAY['no Airflow tables in the search path',
+                         'Connect to the metadata database, with its schema in search_path.']
+              WHEN NOT bool_and(is_table)
+              THEN ARRAY['not an ordinary table: ' || string_agg(name, ', ') FILTER (WHERE NOT is_table),
+                         'Airflow has tables there: see what has taken their place.']
+              WHEN count(DISTINCT relowner) > 1
+              THEN ARRAY['Airflow''s tables have several owners: '
+                           || string_agg(format('%s of %s', name, relowner::regrole), ', ' ORDER BY relname),
+                         'See that none is a stranger''s, and give them all to one: ALTER TABLE … OWNER TO …']
+          END AS problem
+    FROM tables),
+extension AS (
+  SELECT nspname AS fernet, extversion AS version
+    FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace
+   WHERE extname = 'pg_fernet')
+SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables,
+       format('Airflow %s in schema %s of %s, pg_fernet %s in schema %s',
+              airflow, quote_ident(schema), owner, version, quote_ident(fernet)) AS taken,
+       format('BEGIN RAISE EXCEPTION USING MESSAGE = %L, HINT = %L; END',
+              coalesce(problem[1], 'pg_fernet is not installed in this database'),
+              coalesce(problem[2], 'As a superuser: CREATE EXTENSION pg_fernet')) AS refusal,
+       problem IS NOT NULL OR fernet IS NULL AS is_refused
+  FROM airflow LEFT JOIN extension ON true
 \gset
-\if :is_airflow
-\else
-  DO $$ BEGIN
-    RAISE EXCEPTION 'no Airflow tables in the search path'
-      USING HINT = 'Connect to the metadata database, with its schema in search_path.';
-  END $$;
+\if :is_refused
+  DO :'refusal';
 \endif
+\echo :taken
 
 -- Every value with its name and with what Airflow takes it for. Empty ones are
--- left out: Airflow does not encrypt them, except in a variable.
+-- left out: Airflow does not encrypt them, except in a variable. psql puts the
+-- schemas in where it uses the text.
 SELECT $$
   SELECT 'connection.password' AS "column", conn_id::text AS name,
-         password AS value, is_encrypted IS TRUE AS encrypted
-    FROM connection WHERE password <> ''
+         password::text AS value, is_encrypted IS TRUE AS encrypted
+    FROM :"schema".connection WHERE password <> ''
   UNION ALL
   SELECT 'connection.extra', conn_id, extra, is_extra_encrypted IS TRUE
-    FROM connection WHERE extra <> ''
+    FROM :"schema".connection WHERE extra <> ''
   UNION ALL
   SELECT 'variable.val', key, val, is_encrypted IS TRUE
-    FROM variable WHERE val IS NOT NULL
+    FROM :"schema".variable WHERE val IS NOT NULL
 $$ AS values_of_airflow \gset
 \if :has_trigger_tokens
   SELECT :'values_of_airflow' || $$
   UNION ALL
   SELECT 'trigger.kwargs', id::text, kwargs, kwargs NOT LIKE '{%'
-    FROM trigger
+    FROM :"schema".trigger
   $$ AS values_of_airflow \gset
 \endif
 \if :has_connection_tests
   SELECT :'values_of_airflow' || $$
   UNION ALL
   SELECT 'connection_test_request.password', connection_id, password, is_encrypted
-    FROM connection_test_request WHERE password <> ''
+    FROM :"schema".connection_test_request WHERE password <> ''
   UNION ALL
   SELECT 'connection_test_request.extra', connection_id, extra, is_extra_encrypted
-    FROM connection_test_request WHERE extra <> ''
+    FROM :"schema".connection_test_request WHERE extra <> ''
   $$ AS values_of_airflow \gset
 \endif
 
 -- The states are those of fernet_census, and two more: "plaintext", and "flag
 -- missing" for a token that Airflow would hand out as it is, because its flag
--- says plaintext. Plaintext is right in a trigger alone: Airflow 3 itself writes
--- the arguments of a deferred task as JSON. Airflow reads a value as a whole: one
--- that merely holds a token is none.
+-- says plaintext. What has the form of a token is never plaintext: if no key
+-- opens it, the key may be missing. Plaintext is right in a trigger only: Airflow
+-- 3 itself writes the arguments of a deferred task as JSON. Airflow reads a value
+-- as a whole: one that merely holds a token is none.
 SELECT $$
   SELECT "column", name, key_index, state,
          state = 'current' OR (state = 'plaintext' AND "column" = 'trigger.kwargs') AS ok
     FROM (SELECT "column", name, key_index,
-                 CASE WHEN NOT encrypted AND key_index IS NULL THEN 'plaintext'
+                 CASE WHEN is_token AND key_index IS NULL THEN 'unknown key'
+                      WHEN NOT encrypted AND NOT is_token THEN 'plaintext'
                       WHEN NOT encrypted THEN 'flag missing'
+                      WHEN NOT is_token THEN 'not a token'
                       WHEN key_index = 1 THEN 'current'
-                      WHEN key_index > 1 THEN 'old key'
-                      WHEN fernet_is_token(value) THEN 'unknown key'
-                      ELSE 'not a token' END AS state
-            FROM (SELECT *, CASE WHEN fernet_is_token(value) THEN fernet_key_index(value) END AS key_index
-                    FROM ($$ || :'values_of_airflow' || $$) AS found) AS indexed) AS judged
+                      ELSE 'old key' END AS state
+            FROM (SELECT *, CASE WHEN is_token THEN :"fernet".fernet_key_index(value) END AS key_index
+                    FROM (SELECT *, :"fernet".fernet_is_token(value) AS is_token
+                            FROM ($$ || :'values_of_airflow' || $$) AS found) AS parsed) AS indexed) AS judged
 $$ AS states_of_airflow \gset
 
-\echo Airflow :airflow
 SELECT "column", state, key_index AS key, fingerprint, count(*) AS "values",
        CASE WHEN ok THEN 'yes' ELSE 'no' END AS ok
-  FROM (:states_of_airflow) AS states LEFT JOIN fernet_keys() USING (key_index)
+  FROM (:states_of_airflow) AS states LEFT JOIN :"fernet".fernet_keys() USING (key_index)
  GROUP BY "column", state, key_index, fingerprint, states.ok
  ORDER BY "column", states.ok, state, key_index;
 

@@ -1,6 +1,7 @@
 -- Encrypt what an Airflow metadata database still holds as plaintext: every
 -- password, extra and variable whose flag says so, and trigger arguments in
--- JSON. Run it with psql once every Airflow process has the key.
+-- JSON. Run it with psql once every Airflow process has the key. Tokens that no
+-- key in the list opens are left as they are, and named.
 --
 -- One transaction, which stops at the first error; safe to run twice. The keys
 -- come from fernet.keys, fernet.keys_file or fernet.keys_command.
@@ -9,41 +10,87 @@
 \set QUIET on
 \set SHOW_CONTEXT never
 \pset pager off
+-- Whatever .psqlrc says: these would change what the statements do.
+\set ON_ERROR_ROLLBACK off
+\set AUTOCOMMIT on
+\set SINGLELINE off
+\set FETCH_COUNT 0
+-- What it has begun with AUTOCOMMIT off ends here.
+BEGIN; COMMIT;
 
 -- At this level each statement sees what was committed before it began, and so
 -- all that was before the tables were locked, whatever the database's default is.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 
--- Tell Airflow by its tables: connection_test_request came with 3.3, and
--- trigger.kwargs is text, so that it can hold a token, since 2.9.
-SELECT to_regclass('connection') IS NOT NULL
-         AND to_regclass('variable') IS NOT NULL
-         AND to_regclass('dag_run') IS NOT NULL AS is_airflow,
-       CASE WHEN to_regclass('dag_bundle') IS NULL THEN 2 ELSE 3 END AS airflow,
-       to_regclass('connection_test_request') IS NOT NULL AS has_connection_tests,
-       EXISTS (SELECT FROM pg_attribute
-                WHERE attrelid = to_regclass('trigger')
-                  AND attname = 'kwargs' AND atttypid = 'text'::regtype) AS has_trigger_tokens
+-- From here on, functions, operators, types and tables without a schema are the
+-- server's own, so that nothing that somebody has put into a schema of the
+-- caller's path can run. That path serves to find Airflow's tables, once.
+SELECT pg_catalog.current_schemas(false) AS path \gset
+SET LOCAL search_path = pg_catalog, pg_temp;
+-- A policy that would hide rows is an error.
+SET LOCAL row_security = off;
+
+-- Tell Airflow by its tables: dag_bundle came with 3.0, connection_test_request
+-- with 3.3, and trigger.kwargs is text, so that it can hold a token, since 2.9.
+-- They are all in one schema and of one owner: others are somebody else's.
+WITH tables AS (
+  SELECT c.oid, relname, nspname, relowner, format('%I.%I', nspname, relname) AS name,
+         relkind IN ('r', 'p') AND relpersistence <> 't' AS is_table,
+         relname IN ('connection', 'variable', 'trigger', 'connection_test_request') AS has_tokens
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
+   WHERE nspname = ANY (:'path'::name[]) AND relkind IN ('r', 'p', 'v', 'm', 'f')
+     AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'dag_run', 'dag_bundle')),
+airflow AS (
+  SELECT min(nspname) AS schema, min(relowner::regrole::text) AS owner,
+         CASE WHEN bool_or(relname = 'dag_bundle') THEN 3 ELSE 2 END AS airflow,
+         coalesce(bool_or(relname = 'connection_test_request'), false) AS has_connection_tests,
+         coalesce(bool_or(relname = 'trigger' AND EXISTS (
+           SELECT FROM pg_attribute
+            WHERE attrelid = tables.oid AND attname = 'kwargs' AND atttypid = 'text'::regtype)), false) AS has_trigger_tokens,
+         array_agg(oid::regclass ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
+         CASE WHEN count(DISTINCT nspname) > 1
+              THEN ARRAY['several schemas in the search path have tables of Airflow''s names: '
+                           || string_agg(DISTINCT quote_ident(nspname), ', '),
+                         'Name the one of Airflow alone: PGOPTIONS=''-c search_path=…'' psql …']
+              WHEN count(*) FILTER (WHERE relname IN ('connection', 'variable', 'dag_run')) < 3
+              THEN ARRAY['no Airflow tables in the search path',
+                         'Connect to the metadata database, with its schema in search_path.']
+              WHEN NOT bool_and(is_table)
+              THEN ARRAY['not an ordinary table: ' || string_agg(name, ', ') FILTER (WHERE NOT is_table),
+                         'Airflow has tables there: see what has taken their place.']
+              WHEN count(DISTINCT relowner) > 1
+              THEN ARRAY['Airflow''s tables have several owners: '
+                           || string_agg(format('%s of %s', name, relowner::regrole), ', ' ORDER BY relname),
+                         'See that none is a stranger''s, and give them all to one: ALTER TABLE … OWNER TO …']
+          END AS problem
+    FROM tables),
+extension AS (
+  SELECT nspname AS fernet, extversion AS version
+    FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace
+   WHERE extname = 'pg_fernet')
+SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables,
+       format('Airflow %s in schema %s of %s, pg_fernet %s in schema %s',
+              airflow, quote_ident(schema), owner, version, quote_ident(fernet)) AS taken,
+       format('BEGIN RAISE EXCEPTION USING MESSAGE = %L, HINT = %L; END',
+              coalesce(problem[1], 'pg_fernet is not installed in this database'),
+              coalesce(problem[2], 'As a superuser: CREATE EXTENSION pg_fernet')) AS refusal,
+       problem IS NOT NULL OR fernet IS NULL AS is_refused
+  FROM airflow LEFT JOIN extension ON true
 \gset
-\if :is_airflow
-\else
-  DO $$ BEGIN
-    RAISE EXCEPTION 'no Airflow tables in the search path'
-      USING HINT = 'Connect to the metadata database, with its schema in search_path.';
-  END $$;
+\if :is_refused
+  DO :'refusal';
 \endif
-\echo Airflow :airflow, new tokens under key 1 of:
-SELECT key_index AS key, fingerprint FROM fernet_keys();
+\echo :taken
+\echo New tokens are under key 1 of:
+SELECT key_index AS key, fingerprint FROM :"fernet".fernet_keys();
 
 -- Lock the tables against writers: all at once or none, so that we never wait
 -- for a lock while we hold another, and no transaction of Airflow's, in whatever
 -- order it writes, can meet a deadlock with us. Readers are not held up.
+SET LOCAL airflow.tables = :'tables';
 DO $$
 DECLARE
-  tables regclass[] := ARRAY(
-    SELECT to_regclass(name)
-      FROM unnest('{connection,variable,trigger,connection_test_request}'::text[]) AS name
-     WHERE to_regclass(name) IS NOT NULL);
+  tables regclass[] := current_setting('airflow.tables');
   names text := array_to_string(tables, ', ');
   attempts integer := 0;
 BEGIN
@@ -66,49 +113,82 @@ BEGIN
   END LOOP;
 END $$;
 
--- Airflow never encrypts an empty password or extra. A value that one of the
--- keys opens although its flag says plaintext was encrypted by hand: it gets
--- the flag and no second layer. One that merely holds a token, in JSON for
--- instance, is plaintext.
-UPDATE connection
-   SET password = CASE WHEN password <> '' AND is_encrypted IS NOT TRUE
-                            AND (NOT fernet_is_token(password) OR fernet_key_index(password) IS NULL)
-                       THEN fernet_encrypt(password) ELSE password END,
-       is_encrypted = is_encrypted IS TRUE OR coalesce(password <> '', false),
-       extra = CASE WHEN extra <> '' AND is_extra_encrypted IS NOT TRUE
-                         AND (NOT fernet_is_token(extra) OR fernet_key_index(extra) IS NULL)
-                    THEN fernet_encrypt(extra) ELSE extra END,
-       is_extra_encrypted = is_extra_encrypted IS TRUE OR coalesce(extra <> '', false)
- WHERE (password <> '' AND is_encrypted IS NOT TRUE)
-    OR (extra <> '' AND is_extra_encrypted IS NOT TRUE);
+-- Airflow never encrypts an empty password or extra. What has the form of a token
+-- although its flag says plaintext was encrypted by hand: if one of the keys opens
+-- it, it gets the flag and no second layer; if none does, its key may be missing,
+-- and it is left. A value that merely holds a token, in JSON for instance, is
+-- plaintext.
+UPDATE :"schema".connection
+   SET password = CASE WHEN password <> '' AND is_encrypted IS NOT TRUE AND NOT :"fernet".fernet_is_token(password::text)
+                       THEN :"fernet".fernet_encrypt(password::text) ELSE password END,
+       is_encrypted = is_encrypted IS TRUE OR coalesce(password <> '' AND (
+         NOT :"fernet".fernet_is_token(password::text) OR :"fernet".fernet_key_index(password::text) > 0), false),
+       extra = CASE WHEN extra <> '' AND is_extra_encrypted IS NOT TRUE AND NOT :"fernet".fernet_is_token(extra::text)
+                    THEN :"fernet".fernet_encrypt(extra::text) ELSE extra END,
+       is_extra_encrypted = is_extra_encrypted IS TRUE OR coalesce(extra <> '' AND (
+         NOT :"fernet".fernet_is_token(extra::text) OR :"fernet".fernet_key_index(extra::text) > 0), false)
+ WHERE (password <> '' AND is_encrypted IS NOT TRUE
+        AND (NOT :"fernet".fernet_is_token(password::text) OR :"fernet".fernet_key_index(password::text) > 0))
+    OR (extra <> '' AND is_extra_encrypted IS NOT TRUE
+        AND (NOT :"fernet".fernet_is_token(extra::text) OR :"fernet".fernet_key_index(extra::text) > 0));
 \echo connection: :ROW_COUNT rows encrypted
 
 -- Unlike a password, an empty variable is encrypted by Airflow too.
-UPDATE variable
-   SET val = CASE WHEN NOT fernet_is_token(val) OR fernet_key_index(val) IS NULL THEN fernet_encrypt(val) ELSE val END,
+UPDATE :"schema".variable
+   SET val = CASE WHEN NOT :"fernet".fernet_is_token(val::text) THEN :"fernet".fernet_encrypt(val::text) ELSE val END,
        is_encrypted = true
- WHERE val IS NOT NULL AND is_encrypted IS NOT TRUE;
+ WHERE is_encrypted IS NOT TRUE
+   AND (NOT :"fernet".fernet_is_token(val::text) OR :"fernet".fernet_key_index(val::text) > 0);
 \echo variable: :ROW_COUNT rows encrypted
 
 -- A trigger has no flag: Airflow takes arguments that start with a brace for JSON.
 \if :has_trigger_tokens
-  UPDATE trigger SET kwargs = fernet_encrypt(kwargs) WHERE kwargs LIKE '{%';
+  UPDATE :"schema".trigger SET kwargs = :"fernet".fernet_encrypt(kwargs::text) WHERE kwargs LIKE '{%';
   \echo trigger: :ROW_COUNT rows encrypted
 \endif
 
 \if :has_connection_tests
-  UPDATE connection_test_request
-     SET password = CASE WHEN password <> '' AND NOT is_encrypted
-                              AND (NOT fernet_is_token(password) OR fernet_key_index(password) IS NULL)
-                         THEN fernet_encrypt(password) ELSE password END,
-         is_encrypted = is_encrypted OR coalesce(password <> '', false),
-         extra = CASE WHEN extra <> '' AND NOT is_extra_encrypted
-                           AND (NOT fernet_is_token(extra) OR fernet_key_index(extra) IS NULL)
-                      THEN fernet_encrypt(extra) ELSE extra END,
-         is_extra_encrypted = is_extra_encrypted OR coalesce(extra <> '', false)
-   WHERE (password <> '' AND NOT is_encrypted)
-      OR (extra <> '' AND NOT is_extra_encrypted);
+  UPDATE :"schema".connection_test_request
+     SET password = CASE WHEN password <> '' AND NOT is_encrypted AND NOT :"fernet".fernet_is_token(password::text)
+                         THEN :"fernet".fernet_encrypt(password::text) ELSE password END,
+         is_encrypted = is_encrypted OR coalesce(password <> '' AND (
+           NOT :"fernet".fernet_is_token(password::text) OR :"fernet".fernet_key_index(password::text) > 0), false),
+         extra = CASE WHEN extra <> '' AND NOT is_extra_encrypted AND NOT :"fernet".fernet_is_token(extra::text)
+                      THEN :"fernet".fernet_encrypt(extra::text) ELSE extra END,
+         is_extra_encrypted = is_extra_encrypted OR coalesce(extra <> '' AND (
+           NOT :"fernet".fernet_is_token(extra::text) OR :"fernet".fernet_key_index(extra::text) > 0), false)
+   WHERE (password <> '' AND NOT is_encrypted
+          AND (NOT :"fernet".fernet_is_token(password::text) OR :"fernet".fernet_key_index(password::text) > 0))
+      OR (extra <> '' AND NOT is_extra_encrypted
+          AND (NOT :"fernet".fernet_is_token(extra::text) OR :"fernet".fernet_key_index(extra::text) > 0));
   \echo connection_test_request: :ROW_COUNT rows encrypted
+\endif
+
+-- What still says plaintext, and is not empty, are those tokens.
+SELECT $$
+  SELECT 'connection.password' AS "column", conn_id::text AS name
+    FROM :"schema".connection WHERE password <> '' AND is_encrypted IS NOT TRUE
+  UNION ALL
+  SELECT 'connection.extra', conn_id
+    FROM :"schema".connection WHERE extra <> '' AND is_extra_encrypted IS NOT TRUE
+  UNION ALL
+  SELECT 'variable.val', key
+    FROM :"schema".variable WHERE val IS NOT NULL AND is_encrypted IS NOT TRUE
+$$ AS tokens_left \gset
+\if :has_connection_tests
+  SELECT :'tokens_left' || $$
+  UNION ALL
+  SELECT 'connection_test_request.password', connection_id
+    FROM :"schema".connection_test_request WHERE password <> '' AND NOT is_encrypted
+  UNION ALL
+  SELECT 'connection_test_request.extra', connection_id
+    FROM :"schema".connection_test_request WHERE extra <> '' AND NOT is_extra_encrypted
+  $$ AS tokens_left \gset
+\endif
+SELECT count(*) AS left, count(*) > 0 AS are_left FROM (:tokens_left) AS tokens \gset
+\if :are_left
+  \warn WARNING: left :left as they are, although their flag says plaintext: tokens that no key in the list opens
+  SELECT "column", name AS "left as it is" FROM (:tokens_left) AS tokens ORDER BY "column", name;
 \endif
 
 COMMIT;

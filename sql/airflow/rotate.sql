@@ -10,41 +10,91 @@
 \set QUIET on
 \set SHOW_CONTEXT never
 \pset pager off
+-- Whatever .psqlrc says: these would change what the statements do.
+\set ON_ERROR_ROLLBACK off
+\set AUTOCOMMIT on
+\set SINGLELINE off
+\set FETCH_COUNT 0
+-- What it has begun with AUTOCOMMIT off ends here.
+BEGIN; COMMIT;
 
 -- At this level each statement sees what was committed before it began, and so
 -- all that was before the tables were locked, whatever the database's default is.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 
--- Tell Airflow by its tables: connection_test_request came with 3.3, and
--- trigger.kwargs is text, so that it can hold a token, since 2.9.
-SELECT to_regclass('connection') IS NOT NULL
-         AND to_regclass('variable') IS NOT NULL
-         AND to_regclass('dag_run') IS NOT NULL AS is_airflow,
-       CASE WHEN to_regclass('dag_bundle') IS NULL THEN 2 ELSE 3 END AS airflow,
-       to_regclass('connection_test_request') IS NOT NULL AS has_connection_tests,
-       EXISTS (SELECT FROM pg_attribute
-                WHERE attrelid = to_regclass('trigger')
-                  AND attname = 'kwargs' AND atttypid = 'text'::regtype) AS has_trigger_tokens
+-- From here on, functions, operators, types and tables without a schema are the
+-- server's own, so that nothing that somebody has put into a schema of the
+-- caller's path can run. That path serves to find Airflow's tables, once.
+SELECT pg_catalog.current_schemas(false) AS path \gset
+SET LOCAL search_path = pg_catalog, pg_temp;
+-- A policy that would hide rows is an error.
+SET LOCAL row_security = off;
+
+-- Tell Airflow by its tables: dag_bundle came with 3.0, connection_test_request
+-- with 3.3, and trigger.kwargs is text, so that it can hold a token, since 2.9.
+-- They are all in one schema and of one owner: others are somebody else's.
+WITH tables AS (
+  SELECT c.oid, relname, nspname, relowner, format('%I.%I', nspname, relname) AS name,
+         relkind IN ('r', 'p') AND relpersistence <> 't' AS is_table,
+         relname IN ('connection', 'variable', 'trigger', 'connection_test_request') AS has_tokens
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
+   WHERE nspname = ANY (:'path'::name[]) AND relkind IN ('r', 'p', 'v', 'm', 'f')
+     AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'dag_run', 'dag_bundle')),
+airflow AS (
+  SELECT min(nspname) AS schema, min(relowner::regrole::text) AS owner,
+         CASE WHEN bool_or(relname = 'dag_bundle') THEN 3 ELSE 2 END AS airflow,
+         coalesce(bool_or(relname = 'connection_test_request'), false) AS has_connection_tests,
+         coalesce(bool_or(relname = 'trigger' AND EXISTS (
+           SELECT FROM pg_attribute
+            WHERE attrelid = tables.oid AND attname = 'kwargs' AND atttypid = 'text'::regtype)), false) AS has_trigger_tokens,
+         array_agg(oid::regclass ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
+         CASE WHEN count(DISTINCT nspname) > 1
+              THEN ARRAY['several schemas in the search path have tables of Airflow''s names: '
+                           || string_agg(DISTINCT quote_ident(nspname), ', '),
+                         'Name the one of Airflow alone: PGOPTIONS=''-c search_path=…'' psql …']
+              WHEN count(*) FILTER (WHERE relname IN ('connection', 'variable', 'dag_run')) < 3
+              THEN ARRAY['no Airflow tables in the search path',
+                         'Connect to the metadata database, with its schema in search_path.']
+              WHEN NOT bool_and(is_table)
+              THEN ARRAY['not an ordinary table: ' || string_agg(name, ', ') FILTER (WHERE NOT is_table),
+                         'Airflow has tables there: see what has taken their place.']
+              WHEN count(DISTINCT relowner) > 1
+              THEN ARRAY['Airflow''s tables have several owners: '
+                           || string_agg(format('%s of %s', name, relowner::regrole), ', ' ORDER BY relname),
+                         'See that none is a stranger''s, and give them all to one: ALTER TABLE … OWNER TO …']
+          END AS problem
+    FROM tables),
+extension AS (
+  SELECT nspname AS fernet, extversion AS version
+    FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace
+   WHERE extname = 'pg_fernet')
+SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables,
+       format('Airflow %s in schema %s of %s, pg_fernet %s in schema %s',
+              airflow, quote_ident(schema), owner, version, quote_ident(fernet)) AS taken,
+       format('BEGIN RAISE EXCEPTION USING MESSAGE = %L, HINT = %L; END',
+              coalesce(problem[1], 'pg_fernet is not installed in this database'),
+              coalesce(problem[2], 'As a superuser: CREATE EXTENSION pg_fernet')) AS refusal,
+       problem IS NOT NULL OR fernet IS NULL AS is_refused
+  FROM airflow LEFT JOIN extension ON true
 \gset
-\if :is_airflow
-\else
-  DO $$ BEGIN
-    RAISE EXCEPTION 'no Airflow tables in the search path'
-      USING HINT = 'Connect to the metadata database, with its schema in search_path.';
-  END $$;
+\if :is_refused
+  DO :'refusal';
 \endif
-\echo Airflow :airflow, rotating to key 1 of:
-SELECT key_index AS key, fingerprint FROM fernet_keys();
+\echo :taken
+\echo Rotating to key 1 of:
+SELECT key_index AS key, fingerprint FROM :"fernet".fernet_keys();
+SELECT count(*) = 1 AS is_single FROM :"fernet".fernet_keys() \gset
+\if :is_single
+  \warn WARNING: there is a single key in the list, so there is nothing to rotate from
+\endif
 
 -- Lock the tables against writers: all at once or none, so that we never wait
 -- for a lock while we hold another, and no transaction of Airflow's, in whatever
 -- order it writes, can meet a deadlock with us. Readers are not held up.
+SET LOCAL airflow.tables = :'tables';
 DO $$
 DECLARE
-  tables regclass[] := ARRAY(
-    SELECT to_regclass(name)
-      FROM unnest('{connection,variable,trigger,connection_test_request}'::text[]) AS name
-     WHERE to_regclass(name) IS NOT NULL);
+  tables regclass[] := current_setting('airflow.tables');
   names text := array_to_string(tables, ', ');
   attempts integer := 0;
 BEGIN
@@ -69,36 +119,36 @@ END $$;
 
 -- IS DISTINCT FROM 1 takes the tokens under older keys, and also the values
 -- that no key opens: fernet_rotate stops at those, so that none is passed over.
-UPDATE connection
+UPDATE :"schema".connection
    SET password = CASE WHEN is_encrypted AND password <> ''
-                       THEN fernet_rotate(password) ELSE password END,
+                       THEN :"fernet".fernet_rotate(password::text) ELSE password END,
        extra = CASE WHEN is_extra_encrypted AND extra <> ''
-                    THEN fernet_rotate(extra) ELSE extra END
- WHERE (is_encrypted AND password <> '' AND fernet_key_index(password) IS DISTINCT FROM 1)
-    OR (is_extra_encrypted AND extra <> '' AND fernet_key_index(extra) IS DISTINCT FROM 1);
+                    THEN :"fernet".fernet_rotate(extra::text) ELSE extra END
+ WHERE (is_encrypted AND password <> '' AND :"fernet".fernet_key_index(password::text) IS DISTINCT FROM 1)
+    OR (is_extra_encrypted AND extra <> '' AND :"fernet".fernet_key_index(extra::text) IS DISTINCT FROM 1);
 \echo connection: :ROW_COUNT rows rotated
 
-UPDATE variable
-   SET val = fernet_rotate(val)
- WHERE is_encrypted AND val <> '' AND fernet_key_index(val) IS DISTINCT FROM 1;
+UPDATE :"schema".variable
+   SET val = :"fernet".fernet_rotate(val::text)
+ WHERE is_encrypted AND val <> '' AND :"fernet".fernet_key_index(val::text) IS DISTINCT FROM 1;
 \echo variable: :ROW_COUNT rows rotated
 
 -- A trigger has no flag: Airflow takes arguments that start with a brace for JSON.
 \if :has_trigger_tokens
-  UPDATE trigger
-     SET kwargs = fernet_rotate(kwargs)
-   WHERE kwargs NOT LIKE '{%' AND fernet_key_index(kwargs) IS DISTINCT FROM 1;
+  UPDATE :"schema".trigger
+     SET kwargs = :"fernet".fernet_rotate(kwargs::text)
+   WHERE kwargs NOT LIKE '{%' AND :"fernet".fernet_key_index(kwargs::text) IS DISTINCT FROM 1;
   \echo trigger: :ROW_COUNT rows rotated
 \endif
 
 \if :has_connection_tests
-  UPDATE connection_test_request
+  UPDATE :"schema".connection_test_request
      SET password = CASE WHEN is_encrypted AND password <> ''
-                         THEN fernet_rotate(password) ELSE password END,
+                         THEN :"fernet".fernet_rotate(password::text) ELSE password END,
          extra = CASE WHEN is_extra_encrypted AND extra <> ''
-                      THEN fernet_rotate(extra) ELSE extra END
-   WHERE (is_encrypted AND password <> '' AND fernet_key_index(password) IS DISTINCT FROM 1)
-      OR (is_extra_encrypted AND extra <> '' AND fernet_key_index(extra) IS DISTINCT FROM 1);
+                      THEN :"fernet".fernet_rotate(extra::text) ELSE extra END
+   WHERE (is_encrypted AND password <> '' AND :"fernet".fernet_key_index(password::text) IS DISTINCT FROM 1)
+      OR (is_extra_encrypted AND extra <> '' AND :"fernet".fernet_key_index(extra::text) IS DISTINCT FROM 1);
   \echo connection_test_request: :ROW_COUNT rows rotated
 \endif
 

@@ -1,0 +1,369 @@
+"""The scripts in sql/airflow, run by a superuser in a database where others may create what they like, and by others. The
+tables are shaped as Airflow's; pg_test/airflow has the real ones."""
+
+import os
+import re
+import subprocess
+
+import pytest
+
+import pyca
+from key_files import key
+from postgres import ROOT, column, connect, create_database, drop_database, set_keys, value
+from test_planted_objects import PLANT
+
+DATABASE = "fernet_airflow"
+SCRIPTS = "rotate.sql", "encrypt.sql", "check.sql"
+TABLES = {
+    "dag_run": "id integer",
+    "dag_bundle": "name varchar(250)",
+    "connection": "id serial, conn_id varchar(250), password varchar(5000), extra text, is_encrypted boolean, is_extra_encrypted boolean",
+    "variable": "id serial, key varchar(250), val text, is_encrypted boolean",
+    "trigger": "id serial, kwargs text",
+    "connection_test_request": "id uuid DEFAULT gen_random_uuid(), connection_id varchar(250), password varchar(5000), extra text,"
+                               " is_encrypted boolean NOT NULL DEFAULT false, is_extra_encrypted boolean NOT NULL DEFAULT false",
+}
+TRAP = "AS $$ BEGIN INSERT INTO traps.sprung VALUES (TG_NAME, current_user); RETURN NEW; END $$"
+
+# Beside a copy of what the server has: what fits a varchar better than the server's and ours do.
+PLANT_VARCHAR = """
+DO $do$
+DECLARE
+    types CONSTANT oid[] := ARRAY['text', 'bytea', 'int', 'bigint', 'bool', 'timestamptz', 'interval', 'name', 'oid']::regtype[];
+    body text := $$ BEGIN INSERT INTO traps.sprung VALUES (%L, current_user); RETURN NULL; END $$;
+    schema text;
+    arguments text;
+    f record;
+    o record;
+BEGIN
+    FOREACH schema IN ARRAY ARRAY['traps', 'public'] LOOP
+        FOR f IN SELECT DISTINCT proname, prorettype, replace(array_to_string(proargtypes::regtype[], ', '), 'text', 'varchar') AS arguments
+                 FROM pg_proc
+                 WHERE (pronamespace = 'pg_catalog'::regnamespace OR pronamespace = 'public'::regnamespace AND proname LIKE 'fernet%')
+                   AND 'text'::regtype = ANY (proargtypes::oid[]) AND prokind = 'f' AND NOT proretset AND pronargs <= 4
+                   AND types @> proargtypes::oid[] AND prorettype = ANY (types)
+        LOOP
+            EXECUTE format('CREATE OR REPLACE FUNCTION %I.%I(%s) RETURNS %s LANGUAGE plpgsql AS %L', schema, f.proname, f.arguments,
+                           f.prorettype::regtype, format(body, format('%I.%I(%s)', schema, f.proname, f.arguments)));
+        END LOOP;
+        FOR o IN SELECT * FROM pg_operator
+                 WHERE oprnamespace = 'pg_catalog'::regnamespace AND (oprleft, oprright) = ('text'::regtype, 'text'::regtype)
+        LOOP
+            FOREACH arguments IN ARRAY ARRAY['varchar, varchar', 'varchar, text', 'text, varchar'] LOOP
+                EXECUTE format('CREATE FUNCTION %I.%I(%s) RETURNS %s LANGUAGE plpgsql AS %L', schema, 'operator ' || o.oprname, arguments,
+                               o.oprresult::regtype, format(body, format('%I.%s(%s)', schema, o.oprname, arguments)));
+                EXECUTE format('CREATE OPERATOR %I.%s (FUNCTION = %I.%I, LEFTARG = %s, RIGHTARG = %s)', schema, o.oprname,
+                               schema, 'operator ' || o.oprname, split_part(arguments, ', ', 1), split_part(arguments, ', ', 2));
+            END LOOP;
+        END LOOP;
+    END LOOP;
+END $do$;
+
+CREATE FUNCTION public.fernet_rotate(VARIADIC text[]) RETURNS text LANGUAGE plpgsql
+AS $$ BEGIN INSERT INTO traps.sprung VALUES ('variadic', current_user); RETURN NULL; END $$;
+
+CREATE DOMAIN traps.name AS pg_catalog.text;
+CREATE DOMAIN traps.text AS pg_catalog.int4;
+CREATE DOMAIN traps.regtype AS pg_catalog.text;
+CREATE VIEW traps.pg_class AS SELECT 1 AS nothing;
+CREATE VIEW traps.pg_extension AS SELECT 1 AS nothing;
+CREATE VIEW traps.pg_locks AS SELECT 1 AS nothing;
+"""
+
+
+@pytest.fixture(scope="module")
+def roles():
+    with connect("postgres") as admin:
+        admin.execute("CREATE ROLE fernet_attacker LOGIN; CREATE ROLE fernet_airflow LOGIN")
+        yield
+        admin.execute("DROP ROLE fernet_attacker, fernet_airflow")
+
+
+@pytest.fixture
+def admin(roles, keys):
+    """A superuser, in a database with Airflow's tables and the extension in schema public, where an attacker may create."""
+    create_database(DATABASE)
+    with connect(DATABASE) as admin:
+        admin.execute("CREATE EXTENSION pg_fernet")
+        admin.execute("CREATE SCHEMA traps AUTHORIZATION fernet_attacker")
+        admin.execute("GRANT USAGE ON SCHEMA traps TO PUBLIC")
+        admin.execute("GRANT CREATE ON SCHEMA public TO fernet_attacker, fernet_airflow")
+        admin.execute(f"GRANT CREATE ON DATABASE {DATABASE} TO fernet_attacker")
+        admin.execute("SET ROLE fernet_airflow")
+        create_tables(admin, "public")
+        admin.execute("RESET ROLE")
+        set_keys(admin, *keys)
+        fill(admin, "public", keys[1])
+        yield admin
+    drop_database(DATABASE)
+
+
+def create_tables(session, schema, tables=TABLES):
+    for table in tables:
+        session.execute(f"CREATE TABLE {schema}.{table} ({TABLES[table]})")
+
+
+def fill(session, schema, key):
+    """A row with tokens of the key in each table, and one with plaintext."""
+    for table, name in ("connection", "conn_id"), ("connection_test_request", "connection_id"):
+        session.execute(f"INSERT INTO {schema}.{table} ({name}, password, extra, is_encrypted, is_extra_encrypted) VALUES"
+                        " ('old', %s, %s, true, true), ('plain', 'plain password', '{}', false, false)",
+                        [token(key, "password"), token(key, "extra")])
+    session.execute(f"INSERT INTO {schema}.variable (key, val, is_encrypted) VALUES ('old', %s, true), ('plain', 'plain value', false)",
+                    [token(key, "value")])
+    session.execute(f"INSERT INTO {schema}.trigger (kwargs) VALUES (%s), ('{{}}')", [token(key, "kwargs")])
+
+
+def token(key, text):
+    return pyca.encrypt(key, text.encode(), 1_700_000_000).decode()
+
+
+@pytest.fixture
+def attacker(admin):
+    with connect(DATABASE, user="fernet_attacker") as session:
+        session.execute("CREATE TABLE traps.sprung (trap text, victim text); GRANT INSERT ON traps.sprung TO PUBLIC")
+        yield session
+
+
+def sprung(session):
+    return column(session, "SELECT trap FROM traps.sprung ORDER BY 1")
+
+
+def psql(script, *keys, path=None, user="postgres", psqlrc="/dev/null"):
+    options = f"-c fernet.keys={','.join(keys)}" + (f" -c search_path={path}" if path else "")
+    environment = os.environ | {"PGOPTIONS": options, "PGUSER": user, "PGDATABASE": DATABASE, "PSQLRC": str(psqlrc)}
+    return subprocess.run(["psql", "-f", ROOT / "sql" / "airflow" / script], env=environment, text=True, capture_output=True,
+                          stdin=subprocess.DEVNULL, timeout=60)
+
+
+def succeed(*arguments, **options):
+    """What it prints."""
+    done = psql(*arguments, **options)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return done.stdout
+
+
+def refusal(*arguments, **options):
+    """The error that it ends with."""
+    done = psql(*arguments, **options)
+    assert done.returncode == 3, done.stdout + done.stderr
+    return done.stderr
+
+
+def snapshot(session):
+    return {table: session.execute(f"SELECT t.ctid, t.xmin, t.* FROM public.{table} AS t ORDER BY t.ctid").fetchall() for table in TABLES}
+
+
+def run_all(keys, **options):
+    for script in SCRIPTS:
+        printed = succeed(script, *keys, **options)
+        assert "Airflow 3 in schema public of fernet_airflow, pg_fernet" in printed
+    assert "All that Airflow encrypts is under the first key." in printed
+
+
+#
+# Planted objects
+#
+
+@pytest.mark.parametrize("path", [None, "traps,pg_catalog,public"])
+def test_planted_functions_operators_types_and_catalogs(admin, attacker, keys, path):
+    attacker.execute(PLANT.replace("CREATE TABLE traps.sprung (trap text, victim text);", ""))
+    attacker.execute(PLANT_VARCHAR)
+    if path:
+        admin.execute(f"SET search_path = {path}")
+        admin.execute("SELECT fernet_rotate('x'::varchar)")
+        assert sprung(attacker) == ["traps.fernet_rotate(varchar)"]
+        attacker.execute("TRUNCATE traps.sprung")
+    run_all(keys, path=path)
+    assert sprung(attacker) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_makes_a_call_ambiguous_is_not_called(admin, attacker, keys, script):
+    for arguments in "token text, more integer DEFAULT 1", "more integer DEFAULT 1":
+        for name in "fernet_is_token", "fernet_encrypt", "fernet_key_index", "fernet_rotate", "fernet_keys":
+            attacker.execute(f"CREATE FUNCTION public.{name}({arguments}) RETURNS boolean LANGUAGE plpgsql"
+                             " AS $$ BEGIN INSERT INTO traps.sprung VALUES ('default', current_user); RETURN NULL; END $$")
+    before = snapshot(admin)
+    assert "is not unique" in refusal(script, *keys)
+    assert sprung(attacker) == [] and snapshot(admin) == before
+
+
+#
+# Whose tables
+#
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("tables", [["connection"], ["connection_test_request"], TABLES])
+def test_tables_of_another_schema_are_not_taken_for_airflows(admin, attacker, keys, script, tables):
+    """A schema with the caller's name comes first in the path."""
+    attacker.execute("CREATE SCHEMA postgres")
+    create_tables(attacker, "postgres", tables)
+    before = snapshot(admin)
+    assert "several schemas in the search path have tables of Airflow's names: postgres, public" in refusal(script, *keys)
+    assert snapshot(admin) == before
+
+
+def test_the_schema_can_be_named(admin, attacker, keys):
+    attacker.execute("CREATE SCHEMA postgres")
+    create_tables(attacker, "postgres")
+    run_all(keys, path="public")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_table_that_airflow_lacks_and_somebody_else_has_made(admin, attacker, keys, script):
+    """Its triggers would run with the rights of the caller."""
+    admin.execute("DROP TABLE public.connection_test_request")
+    create_tables(attacker, "public", ["connection_test_request"])
+    assert "Airflow's tables have several owners" in (error := refusal(script, *keys))
+    assert "public.connection_test_request of fernet_attacker" in error
+
+
+@pytest.mark.parametrize("kind", ["view", "materialized view", "foreign table"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_is_no_table(admin, keys, script, kind):
+    admin.execute("ALTER TABLE public.connection RENAME TO hidden")
+    admin.execute({
+        "view": "CREATE VIEW public.connection AS SELECT * FROM public.hidden",
+        "materialized view": "CREATE MATERIALIZED VIEW public.connection AS SELECT * FROM public.hidden",
+        "foreign table": "CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing;"
+                         " CREATE FOREIGN TABLE public.connection (id integer) SERVER nowhere",
+    }[kind])
+    assert "not an ordinary table: public.connection" in refusal(script, *keys)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_temporary_tables(admin, keys, script, tmp_path):
+    rc = tmp_path / "psqlrc"
+    rc.write_text(f"CREATE TEMPORARY TABLE connection ({TABLES['connection']});\n")
+    assert "Airflow 3 in schema public of fernet_airflow" in psql(script, *keys, psqlrc=rc).stdout
+    assert value(admin, "SELECT count(*) FROM public.connection WHERE conn_id = 'old'") == 1
+    rc.write_text("\n".join(f"CREATE TEMPORARY TABLE {table} ({columns});" for table, columns in TABLES.items()))
+    assert "not an ordinary table: pg_temp_" in refusal(script, *keys, path="pg_temp", psqlrc=rc)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_airflow_and_no_extension(admin, keys, script):
+    assert "no Airflow tables in the search path" in refusal(script, *keys, path="traps")
+    admin.execute("DROP EXTENSION pg_fernet")
+    assert "pg_fernet is not installed in this database" in refusal(script, *keys)
+
+
+def test_names_that_must_be_quoted(admin, keys):
+    admin.execute("""
+        CREATE SCHEMA "the fernet's "; ALTER EXTENSION pg_fernet SET SCHEMA "the fernet's ";
+        ALTER SCHEMA public RENAME TO "Air""flow's %s $$;" """)
+    for script in SCRIPTS:
+        printed = succeed(script, *keys, path='"Air""flow\'s\\ %s\\ $$;"')
+        assert """Airflow 3 in schema "Air""flow's %s $$;" of fernet_airflow""" in printed
+        assert """in schema "the fernet's "\n""" in printed
+
+
+#
+# Rows that a policy hides
+#
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_policy_that_hides_rows_is_an_error(admin, keys, script):
+    admin.execute("""
+        ALTER TABLE public.connection ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY mine ON public.connection USING (conn_id = 'plain');
+        CREATE ROLE fernet_tenant LOGIN;
+        GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO fernet_tenant;
+        GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO fernet_tenant;
+        GRANT SET ON PARAMETER fernet.keys TO fernet_tenant""")
+    try:
+        before = snapshot(admin)
+        error = refusal(script, *keys, user="fernet_tenant")
+        assert 'query would be affected by row-level security policy for table "connection"' in error
+        assert snapshot(admin) == before
+        # Nobody is in its way who sees all.
+        run_all(keys)
+    finally:
+        admin.execute("DROP OWNED BY fernet_tenant; DROP ROLE fernet_tenant")
+
+
+#
+# Tokens without their key
+#
+
+def test_a_token_that_no_key_opens_is_never_plaintext(admin, keys):
+    """Whatever its flag says: a second layer of encryption would hide it."""
+    lost = token(key(), "lost")
+    admin.execute("UPDATE public.connection SET password = %s, is_encrypted = false WHERE conn_id = 'old'", [lost])
+    admin.execute("UPDATE public.connection_test_request SET extra = %s, is_extra_encrypted = false WHERE connection_id = 'old'", [lost])
+    admin.execute("INSERT INTO public.variable (key, val, is_encrypted) VALUES ('lost', %s, false), ('ancient', %s, NULL)", [lost, lost])
+    kept = {"connection": ("conn_id", "password", "is_encrypted"), "connection_test_request": ("connection_id", "extra", "is_extra_encrypted"),
+            "variable": ("key", "val", "is_encrypted")}
+
+    def left():
+        return {table: sorted(admin.execute(f"SELECT {name}, {flag} FROM public.{table} WHERE {secret} = %s", [lost]).fetchall(), key=str)
+                for table, (name, secret, flag) in kept.items()}
+
+    before = left()
+    succeed("rotate.sql", *keys)
+    done = psql("encrypt.sql", *keys)
+    assert done.returncode == 0
+    assert "left 4 as they are" in done.stderr and lost not in done.stdout + done.stderr
+    assert [line.split(" | ")[1].strip() for line in done.stdout.splitlines()[-6:-2]] == ["old", "old", "ancient", "lost"]
+    assert left() == before
+
+    checked = psql("check.sql", *keys)
+    assert checked.returncode == 3
+    states = {tuple(part.strip() for part in line.split(" | ")[:2]) for line in checked.stdout.splitlines() if line.endswith(" | no")}
+    assert states == {("connection.password", "unknown key"), ("connection_test_request.extra", "unknown key"), ("variable.val", "unknown key")}
+
+    # What is no token of Airflow's can be encrypted by hand.
+    admin.execute("UPDATE public.variable SET val = fernet_encrypt(val::text), is_encrypted = true WHERE val = %s", [lost])
+    assert "left 2 as they are" in psql("encrypt.sql", *keys).stderr
+
+
+def test_one_key_in_the_list(admin, keys):
+    assert "there is a single key in the list" in psql("rotate.sql", keys[1]).stderr
+    succeed("rotate.sql", *keys)
+
+
+#
+# Whatever .psqlrc says
+#
+
+@pytest.mark.parametrize("settings", [
+    r"\set ON_ERROR_ROLLBACK on",
+    "\\set ON_ERROR_ROLLBACK on\n\\set AUTOCOMMIT off",
+    "\\set AUTOCOMMIT off\nSELECT 1;",
+    r"\set SINGLELINE on",
+    r"\set FETCH_COUNT 1",
+    r"\set ON_ERROR_STOP off",
+    "\\set ECHO all\n\\set ECHO_HIDDEN on\n\\set VERBOSITY verbose\n\\timing on\n\\set QUIET off",
+    "\\pset format unaligned\n\\pset tuples_only on\n\\pset expanded on\n\\pset null '∅'\n\\pset footer off\n\\pset fieldsep ''\n\\pset title x",
+    "\\set schema traps\n\\set fernet traps\n\\set is_refused true\n\\set refusal nonsense\n\\set path '{traps}'\n\\set failed on",
+    "SET standard_conforming_strings = off;\nSET quote_all_identifiers = on;\nSET bytea_output = escape;",
+])
+def test_psqlrc(admin, attacker, keys, settings, tmp_path):
+    rc = tmp_path / "psqlrc"
+    rc.write_text(settings + "\n")
+    for script in SCRIPTS:
+        done = psql(script, *keys, psqlrc=rc)
+        assert done.returncode == 0, done.stderr
+        assert "SELECT 1" in settings or "WARNING" not in done.stderr
+    assert "All that Airflow encrypts is under the first key." in done.stdout
+    tokens = column(admin, "SELECT fernet_key_index(password) FROM public.connection")
+    assert tokens == [1, 1]
+    assert psql("check.sql", keys[1], psqlrc=rc).returncode == 3
+    assert psql("rotate.sql", keys[2], psqlrc=rc).returncode == 3
+    assert column(admin, "SELECT fernet_key_index(password) FROM public.connection") == [1, 1]
+
+
+#
+# The three have a part in common
+#
+
+def test_the_scripts_find_and_lock_the_tables_in_the_same_way():
+    """It is in each of them, so that each can be read, and piped to psql elsewhere, by itself."""
+    texts = [(ROOT / "sql" / "airflow" / script).read_text() for script in SCRIPTS]
+    settings, found, locked = (
+        [text.partition(begins)[2].partition(ends)[0] for text in texts]
+        for begins, ends in (("\\set ON_ERROR_STOP", "BEGIN; COMMIT;"), ("-- From here on", "\\endif"), ("-- Lock the tables", "END $$;")))
+    assert settings[0] and len(set(settings)) == 1
+    assert found[0] and len(set(found)) == 1
+    assert locked[0] and locked == [locked[0], locked[0], ""]
