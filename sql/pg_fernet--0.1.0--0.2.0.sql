@@ -14,3 +14,74 @@ COMMENT ON FUNCTION fernet_census(regclass, name) IS
     'what a column holds: the number of tokens under each key, of tokens under an unknown key, of values without a token and of NULLs';
 COMMENT ON FUNCTION fernet_find_columns(integer) IS
     'the columns that hold Fernet tokens, as far as the caller may read them: how many values were sampled, and how many tokens are in them';
+
+-- A time to live counts until the statement, not until the transaction.
+CREATE OR REPLACE FUNCTION fernet_decrypt(token text, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_ttl_wrapper';
+CREATE OR REPLACE FUNCTION fernet_decrypt(token bytea, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS text
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_ttl_wrapper';
+CREATE OR REPLACE FUNCTION fernet_decrypt_bytea(token text, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS bytea
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_ttl_wrapper';
+CREATE OR REPLACE FUNCTION fernet_decrypt_bytea(token bytea, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS bytea
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_ttl_wrapper';
+
+-- Creation revoked from PUBLIC only: what ALTER DEFAULT PRIVILEGES granted to others besides has
+-- stayed, and stands among the initial privileges. From a function that has no others, it is
+-- revoked. Where something was granted or revoked since, it is not: PostgreSQL takes all that a
+-- function has after a REVOKE of this script for initial, and pg_dump would leave out the rest.
+DO $$
+DECLARE
+    routine record;
+    remaining text[];
+    creators text;
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+
+    FOR routine IN
+        SELECT p.oid::regprocedure AS signature,
+               bool_and(i.initprivs @> p.proacl AND p.proacl @> i.initprivs) AS is_untouched,
+               string_agg(DISTINCT grantee::regrole::text, ', ') AS grantees
+        FROM pg_extension AS e
+        JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+        JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+        JOIN pg_init_privs AS i ON i.classoid = d.classid AND i.objoid = d.objid
+        CROSS JOIN LATERAL aclexplode(i.initprivs)
+        WHERE e.extname = 'pg_fernet' AND grantee NOT IN (0, p.proowner)
+          AND grantee IN (SELECT a.grantee FROM aclexplode(p.proacl) AS a)
+        GROUP BY p.oid
+        ORDER BY p.oid::regprocedure::text COLLATE "C"
+    LOOP
+        IF routine.is_untouched THEN
+            EXECUTE format('REVOKE ALL ON ROUTINE %s FROM %s', routine.signature, routine.grantees);
+        ELSE
+            remaining := remaining || format('%s to %s', routine.signature, routine.grantees);
+        END IF;
+    END LOOP;
+    IF remaining IS NOT NULL THEN
+        RAISE WARNING 'default privileges granted functions of pg_fernet when it was created'
+            USING DETAIL = format('Still granted are %s.', array_to_string(remaining, '; ')),
+                  HINT = 'If that is not meant, revoke it.';
+    END IF;
+
+    -- Whoever may create a function beside ours may create one that fits a call better than ours.
+    SELECT string_agg(DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC') COLLATE "C", ', ')
+    INTO creators
+    FROM pg_extension AS e
+    JOIN pg_namespace AS n ON n.oid = e.extnamespace
+    JOIN pg_database AS d ON d.datname = current_database()
+    CROSS JOIN LATERAL (
+        SELECT n.nspowner
+        UNION SELECT grantee FROM aclexplode(n.nspacl) WHERE privilege_type = 'CREATE') AS creator (oid)
+    LEFT JOIN pg_roles AS r
+        ON r.oid = CASE creator.oid WHEN 'pg_database_owner'::regrole THEN d.datdba ELSE creator.oid END
+    WHERE e.extname = 'pg_fernet' AND r.rolsuper IS NOT TRUE;
+    IF creators IS NOT NULL THEN
+        RAISE WARNING 'others may create functions in the schema of pg_fernet'
+            USING DETAIL = format('These roles and their members may: %s.', creators),
+                  HINT = 'Move it to a schema of its own: CREATE SCHEMA fernet; ALTER EXTENSION pg_fernet SET SCHEMA fernet.';
+    END IF;
+END $$;

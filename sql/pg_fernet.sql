@@ -33,13 +33,13 @@ CREATE FUNCTION fernet_decrypt(token bytea) RETURNS text
 COMMENT ON FUNCTION fernet_decrypt(bytea) IS
     'decrypt a Fernet token to text, with whichever key opens it';
 
-CREATE FUNCTION fernet_decrypt(token text, ttl interval, at timestamptz DEFAULT now()) RETURNS text
+CREATE FUNCTION fernet_decrypt(token text, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_ttl_wrapper';
 COMMENT ON FUNCTION fernet_decrypt(text, interval, timestamptz) IS
     'decrypt a Fernet token to text, unless it is older than ttl';
 
-CREATE FUNCTION fernet_decrypt(token bytea, ttl interval, at timestamptz DEFAULT now()) RETURNS text
+CREATE FUNCTION fernet_decrypt(token bytea, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_ttl_wrapper';
 COMMENT ON FUNCTION fernet_decrypt(bytea, interval, timestamptz) IS
@@ -57,13 +57,13 @@ CREATE FUNCTION fernet_decrypt_bytea(token bytea) RETURNS bytea
 COMMENT ON FUNCTION fernet_decrypt_bytea(bytea) IS
     'decrypt a Fernet token to bytes, with whichever key opens it';
 
-CREATE FUNCTION fernet_decrypt_bytea(token text, ttl interval, at timestamptz DEFAULT now()) RETURNS bytea
+CREATE FUNCTION fernet_decrypt_bytea(token text, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS bytea
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_ttl_wrapper';
 COMMENT ON FUNCTION fernet_decrypt_bytea(text, interval, timestamptz) IS
     'decrypt a Fernet token to bytes, unless it is older than ttl';
 
-CREATE FUNCTION fernet_decrypt_bytea(token bytea, ttl interval, at timestamptz DEFAULT now()) RETURNS bytea
+CREATE FUNCTION fernet_decrypt_bytea(token bytea, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS bytea
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_ttl_wrapper';
 COMMENT ON FUNCTION fernet_decrypt_bytea(bytea, interval, timestamptz) IS
@@ -171,7 +171,8 @@ CREATE PROCEDURE fernet_rotate_column(
     INOUT nulls bigint DEFAULT NULL)
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'fernet_rotate_column_wrapper';
-COMMENT ON PROCEDURE fernet_rotate_column IS
+COMMENT ON PROCEDURE fernet_rotate_column(
+    regclass, name, integer, boolean, bigint, bigint, bigint, bigint, bigint) IS
     're-encrypt the tokens of a column under the first key, in batches with a COMMIT after each';
 
 CREATE PROCEDURE fernet_rotate_shard(
@@ -179,24 +180,58 @@ CREATE PROCEDURE fernet_rotate_shard(
     INOUT result text DEFAULT NULL)
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'fernet_rotate_shard_wrapper';
-COMMENT ON PROCEDURE fernet_rotate_shard IS
+COMMENT ON PROCEDURE fernet_rotate_shard(regclass, name, integer, boolean, text, text) IS
     'what fernet_rotate_column calls for each shard of a table that Citus distributes';
 
 --
 -- Privileges: what reads or uses the keys is granted function by function, so that a role can
--- rotate without being able to decrypt. fernet_generate_key and fernet_is_token use none.
+-- rotate without being able to decrypt. fernet_generate_key and fernet_is_token use none. Whatever
+-- ALTER DEFAULT PRIVILEGES has made of that is undone.
 --
 
-REVOKE ALL ON FUNCTION
-    fernet_encrypt(text), fernet_encrypt(bytea),
-    fernet_decrypt(text), fernet_decrypt(bytea),
-    fernet_decrypt(text, interval, timestamptz), fernet_decrypt(bytea, interval, timestamptz),
-    fernet_decrypt_bytea(text), fernet_decrypt_bytea(bytea),
-    fernet_decrypt_bytea(text, interval, timestamptz), fernet_decrypt_bytea(bytea, interval, timestamptz),
-    fernet_rotate(text), fernet_rotate(bytea),
-    fernet_key_index(text), fernet_key_index(bytea),
-    fernet_timestamp(text), fernet_timestamp(bytea),
-    fernet_keys(),
-    fernet_census(regclass, name), fernet_find_columns(integer)
-FROM PUBLIC;
-REVOKE ALL ON PROCEDURE fernet_rotate_column, fernet_rotate_shard FROM PUBLIC;
+DO $$
+DECLARE
+    routine record;
+    creators text;
+BEGIN
+    -- So far, the schema that the extension goes to was in the path.
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+
+    FOR routine IN
+        SELECT p.oid::regprocedure AS signature, p.proacl,
+               p.proname IN ('fernet_generate_key', 'fernet_is_token') AS is_for_all,
+               string_agg(DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END, ', ') AS grantees
+        FROM pg_extension AS e
+        JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+        JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+        LEFT JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) ON grantee <> p.proowner
+        WHERE e.extname = 'pg_fernet'
+        GROUP BY p.oid
+    LOOP
+        CONTINUE WHEN routine.is_for_all AND routine.proacl IS NULL;
+        IF routine.grantees IS NOT NULL THEN
+            EXECUTE format('REVOKE ALL ON ROUTINE %s FROM %s', routine.signature, routine.grantees);
+        END IF;
+        IF routine.is_for_all THEN
+            EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO PUBLIC', routine.signature);
+        END IF;
+    END LOOP;
+
+    -- Whoever may create a function beside ours may create one that fits a call better than ours.
+    SELECT string_agg(DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC') COLLATE "C", ', ')
+    INTO creators
+    FROM pg_extension AS e
+    JOIN pg_namespace AS n ON n.oid = e.extnamespace
+    JOIN pg_database AS d ON d.datname = current_database()
+    CROSS JOIN LATERAL (
+        SELECT n.nspowner
+        UNION SELECT grantee FROM aclexplode(n.nspacl) WHERE privilege_type = 'CREATE') AS creator (oid)
+    LEFT JOIN pg_roles AS r
+        ON r.oid = CASE creator.oid WHEN 'pg_database_owner'::regrole THEN d.datdba ELSE creator.oid END
+    WHERE e.extname = 'pg_fernet' AND r.rolsuper IS NOT TRUE;
+    IF creators IS NOT NULL THEN
+        RAISE WARNING 'others may create functions in the schema of pg_fernet'
+            USING DETAIL = format('These roles and their members may: %s.', creators),
+                  HINT = 'Move it to a schema of its own: CREATE SCHEMA fernet; ALTER EXTENSION pg_fernet SET SCHEMA fernet.';
+    END IF;
+END $$;

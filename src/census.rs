@@ -161,7 +161,7 @@ impl<'a> Census<'a> {
             b".fernet_census(",
         ]
         .concat();
-        let after = [b", ", &literal(column_name)[..], b")"].concat();
+        let after = [b", ", &literal(column_name)[..], b"::pg_catalog.name)"].concat();
         let fingerprints = citus::fingerprints(self.keyring);
         let parse = |text: &str| {
             let (theirs, counts) = text.split_once(' ').ok_or(Error::Answer)?;

@@ -145,7 +145,7 @@ impl Call {
             b", ",
             &catalog::literal(self.column_name.as_cstr())[..],
             format!(
-                ", {}, {}, '{}')",
+                "::pg_catalog.name, {}, {}, '{}'::pg_catalog.text, NULL::pg_catalog.text)",
                 self.batch_size,
                 self.strict,
                 citus::fingerprints(&self.keyring)

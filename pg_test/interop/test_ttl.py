@@ -1,6 +1,7 @@
 """The ttl forms against decrypt_at_time, around both boundaries."""
 
 from collections import Counter
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -65,3 +66,22 @@ def test_infinite_ttl(db, rng):
         except psycopg.errors.DataException as error:
             outcome = error.diag.message_primary
         assert outcome == expected, (ttl, at)
+
+
+@pytest.mark.parametrize("form", ["fernet_decrypt(%s::text, %s)", "fernet_decrypt(%s::bytea, %s)",
+                                  "fernet_decrypt_bytea(%s::text, %s)", "fernet_decrypt_bytea(%s::bytea, %s)"])
+def test_the_time_is_the_statements(db, rng, form):
+    """A transaction that lasts lets no token live longer."""
+    key = pyca.key_of(rng)
+    set_keys(db, key)
+    with db.transaction():
+        began = value(db, "SELECT now()")
+        token = pyca.encrypt(key, b"hello", int(began.timestamp()) - 10).decode()
+        ttl = timedelta(seconds=10.5, microseconds=began.microsecond)  # until half a second after
+        assert value(db, "SELECT " + form, token, ttl) in ("hello", b"hello")
+        db.execute("SELECT pg_sleep(0.6)")
+        with pytest.raises(psycopg.errors.DataException, match="expired"), db.transaction():
+            db.execute("SELECT " + form, [token, ttl])
+        # One that is made meanwhile, up to a minute ahead.
+        token = pyca.encrypt(key, b"hello", int(began.timestamp()) + 60).decode()
+        assert value(db, "SELECT " + form, token, ttl) in ("hello", b"hello")

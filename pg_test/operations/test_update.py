@@ -100,9 +100,9 @@ def test_every_release_is_kept():
 
 # A version that never was: it lacks a function, has one with another volatility, and lets everybody rotate.
 [ADDED] = re.findall(r"CREATE FUNCTION fernet_keys\(\).*?;\nCOMMENT ON FUNCTION fernet_keys\(\).*?;\n", SCRIPT, re.DOTALL)
-OLDER = SCRIPT.replace(ADDED, "").replace("    fernet_keys(),\n", "") \
-    .replace("    fernet_rotate(text), fernet_rotate(bytea),\n", "    fernet_rotate(bytea),\n") \
-    .replace("RETURNS integer\n    LANGUAGE c STABLE", "RETURNS integer\n    LANGUAGE c VOLATILE")
+OLDER = SCRIPT.replace(ADDED, "") \
+    .replace("RETURNS integer\n    LANGUAGE c STABLE", "RETURNS integer\n    LANGUAGE c VOLATILE") \
+    + "GRANT EXECUTE ON FUNCTION public.fernet_rotate(text) TO PUBLIC;"
 STEPS = {
     "function": ADDED,
     "its privileges": "REVOKE ALL ON FUNCTION fernet_keys() FROM PUBLIC;",
@@ -146,3 +146,68 @@ def test_privileges_outlive_an_update(db, provide):
     finally:
         db.execute("DROP EXTENSION pg_fernet")
         db.execute("DROP ROLE fernet_updated")
+
+
+def grants(db):
+    """Who else than the owner may run what, by function."""
+    found = {}
+    for function, role in db.execute("""
+            SELECT p.oid::regprocedure::text, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END
+            FROM pg_proc AS p, aclexplode(coalesce(proacl, acldefault('f', proowner))) WHERE proname ~ '^fernet' AND grantee <> proowner"""):
+        found.setdefault(function, set()).add(role)
+    return found
+
+
+def test_what_default_privileges_had_granted_to_0_1_0(db, provide):
+    """It revoked from PUBLIC only. What an administrator has granted since stays, in a dump, too."""
+    provide("0.1.0", RELEASES["0.1.0"])
+    db.execute("DROP EXTENSION IF EXISTS pg_fernet; CREATE ROLE fernet_readers; CREATE ROLE fernet_rotator; CREATE SCHEMA fernet")
+    warnings = []
+    db.add_notice_handler(lambda notice: warnings.append((notice.message_primary, notice.message_detail)))
+    try:
+        db.execute("ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO fernet_readers WITH GRANT OPTION")
+        db.execute("CREATE EXTENSION pg_fernet SCHEMA fernet VERSION '0.1.0'")
+        db.execute("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM fernet_readers")
+        db.execute("GRANT EXECUTE ON FUNCTION fernet.fernet_rotate(text) TO fernet_rotator")
+        db.execute("REVOKE EXECUTE ON FUNCTION fernet.fernet_rotate(text) FROM fernet_readers")
+        db.execute("GRANT EXECUTE ON FUNCTION fernet.fernet_key_index(text) TO fernet_rotator")
+        assert grants(db)["fernet.fernet_decrypt(text)"] == {"fernet_readers"}
+
+        db.execute("ALTER EXTENSION pg_fernet UPDATE")
+
+        found = grants(db)
+        assert {function: roles for function, roles in found.items() if "PUBLIC" not in roles} == {
+            "fernet.fernet_rotate(text)": {"fernet_rotator"},
+            "fernet.fernet_key_index(text)": {"fernet_readers", "fernet_rotator"},
+        }
+        # To take it away where something else was granted would let pg_dump forget that: it is said instead.
+        assert warnings == [("default privileges granted functions of pg_fernet when it was created",
+                             "Still granted are fernet.fernet_key_index(text) to fernet_readers.")]
+        dump = subprocess.run(["pg_dump", "-d", DATABASE], check=True, capture_output=True, text=True).stdout
+        assert {line for line in dump.splitlines() if "TO fernet_rotator" in line} == {
+            "GRANT ALL ON FUNCTION fernet.fernet_rotate(token text) TO fernet_rotator;",
+            "GRANT ALL ON FUNCTION fernet.fernet_key_index(token text) TO fernet_rotator;",
+        }
+    finally:
+        db.execute("DROP EXTENSION pg_fernet; DROP SCHEMA fernet; DROP OWNED BY fernet_readers, fernet_rotator;"
+                   " DROP ROLE fernet_readers, fernet_rotator")
+
+
+@pytest.mark.parametrize("version", sorted(RELEASES.keys() - {VERSION}))
+def test_an_update_warns_of_others_in_the_schema(db, provide, version):
+    """And calls nothing that they have put there."""
+    provide(version, RELEASES[version])
+    db.execute("DROP EXTENSION IF EXISTS pg_fernet; CREATE ROLE fernet_creator; CREATE SCHEMA fernet AUTHORIZATION fernet_creator")
+    warnings = []
+    db.add_notice_handler(lambda notice: warnings.append((notice.message_primary, notice.message_detail)))
+    try:
+        db.execute(f"CREATE EXTENSION pg_fernet SCHEMA fernet VERSION '{version}'")
+        db.execute("""
+            CREATE FUNCTION fernet.equal(oid, regclass) RETURNS boolean LANGUAGE plpgsql
+            AS $$ BEGIN RAISE 'called as %', current_user; END $$;
+            CREATE OPERATOR fernet.= (FUNCTION = fernet.equal, LEFTARG = oid, RIGHTARG = regclass)""")
+        db.execute("ALTER EXTENSION pg_fernet UPDATE")
+        assert warnings == [("others may create functions in the schema of pg_fernet",
+                             "These roles and their members may: fernet_creator.")]
+    finally:
+        db.execute("DROP EXTENSION pg_fernet; DROP SCHEMA fernet CASCADE; DROP ROLE fernet_creator")

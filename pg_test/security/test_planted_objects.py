@@ -45,6 +45,13 @@ END $do$;
 -- What fernet_rotate_column calls the values that it writes.
 CREATE TABLE traps.fernet_new_values (id tid, writer xid, value text);
 
+-- What fits a call in the scripts of the extension better than the server's own.
+CREATE FUNCTION traps.equal(oid, regclass) RETURNS boolean LANGUAGE plpgsql
+AS $$ BEGIN INSERT INTO traps.sprung VALUES ('=(oid,regclass)', current_user); RETURN NULL; END $$;
+CREATE OPERATOR traps.= (FUNCTION = traps.equal, LEFTARG = oid, RIGHTARG = regclass);
+CREATE FUNCTION traps.format(text, regprocedure, text) RETURNS text LANGUAGE plpgsql
+AS $$ BEGIN INSERT INTO traps.sprung VALUES ('format(text,regprocedure,text)', current_user); RETURN NULL; END $$;
+
 CREATE DOMAIN traps.interval AS pg_catalog.text;
 CREATE DOMAIN traps.timestamptz AS pg_catalog.text;
 CREATE DOMAIN traps.regclass AS pg_catalog.text;
@@ -95,6 +102,8 @@ def attacked():
         admin.execute("GRANT USAGE ON SCHEMA fernet, traps TO PUBLIC")
         with connect(DATABASE, user="fernet_attacker") as attacker:
             attacker.execute(PLANT)
+        # First in the attacker's schema itself, which is then the first of the path whatever the caller has.
+        admin.execute("CREATE EXTENSION pg_fernet SCHEMA traps; ALTER EXTENSION pg_fernet SET SCHEMA fernet; DROP EXTENSION pg_fernet")
         with walking_into_traps(admin):
             admin.execute("CREATE EXTENSION pg_fernet SCHEMA fernet")
         yield sprung(admin)
@@ -150,7 +159,7 @@ def test_to_create_the_extension_springs_none(attacked):
         # Of another's, the name would be shown with the schema.
         defaults = column(session, "SELECT DISTINCT pg_get_expr(proargdefaults, 0) FROM pg_proc"
                           " WHERE pronamespace = 'fernet'::regnamespace AND pronargdefaults > 0")
-        assert "now()" in defaults
+        assert "statement_timestamp()" in defaults
         assert not [default for default in defaults if "traps" in default]
 
 

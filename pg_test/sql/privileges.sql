@@ -126,6 +126,45 @@ SET ROLE regress_fernet;
 SHOW fernet.keys;
 RESET ROLE;
 
+-- Whatever ALTER DEFAULT PRIVILEGES says, of one schema or of all, the privileges are the same.
+CREATE SCHEMA crypt;
+CREATE FUNCTION granted() RETURNS TABLE (function text, to_public boolean, to_role boolean) LANGUAGE sql AS $$
+    SELECT p.oid::regprocedure::text AS function, has_function_privilege('public', p.oid, 'EXECUTE'),
+           has_function_privilege('regress_fernet', p.oid, 'EXECUTE')
+    FROM pg_proc AS p WHERE proname ~ '^fernet' AND (proacl IS NULL OR array_length(proacl, 1) > 1)
+    ORDER BY p.oid::regprocedure::text COLLATE "C" $$;
+CREATE PROCEDURE test_default_privileges(VARIADIC defaults text[]) LANGUAGE plpgsql AS $$
+DECLARE
+    privileges text;
+BEGIN
+    FOREACH privileges IN ARRAY defaults LOOP
+        EXECUTE 'ALTER DEFAULT PRIVILEGES ' || privileges;
+    END LOOP;
+    DROP EXTENSION pg_fernet;
+    CREATE EXTENSION pg_fernet SCHEMA crypt;
+END $$;
+REVOKE ALL ON FUNCTION fernet_rotate(text) FROM regress_fernet;
+BEGIN;
+CALL test_default_privileges('GRANT EXECUTE ON FUNCTIONS TO regress_fernet');
+SELECT * FROM granted();
+ROLLBACK;
+BEGIN;
+CALL test_default_privileges('IN SCHEMA crypt GRANT EXECUTE ON FUNCTIONS TO PUBLIC', 'IN SCHEMA crypt GRANT EXECUTE ON FUNCTIONS TO regress_fernet',
+                             'GRANT EXECUTE ON FUNCTIONS TO regress_fernet WITH GRANT OPTION');
+SELECT * FROM granted();
+ROLLBACK;
+BEGIN;
+CALL test_default_privileges('REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC');
+SELECT * FROM granted();
+ROLLBACK;
+BEGIN;
+CALL test_default_privileges('REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC', 'IN SCHEMA crypt GRANT EXECUTE ON FUNCTIONS TO regress_fernet');
+SELECT * FROM granted();
+ROLLBACK;
+DROP PROCEDURE test_default_privileges;
+DROP FUNCTION granted;
+DROP SCHEMA crypt;
+
 -- Not trusted: to create the extension takes a superuser.
 SELECT current_database() AS db \gset
 GRANT CREATE ON DATABASE :"db" TO regress_fernet;

@@ -34,7 +34,52 @@ DROP EXTENSION pg_fernet;
 DROP TABLE guarded;
 DROP EXTENSION pg_fernet;
 SELECT count(*) FROM pg_proc WHERE proname LIKE 'fernet%';
-DROP SCHEMA crypt, "Other Schema";
+DROP SCHEMA "Other Schema";
+
+-- Others of the same names in its schema are not in its way.
+CREATE FUNCTION crypt.fernet_keys(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1';
+CREATE FUNCTION crypt.fernet_find_columns() RETURNS integer LANGUAGE sql AS 'SELECT 1';
+CREATE PROCEDURE crypt.fernet_census() LANGUAGE sql AS 'SELECT 1';
+CREATE PROCEDURE crypt.fernet_rotate_column(integer) LANGUAGE sql AS 'SELECT 1';
+CREATE FUNCTION crypt.fernet_rotate_shard(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1';
+CREATE EXTENSION pg_fernet SCHEMA crypt;
+SELECT count(*) FROM pg_proc WHERE pronamespace = 'crypt'::regnamespace AND obj_description(oid, 'pg_proc') IS NULL;
+DROP EXTENSION pg_fernet;
+
+-- A warning, if others may create something there that fits a call better than ours: in the schema itself,
+\set VERBOSITY default
+CREATE ROLE regress_fernet_1;
+CREATE ROLE "regress fernet 2";
+CREATE ROLE regress_fernet_super SUPERUSER;
+GRANT USAGE ON SCHEMA crypt TO PUBLIC;
+GRANT CREATE ON SCHEMA crypt TO regress_fernet_super;
+CREATE EXTENSION pg_fernet SCHEMA crypt;
+DROP EXTENSION pg_fernet;
+GRANT CREATE ON SCHEMA crypt TO regress_fernet_1, "regress fernet 2";
+CREATE EXTENSION pg_fernet SCHEMA crypt;
+DROP EXTENSION pg_fernet;
+REVOKE CREATE ON SCHEMA crypt FROM regress_fernet_1, "regress fernet 2";
+GRANT CREATE ON SCHEMA crypt TO PUBLIC;
+CREATE EXTENSION pg_fernet SCHEMA crypt;
+DROP EXTENSION pg_fernet;
+REVOKE CREATE ON SCHEMA crypt FROM PUBLIC;
+-- as its owner,
+ALTER SCHEMA crypt OWNER TO regress_fernet_1;
+REVOKE CREATE ON SCHEMA crypt FROM regress_fernet_1;
+CREATE EXTENSION pg_fernet SCHEMA crypt;
+DROP EXTENSION pg_fernet;
+-- or as the owner of the database.
+ALTER SCHEMA crypt OWNER TO pg_database_owner;
+CREATE EXTENSION pg_fernet SCHEMA crypt;
+DROP EXTENSION pg_fernet;
+SELECT current_database() AS db, current_user AS me \gset
+ALTER DATABASE :"db" OWNER TO "regress fernet 2";
+CREATE EXTENSION pg_fernet SCHEMA crypt;
+DROP EXTENSION pg_fernet;
+ALTER DATABASE :"db" OWNER TO :"me";
+\set VERBOSITY terse
+DROP SCHEMA crypt CASCADE;
+DROP ROLE regress_fernet_1, "regress fernet 2", regress_fernet_super;
 
 -- A dropped extension forgets no setting of the session.
 CREATE EXTENSION pg_fernet;

@@ -98,7 +98,7 @@ FROM extremes ORDER BY made;
 
 -- Without a ttl the time is not looked at.
 SELECT fernet_decrypt(token) FROM extremes WHERE made = 18446744073709551615;
--- With one, "at" is now(): the start of the transaction.
+-- With one, "at" is statement_timestamp().
 SET fernet.keys = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
 SELECT fernet_decrypt(:'token', '10000 years');
 SELECT fernet_decrypt(:'token', '1 minute');
