@@ -5,6 +5,7 @@ import itertools
 import pytest
 from cryptography.fernet import Fernet
 
+from documentation import code_block
 from harness import Airflow, on_server
 from rows import ENCRYPTED, PLAINTEXT
 
@@ -39,7 +40,7 @@ def migrated(request, tmp_path_factory):
     on_server("CREATE DATABASE {}", airflow.database)
     airflow.cli("db", "migrate", key=OLD)
     with airflow.connect() as connection:
-        connection.execute("CREATE EXTENSION pg_fernet")
+        connection.execute(code_block("Before you start", "sql"))
     return airflow
 
 

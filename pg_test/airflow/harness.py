@@ -85,7 +85,7 @@ class Airflow:
     # What the administrator does.
 
     def connect(self, keys=None, **options):
-        connection = psycopg.connect(dbname=self.database, **options)
+        connection = psycopg.connect(dbname=self.database, options="-c search_path=public,fernet", **options)
         if keys is not None:
             with connection.transaction():
                 connection.execute("SELECT set_config('fernet.keys', %s, false)", [keys])

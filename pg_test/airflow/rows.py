@@ -2,8 +2,6 @@
 
 import json
 
-from cryptography.fernet import Fernet
-
 # What Airflow encrypts under the old key.
 ENCRYPTED = {
     "connections": [
@@ -46,9 +44,6 @@ PLAINTEXT = {
         {"conn_id": "plain_password", "conn_type": "http", "password": SECRET},
         {"conn_id": "plain_extra", "conn_type": "http", "extra": json.dumps({"a": SECRET})},
         {"conn_id": "plain_neither", "conn_type": "http"},
-        # A password that is a token of somebody else is still plaintext to Airflow.
-        {"conn_id": "plain_token", "conn_type": "http",
-         "password": Fernet(Fernet.generate_key()).encrypt(b"theirs").decode()},
     ],
     "variables": [
         {"key": "plain_text", "val": SECRET},

@@ -1,7 +1,9 @@
 """Encryption: of plaintext by encrypt.sql, and by fernet_encrypt for Airflow to read."""
 
 import pytest
+from cryptography.fernet import Fernet
 
+from documentation import code_block
 from rows import ENCRYPTED, PLAINTEXT, SECRET
 
 
@@ -9,7 +11,7 @@ def test_script(half_encrypted_airflow, old):
     airflow = half_encrypted_airflow
     succeeded, states = airflow.check(old)
     assert not succeeded
-    assert states["connection.password", "plaintext"] == ("", 3, "no")
+    assert states["connection.password", "plaintext"] == ("", 2, "no")
 
     airflow.psql_ok("encrypt.sql", old)
 
@@ -78,6 +80,28 @@ def test_token_without_its_flag_gets_the_flag_alone(airflow, old):
 
     assert airflow.check(old)[0]
     airflow.assert_reads(ENCRYPTED, key=old)
+
+
+def test_a_token_of_somebody_else(airflow, old, new):
+    """It stays what Airflow hands out, until it is encrypted by hand."""
+    theirs = Fernet(Fernet.generate_key()).encrypt(b"theirs").decode()
+    rows = {"connections": [], "triggers": [], "connection_tests": [], "variables": [{"key": "their_token", "val": theirs}]}
+    airflow.seed(rows, key=None)
+    assert airflow.check(old)[1]["variable.val", "unknown key"] == ("", 1, "no")
+
+    done = airflow.psql("encrypt.sql", old)
+
+    assert done.returncode == 0
+    assert "left 1 as they are" in done.stderr and "variable.val,their_token" in done.stdout
+    assert theirs not in done.stdout + done.stderr
+    airflow.assert_reads(ENCRYPTED, rows, key=old)
+    assert airflow.check(old)[1]["variable.val", "unknown key"] == ("", 1, "no")
+
+    with airflow.connect(keys=old) as connection:
+        connection.execute(code_block("When something fails", "sql", containing="their_token"))
+    assert airflow.psql_ok("encrypt.sql", old)
+    assert airflow.check(old)[0]
+    airflow.assert_reads(ENCRYPTED, rows, key=old)
 
 
 def test_an_error_leaves_everything_as_it_was(half_encrypted_airflow):

@@ -87,16 +87,38 @@ def test_a_role_that_cannot_decrypt_may_rotate(airflow, new, both, monkeypatch):
     airflow.assert_reads(ENCRYPTED, key=new)
 
 
-def test_airflow_and_the_extension_in_schemas_of_their_own(airflow, new, both, monkeypatch):
+def test_the_owner_of_the_tables_rotates(half_encrypted_airflow, old, new, both, monkeypatch):
+    """As the documentation has it, and with no more rights."""
+    airflow = half_encrypted_airflow
     with airflow.connect() as connection:
-        connection.execute("DROP EXTENSION pg_fernet")
+        connection.execute("CREATE ROLE airflow LOGIN")
+        for table, in connection.execute("SELECT oid::regclass FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+                                         " AND relkind = 'r'").fetchall():
+            connection.execute(f"ALTER TABLE {table} OWNER TO airflow")
+        connection.execute(code_block("Before you start", "sql", containing="TO airflow"))
+    airflow.set_keys(both)
+    try:
+        monkeypatch.setenv("PGUSER", "airflow")
+        for script in "rotate.sql", "encrypt.sql", "check.sql":
+            assert "in schema public of airflow, pg_fernet" in airflow.psql_ok(script)
+        with airflow.connect() as connection, pytest.raises(errors.InsufficientPrivilege):
+            connection.execute("SELECT fernet_decrypt(password) FROM connection")
+    finally:
+        monkeypatch.setenv("PGUSER", "postgres")
+        with airflow.connect() as connection:
+            connection.execute("REASSIGN OWNED BY airflow TO postgres")
+            connection.execute("DROP OWNED BY airflow")
+            connection.execute("DROP ROLE airflow")
+    airflow.assert_reads(ENCRYPTED, PLAINTEXT, key=new)
+
+
+def test_airflow_in_a_schema_of_its_own(airflow, new, both, monkeypatch):
+    with airflow.connect() as connection:
         connection.execute("ALTER SCHEMA public RENAME TO airflow")
-        connection.execute("CREATE SCHEMA fernet")
-        connection.execute("CREATE EXTENSION pg_fernet SCHEMA fernet")
     airflow.set_keys(both)
     assert "no Airflow tables" in airflow.psql("rotate.sql").stderr
 
-    monkeypatch.setenv("PGOPTIONS", "-c search_path=airflow,fernet")
+    monkeypatch.setenv("PGOPTIONS", "-c search_path=airflow")
     airflow.psql_ok("rotate.sql")
     airflow.psql_ok("check.sql")
     airflow.assert_reads(ENCRYPTED, key=new)

@@ -139,7 +139,7 @@ def test_connection_edited_while_the_script_waits_for_it(airflow, old, new, both
 
     told = rotation.communicate(timeout=60)[1]
     assert rotation.returncode == 0
-    assert "waiting until nobody else writes to connection, variable, trigger" in told
+    assert "waiting until nobody else writes to public.connection, " in told and "public.trigger, public.variable\n" in told
     assert f"Processes: {writer}.\n" in told
     assert airflow.check(new)[0]
     assert airflow.read(new)["connections"]["both"]["password"] == "edited meanwhile"

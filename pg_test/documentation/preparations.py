@@ -22,22 +22,28 @@ def use_keys(reader, *keys):
 
 def airflow(reader):
     """The metadata database of Airflow 3.3, as far as it is of interest."""
-    reader.run_sql("CREATE DATABASE airflow;")
+    reader.run_sql("CREATE ROLE airflow LOGIN; CREATE DATABASE airflow OWNER airflow;")
     reader.use_database("airflow")
     reader.run_sql("""
+        SET ROLE airflow;
         CREATE TABLE dag_run ();
         CREATE TABLE dag_bundle ();
         CREATE TABLE connection (conn_id text, password text, extra text, is_encrypted bool, is_extra_encrypted bool);
         CREATE TABLE variable (key text, val text, is_encrypted bool);
         CREATE TABLE trigger (id serial, kwargs text);
         CREATE TABLE connection_test_request
-            (connection_id text, password text, extra text, is_encrypted bool, is_extra_encrypted bool);""")
+            (connection_id text, password text, extra text, is_encrypted bool, is_extra_encrypted bool);
+        RESET ROLE;""")
     reader.write("fernet.keys", f"{NEW}\n{OLD}")
 
 
 def airflow_with_the_extension(reader):
     airflow(reader)
-    reader.run_sql("CREATE EXTENSION pg_fernet;")
+    reader.run_sql("""
+        CREATE SCHEMA fernet;
+        CREATE EXTENSION pg_fernet SCHEMA fernet;
+        GRANT USAGE ON SCHEMA fernet TO airflow;
+        GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA fernet TO airflow;""")
     reader.use_database("postgres")
 
 
@@ -48,11 +54,12 @@ def airflow_without_keys(reader):
 
 
 def airflow_with_old_tokens(reader):
-    reader.write("fernet.keys", f"{OLD}\n")
-    reader.write("new.key", f"{NEW}\n")
+    reader.write("fernet.keys", OLD)
+    reader.write("new.key", NEW)
     reader.run_sql(f"""
         TRUNCATE connection, variable, trigger;
         BEGIN;
+        SET LOCAL search_path = public, fernet;
         SET LOCAL fernet.keys = '{OLD}';
         INSERT INTO connection SELECT id, CASE WHEN id <= 771 THEN fernet_encrypt('secret') END,
             CASE WHEN id > 172 THEN fernet_encrypt('{{}}') END, id <= 771, id > 172 FROM generate_series(1, 812) AS id;
@@ -80,7 +87,10 @@ def large_column(reader):
 
 
 def table_with_owners(reader):
-    reader.run_sql("CREATE TABLE connection (id integer, password text, owner name);")
+    reader.run_sql("""
+        CREATE TABLE connection (id integer, password varchar(1000), owner name);
+        CREATE SCHEMA fernet;
+        CREATE EXTENSION pg_fernet SCHEMA fernet;""")
     use_keys(reader, NEW)
 
 

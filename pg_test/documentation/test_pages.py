@@ -19,7 +19,7 @@ NOT_RUN = {
         "make install": "scripts/test installs in this way",
     },
     "docs/airflow.md": {
-        "PGOPTIONS=": "pg_test/airflow/test_rotate.py::test_airflow_and_the_extension_in_schemas_of_their_own",
+        "PGOPTIONS=": "pg_test/airflow/test_rotate.py::test_airflow_in_a_schema_of_its_own",
         "LOCK TABLE": "pg_test/airflow/test_rotate.py::test_plain_statements",
         "airflow config get-value": "pg_test/airflow/test_documentation.py::test_fingerprints_of_airflows_list",
         "from alembic import op": "pg_test/airflow/test_documentation.py::test_alembic_migration",

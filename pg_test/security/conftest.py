@@ -8,6 +8,8 @@ import pytest
 
 # What the tests of interoperability have for databases, servers and keys serves here, too.
 sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
+# And the code blocks of the documentation.
+sys.path.insert(0, str(Path(__file__).parents[1] / "documentation"))
 
 from fixtures import database, db, sessions  # noqa: F401, fixtures
 from key_files import folder_for, key, write

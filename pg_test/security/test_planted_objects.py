@@ -1,11 +1,12 @@
 """Functions, operators, types and conversions that somebody has planted in the caller's path: nothing of ours calls them."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 import pytest
 
 import pyca
+from pages import blocks
 from postgres import column, connect, create_database, drop_database, set_keys, value
 
 DATABASE = "fernet_planted"
@@ -225,6 +226,45 @@ def test_functions_under_our_names(attacker, victim, token):
         victim.execute("DROP FUNCTION fernet.wrapper")
     victim.execute(f"ALTER DATABASE {DATABASE} RESET fernet.keys")
     attacker.execute("DROP FUNCTION public.fernet_encrypt(varchar), traps.fernet_decrypt(text)")
+
+
+def test_the_statements_of_the_documentation_for_a_superuser(attacker, victim, token):
+    """Those that docs/security.md calls safe, on columns of varchar, where an attacker creates what fits these better."""
+    statements = [block.text for block in blocks("docs/security.md")
+                  if block.language == "sql" and block.heading in ("Privileges", "Planted code") and "fernet.fernet" in block.text]
+    assert len(statements) == 2
+    for schema in "public", "fernet":
+        victim.execute(f"GRANT CREATE ON SCHEMA {schema} TO fernet_attacker")
+        for name, result in ("fernet_decrypt", "text"), ("fernet_rotate", "varchar"), ("fernet_key_index", "integer"):
+            attacker.execute(f"CREATE FUNCTION {schema}.{name}(varchar) RETURNS {result} LANGUAGE plpgsql"
+                             " AS $$ BEGIN INSERT INTO traps.sprung VALUES ($1, current_user); RETURN NULL; END $$")
+    attacker.execute("CREATE FUNCTION public.greater(integer, integer) RETURNS boolean LANGUAGE plpgsql"
+                     " AS $$ BEGIN INSERT INTO traps.sprung VALUES ('>', current_user); RETURN NULL; END $$;"
+                     "CREATE OPERATOR public.> (FUNCTION = public.greater, LEFTARG = integer, RIGHTARG = integer)")
+    victim.execute("CREATE TABLE public.connection (id integer, password varchar(1000), owner name)")
+    try:
+        victim.execute("INSERT INTO public.connection VALUES (1, %s, 'fernet_attacker')", [token])
+        victim.execute("SET search_path = traps, public, pg_catalog")
+        for statement in statements:
+            victim.execute(statement)
+        assert value(victim, "SELECT fernet.fernet_key_index(password::pg_catalog.text) FROM public.connection") == 1
+        victim.execute("RESET search_path")
+        [function] = column(victim, "SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'my_password'")
+        victim.execute(f"ALTER DATABASE {DATABASE} SET fernet.keys = '{value(victim, 'SHOW fernet.keys')}'")
+        with connect(DATABASE, user="fernet_attacker") as session:
+            session.execute("SET search_path = traps, public, pg_catalog")
+            assert value(session, f"SELECT {function.split('(')[0]}(1)") == "hello"
+        assert sprung(victim) == []
+        # Without the casts, and without the path, they would be called.
+        for statement in statements:
+            with suppress(psycopg.Error):
+                victim.execute(statement.replace("::text", "").replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION"))
+            victim.execute("ROLLBACK")
+        assert sprung(victim) != []
+    finally:
+        victim.execute(f"ALTER DATABASE {DATABASE} RESET fernet.keys")
+        victim.execute("DROP TABLE public.connection")
+        victim.execute("REVOKE CREATE ON SCHEMA fernet FROM fernet_attacker")
 
 
 def test_conversions(keys):
