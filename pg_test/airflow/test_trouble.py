@@ -116,7 +116,7 @@ def test_plaintext_under_a_flag(airflow, old):
     assert "connection.password,broken,not a token" in airflow.psql("check.sql", old).stdout
 
     with airflow.connect() as connection:
-        connection.execute(code_block("When something fails", "sql", containing="NOT fernet_is"))
+        connection.execute(code_block("When something fails", "sql", containing="NOT fernet.fernet_is_token"))
     airflow.psql_ok("encrypt.sql", old)
 
     assert airflow.check(old)[0]

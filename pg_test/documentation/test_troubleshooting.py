@@ -21,6 +21,8 @@ def messages():
     for path in ROOT.glob("src/*.rs"):
         for call in r"ERRCODE_WARNING,\s*(?:format!\(\s*)?", r"\bwarn\(\s*(?:format!\(\s*)?", r"refuse\(\s*", r"io::ErrorKind::\w+,\s*":
             yield from re.findall(call + STRING, path.read_text())
+    for path in ROOT.glob("sql/*.sql"):
+        yield from re.findall("RAISE WARNING '(.*)'", path.read_text())
 
 
 def test_every_message_is_there():

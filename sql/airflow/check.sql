@@ -71,7 +71,7 @@ SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables
               airflow, quote_ident(schema), owner, version, quote_ident(fernet)) AS taken,
        format('BEGIN RAISE EXCEPTION USING MESSAGE = %L, HINT = %L; END',
               coalesce(problem[1], 'pg_fernet is not installed in this database'),
-              coalesce(problem[2], 'As a superuser: CREATE EXTENSION pg_fernet')) AS refusal,
+              coalesce(problem[2], 'As a superuser: CREATE SCHEMA fernet; CREATE EXTENSION pg_fernet SCHEMA fernet')) AS refusal,
        problem IS NOT NULL OR fernet IS NULL AS is_refused
   FROM airflow LEFT JOIN extension ON true
 \gset
