@@ -62,6 +62,15 @@ END $do$;
 CREATE FUNCTION public.fernet_rotate(VARIADIC text[]) RETURNS text LANGUAGE plpgsql
 AS $$ BEGIN INSERT INTO traps.sprung VALUES ('variadic', current_user); RETURN NULL; END $$;
 
+CREATE FUNCTION traps.current_schemas(boolean) RETURNS name[] LANGUAGE plpgsql
+AS $$ BEGIN INSERT INTO traps.sprung VALUES ('current_schemas', current_user); RETURN '{traps}'; END $$;
+CREATE FUNCTION traps.count_on(bigint) RETURNS bigint LANGUAGE plpgsql
+AS $$ BEGIN INSERT INTO traps.sprung VALUES ('count', current_user); RETURN 0; END $$;
+CREATE AGGREGATE traps.count(*) (SFUNC = traps.count_on, STYPE = bigint, INITCOND = '0');
+CREATE FUNCTION traps.add(text, text, text) RETURNS text LANGUAGE plpgsql
+AS $$ BEGIN INSERT INTO traps.sprung VALUES ('string_agg', current_user); RETURN NULL; END $$;
+CREATE AGGREGATE traps.string_agg(text, text) (SFUNC = traps.add, STYPE = text);
+
 CREATE DOMAIN traps.name AS pg_catalog.text;
 CREATE DOMAIN traps.text AS pg_catalog.int4;
 CREATE DOMAIN traps.regtype AS pg_catalog.text;
