@@ -23,7 +23,6 @@ TABLES = {
     "connection_test_request": "id uuid DEFAULT gen_random_uuid(), connection_id varchar(250), password varchar(5000), extra text,"
                                " is_encrypted boolean NOT NULL DEFAULT false, is_extra_encrypted boolean NOT NULL DEFAULT false",
 }
-TRAP = "AS $$ BEGIN INSERT INTO traps.sprung VALUES (TG_NAME, current_user); RETURN NEW; END $$"
 
 # Beside a copy of what the server has: what fits a varchar better than the server's and ours do.
 PLANT_VARCHAR = """
