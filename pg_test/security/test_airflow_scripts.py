@@ -2,7 +2,6 @@
 tables are shaped as Airflow's; pg_test/airflow has the real ones."""
 
 import os
-import re
 import subprocess
 
 import pytest
