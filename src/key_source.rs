@@ -30,6 +30,7 @@ pub(crate) fn keyring() -> Result<Rc<Keyring>, Error> {
     }
     // The old one goes first: if the new one cannot be read, there is none. Loading scrubs after both.
     CACHE.with_borrow_mut(|cache| *cache = None);
+    settings::warn_of_readable_keys();
     let cached = settings::with_source(load)?;
     let keyring = Rc::clone(&cached.keyring);
     CACHE.with_borrow_mut(|cache| *cache = Some(cached));

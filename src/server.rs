@@ -87,12 +87,6 @@ pub(crate) fn is_postmaster() -> bool {
     unsafe { !pg_sys::IsUnderPostmaster }
 }
 
-/// Tells whether this is a parallel worker that takes over the settings of its leader.
-pub(crate) fn is_starting_as_parallel_worker() -> bool {
-    // SAFETY: a global that only this process changes.
-    unsafe { pg_sys::InitializingParallelWorker }
-}
-
 /// Tells whether ALTER SYSTEM is running.
 pub(crate) fn is_altering_system() -> bool {
     // SAFETY: the statements of a portal live as long as it is active.
@@ -108,6 +102,18 @@ pub(crate) fn is_altering_system() -> bool {
                 !utility.is_null() && (*utility).type_ == pg_sys::NodeTag::T_AlterSystemStmt
             })
     }
+}
+
+/// Tells whether it is being loaded by the postmaster, for all processes that it will start.
+pub(crate) fn is_preloading() -> bool {
+    // SAFETY: a global that only this process changes.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// Tells whether this is a worker that takes part in another process's query.
+pub(crate) fn in_parallel_worker() -> bool {
+    // SAFETY: set once, when the process starts.
+    unsafe { pg_sys::ParallelWorkerNumber >= 0 }
 }
 
 /// Tells whether a procedure may commit: not inside a transaction block, nor in a function.

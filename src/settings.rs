@@ -21,8 +21,12 @@ static KEYS_COMMAND: Setting = Setting::new(None);
 thread_local! {
     /// Whether the settings are being defined, with the values that they were given before.
     static IS_DEFINING: Cell<bool> = const { Cell::new(false) };
-    /// Whether the keys stand where everybody could read them before the library was loaded.
+    /// Whether the postmaster loaded the library. Then every server process has it from the start.
+    static PRELOADED: Cell<bool> = const { Cell::new(false) };
+    /// Whether the configuration has keys that any role can read in a process without the library.
     static WERE_READABLE: Cell<bool> = const { Cell::new(false) };
+    /// Whether this session has been warned of that.
+    static TOLD: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Where the keys come from.
@@ -38,6 +42,7 @@ pub(crate) enum Source<'a> {
 
 /// Defines the settings, and reserves their prefix so that a typing mistake is an error.
 pub(crate) fn init() {
+    PRELOADED.set(server::is_preloading());
     // Secret: neither in SHOW ALL nor in pg_settings, and by name only to superusers and members
     // of pg_read_all_settings.
     let secret = GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL;
@@ -82,19 +87,29 @@ pub(crate) fn init() {
     IS_DEFINING.set(false);
     // SAFETY: the argument is a C string.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"fernet".as_ptr()) };
-    if WERE_READABLE.get() && server::in_a_statement() {
+    // What loads the library for a session has nobody to tell yet: `warn_of_readable_keys` is called
+    // again when keys are used.
+    if server::in_a_statement() {
         warn_of_readable_keys();
     }
 }
 
-fn warn_of_readable_keys() {
+/// Warns, once in a session, if any role can read the keys.
+pub(crate) fn warn_of_readable_keys() {
+    // What a parallel worker would tell, its leader does.
+    if !WERE_READABLE.get() || TOLD.get() || server::in_parallel_worker() {
+        return;
+    }
+    TOLD.set(true);
     ErrorReport::new(
         PgSqlErrorCode::ERRCODE_WARNING,
-        "fernet.keys stands in the configuration, but pg_fernet was not preloaded",
+        "fernet.keys is set in the configuration, but pg_fernet is not in shared_preload_libraries",
         "pg_fernet",
     )
-    .set_detail("In a session that has not loaded the library, any role can read it with SHOW.")
-    .set_hint("Add pg_fernet to session_preload_libraries, or use fernet.keys_file.")
+    .set_detail("Any role can read the keys in a server process that has not loaded the library.")
+    .set_hint(
+        "Add pg_fernet to shared_preload_libraries and restart the server, or use fernet.keys_file.",
+    )
     .report(PgLogLevel::WARNING);
 }
 
@@ -131,8 +146,10 @@ unsafe extern "C-unwind" fn check_keys(
         return true;
     };
     use pg_sys::GucSource::{PGC_S_DATABASE_USER, PGC_S_FILE};
-    if (PGC_S_FILE..=PGC_S_DATABASE_USER).contains(&source) {
-        WERE_READABLE.set(true);
+    let in_the_configuration = (PGC_S_FILE..=PGC_S_DATABASE_USER).contains(&source);
+    if in_the_configuration && !PRELOADED.get() && !WERE_READABLE.replace(true) {
+        // The next use reads the keys again, and warns, also where it has keys of its own.
+        key_source::forget();
     }
     match key_source::parse_setting(list) {
         Ok(_) => true,
@@ -161,7 +178,8 @@ unsafe extern "C-unwind" fn check_keys_file(
 fn keep_or_refuse(source: pg_sys::GucSource::Type, refusal: Error) -> bool {
     use pg_sys::GucSource::{PGC_S_CLIENT, PGC_S_FILE};
     let is_told = source >= PGC_S_CLIENT || source == PGC_S_FILE && server::is_altering_system();
-    if is_told && !IS_DEFINING.get() && !server::is_starting_as_parallel_worker() {
+    // A parallel worker takes over what its leader has.
+    if is_told && !IS_DEFINING.get() && !server::in_parallel_worker() {
         return refuse(&refusal);
     }
     if server::is_postmaster() {

@@ -1,6 +1,7 @@
 """Databases, sessions and servers for the tests."""
 
 import os
+import re
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,12 @@ import psycopg
 from psycopg import sql
 
 ROOT = Path(__file__).parents[2]
+
+
+def major_version():
+    """That of the server whose pg_config the environment names."""
+    version = subprocess.run([os.environ["PG_CONFIG"], "--version"], check=True, capture_output=True, text=True).stdout
+    return int(re.search(r"\d+", version)[0])
 
 
 def connect(database, **options):

@@ -49,10 +49,10 @@ def warnings_of(session, query):
 
 
 def test_a_warning_where_the_keys_could_be_read(admin, preload):
-    """By anyone, with SHOW, in a session that has not loaded the library."""
-    expected = ["fernet.keys stands in the configuration, but pg_fernet was not preloaded"] if preload == "none" else []
-    assert warnings_of(admin, "SELECT fernet_is_token('x')") == expected
-    assert warnings_of(admin, "SELECT fernet_is_token('x')") == []
+    """By anyone, in a process that has not loaded the library."""
+    warning = "fernet.keys is set in the configuration, but pg_fernet is not in shared_preload_libraries"
+    assert warnings_of(admin, "SELECT fernet_encrypt('x')") == ([] if preload == "shared" else [warning])
+    assert warnings_of(admin, "SELECT fernet_encrypt('x')") == []
 
 
 def test_keys_of_the_configuration_file(admin, user):

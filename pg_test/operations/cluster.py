@@ -44,7 +44,7 @@ class Cluster:
         self.settings = "\n".join([
             *(["primary_conninfo = 'host=%s user=postgres'" % base.dir] if base else []),
             "listen_addresses = ''", f"unix_socket_directories = '{self.dir}'",
-            f"fernet.keys_file = '{self.dir}/keys'", "session_preload_libraries = 'pg_fernet'", *settings])
+            f"fernet.keys_file = '{self.dir}/keys'", "shared_preload_libraries = 'pg_fernet'", *settings])
         self.write("data/postgresql.auto.conf", self.settings)
         self.start()
 

@@ -25,7 +25,7 @@ with psycopg.connect() as server:
 
 ROWS = int(os.environ.get("PG_FERNET_ROWS", 20_000))
 SHARDS = 8
-SETTINGS = ("fsync = off", "shared_preload_libraries = 'citus'", "citus.node_conninfo = 'sslmode=disable'",
+SETTINGS = ("fsync = off", "shared_preload_libraries = 'citus,pg_fernet'", "citus.node_conninfo = 'sslmode=disable'",
             f"citus.shard_count = {SHARDS}", "max_connections = 100")
 
 

@@ -116,7 +116,7 @@ def pgbench(database, key, others, folder):
     script = folder / "script.sql"
     script.write_text(SCRIPT)
     command = ["pgbench", "-n", "-f", script, "-T", "86400", "-c", "2", "-D", f"rows={ROWS}", "-D", f"key='{key}'"]
-    keys = f"-c session_preload_libraries=pg_fernet -c fernet.keys={','.join([key, *others])}"
+    keys = f"-c fernet.keys={','.join([key, *others])}"
     process = subprocess.Popen([*command, database], env=os.environ | {"PGOPTIONS": keys},
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -15,7 +15,7 @@ import pytest
 import pyca
 from key_files import folder_for, write
 from postgres import connect, create_database, force_parallel, plan, value
-from settings import use_file
+from settings import restart, use_file
 from traces import Traces, search_error, search_json_log, search_text_log
 
 LIBRARIES = Path(subprocess.run([os.environ["PG_CONFIG"], "--pkglibdir"], check=True, capture_output=True, text=True).stdout.strip())
@@ -216,8 +216,7 @@ class Hunt:
 
     def keys_on_the_command_line(self):
         """Restarts the server, which ends all sessions."""
-        pg_ctl = [*shlex.split(os.environ["PG_FERNET_RUN"]), "pg_ctl", "restart", "-w", "-D", self.data, "-l", self.data / "server.log"]
-        subprocess.run([*pg_ctl, "-o", "-c fernet.keys=" + self.list("command line")], cwd="/", check=True, capture_output=True)
+        restart(self.host, "-c fernet.keys=" + self.list("command line"))
         self.show()
         self.search_configuration()
         self.search_processes()

@@ -1,6 +1,10 @@
 """The settings of a session and of the server, and what comes of them."""
 
+import os
+import shlex
+import subprocess
 import time
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -43,6 +47,13 @@ def reload(session):
     while value(session, "SELECT pg_conf_load_time()") == before:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def restart(host, options=""):
+    """Restarts a server of our own, with these options on its command line. Ends all sessions."""
+    data = Path(host, "data")
+    pg_ctl = [*shlex.split(os.environ["PG_FERNET_RUN"]), "pg_ctl", "restart", "-w", "-D", data, "-l", data / "server.log"]
+    subprocess.run([*pg_ctl, "-o", options], cwd="/", check=True, capture_output=True)
 
 
 class Configuration:

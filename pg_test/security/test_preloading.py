@@ -1,16 +1,22 @@
-"""Before the library is loaded, the server does not know that fernet.keys is secret: who can read it, who is told."""
+"""Before the library is loaded, the server does not know that fernet.keys is secret: who can read it, who is told.
+
+In sessions; test_process_kinds.py has the other processes.
+"""
+
+from contextlib import suppress
 
 import psycopg
 import pytest
 
 from key_files import key
 from postgres import column, connect, force_parallel, plan, server, value
-from settings import Configuration, notices
+from settings import Configuration, notices, restart
 
 KEY = key()
-WARNING = "fernet.keys stands in the configuration, but pg_fernet was not preloaded"
+WARNING = "fernet.keys is set in the configuration, but pg_fernet is not in shared_preload_libraries"
 # Loads the library, if nothing has done so yet.
 LOADING = "SELECT fernet_is_token('x')"
+USING = "SELECT count(fernet_encrypt('x'))"
 
 
 @pytest.fixture(scope="module", params=["none", "session", "shared"])
@@ -67,15 +73,55 @@ def test_who_can_read_the_list(host, preload, configured):
         assert value(user, "SELECT fernet_decrypt(fernet_encrypt('hello'))") == "hello"
 
 
-@pytest.mark.parametrize("loading", [LOADING, "DO 'BEGIN PERFORM fernet_encrypt(''x''); END'",
-                                     "CREATE TEMP TABLE t AS SELECT fernet_encrypt('x')"])
-def test_who_is_told(host, preload, configured, loading):
-    """The first to use the library in a session, once."""
+@pytest.mark.parametrize("using", [USING, "DO 'BEGIN PERFORM fernet_encrypt(''x''); END'",
+                                   "CREATE TEMP TABLE t AS SELECT fernet_encrypt('x')"])
+def test_who_is_told(host, preload, configured, using):
+    """The first to use keys in a session, once."""
     with connect("postgres", host=host, user="ordinary") as user:
         told = notices(user)
-        user.execute(loading)
+        user.execute(using)
+        user.execute(USING)
+        assert told == ([] if preload == "shared" else [WARNING])
+
+
+def test_who_is_told_by_the_library_as_it_is_loaded(host, preload, configured):
+    """Whoever has it loaded. Before the first statement there is nobody who would see it."""
+    with connect("postgres", host=host, user="ordinary") as user:
+        told = notices(user)
         user.execute(LOADING)
         assert told == ([WARNING] if preload == "none" else [])
+        user.execute(USING)
+        assert told == ([] if preload == "shared" else [WARNING])
+
+
+@pytest.mark.parametrize("own", [[], [key()]])
+def test_who_is_told_of_a_list_that_comes_later(host, preload, admin, own):
+    """The sessions that were there, also one that uses keys of its own."""
+    with connect("postgres", host=host) as session:
+        told = notices(session)
+        session.execute(LOADING)
+        for keys in own:
+            session.execute(f"SET fernet.keys = '{keys}'")
+            session.execute(USING)
+        before = value(session, "SELECT pg_conf_load_time()")
+        with Configuration(admin) as configuration:
+            configuration.set("fernet.keys", KEY)
+            while value(session, "SELECT pg_conf_load_time()") == before:
+                pass
+            assert told == []
+            session.execute(USING)
+            session.execute(USING)
+            assert told == ([] if preload == "shared" else [WARNING])
+
+
+def test_who_is_told_of_the_servers_command_line(preload):
+    with server("" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'") as host:
+        restart(host, f"-c fernet.keys={KEY}")
+        with connect("postgres", host=host) as session:
+            told = notices(session)
+            session.execute("CREATE EXTENSION pg_fernet")
+            session.execute(USING)
+            assert told == ([] if preload == "shared" else [WARNING])
 
 
 def test_what_it_tells(host, preload, admin):
@@ -83,10 +129,11 @@ def test_what_it_tells(host, preload, admin):
     admin.execute(f"ALTER DATABASE postgres SET fernet.keys = '{KEY}'")
     with connect("postgres", host=host) as session:
         session.add_notice_handler(lambda diag: told.append((diag.severity, diag.sqlstate, diag.message_detail, diag.message_hint)))
-        session.execute(LOADING)
+        session.execute(USING)
     admin.execute("ALTER DATABASE postgres RESET fernet.keys")
-    assert told == ([("WARNING", "01000", "In a session that has not loaded the library, any role can read it with SHOW.",
-                      "Add pg_fernet to session_preload_libraries, or use fernet.keys_file.")] if preload == "none" else [])
+    assert told == ([] if preload == "shared" else [(
+        "WARNING", "01000", "Any role can read the keys in a server process that has not loaded the library.",
+        "Add pg_fernet to shared_preload_libraries and restart the server, or use fernet.keys_file.")])
 
 
 def test_parallel_workers_do_not_tell_again(host, preload, admin):
@@ -98,7 +145,8 @@ def test_parallel_workers_do_not_tell_again(host, preload, admin):
             force_parallel(session)
             _, workers = plan(session, "SELECT count(fernet_key_index(token)) FROM tokens")
             assert workers > 0
-            assert told == ([WARNING] if preload == "none" else [])
+            session.execute(USING)
+            assert told == ([] if preload == "shared" else [WARNING])
     finally:
         admin.execute("ALTER DATABASE postgres RESET fernet.keys")
         admin.execute("DROP TABLE tokens")
@@ -116,6 +164,8 @@ def test_nobody_is_told_of_what_is_the_sessions_own(host, set_it):
         told = notices(session)
         session.execute(set_it)
         session.execute(LOADING)
+        with suppress(psycopg.Error):
+            session.execute(USING)
         assert told == []
 
 
@@ -129,6 +179,8 @@ def test_nobody_is_told_of_a_file_or_a_command(host, preload, admin, name, setti
             if preload == "none":
                 assert value(user, f"SHOW {name}") == setting
             user.execute(LOADING)
+            with pytest.raises(psycopg.errors.lookup("F0000")):
+                user.execute(USING)
             assert told == []
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 user.execute(f"SHOW {name}")
