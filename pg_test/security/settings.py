@@ -49,11 +49,11 @@ def reload(session):
         time.sleep(0.01)
 
 
-def restart(host, options=""):
-    """Restarts a server of our own, with these options on its command line. Ends all sessions."""
+def pg_ctl(host, *arguments):
+    """Stops or restarts a server of our own. Ends all sessions."""
     data = Path(host, "data")
-    pg_ctl = [*shlex.split(os.environ["PG_FERNET_RUN"]), "pg_ctl", "restart", "-w", "-D", data, "-l", data / "server.log"]
-    subprocess.run([*pg_ctl, "-o", options], cwd="/", check=True, capture_output=True)
+    command = [*shlex.split(os.environ["PG_FERNET_RUN"]), "pg_ctl", "-w", "-D", data, "-l", data / "server.log", *arguments]
+    subprocess.run(command, cwd="/", check=True, capture_output=True)
 
 
 class Configuration:

@@ -10,7 +10,7 @@ import pytest
 
 from key_files import key
 from postgres import column, connect, force_parallel, plan, server, value
-from settings import Configuration, notices, restart
+from settings import Configuration, notices, pg_ctl
 
 KEY = key()
 WARNING = "fernet.keys is set in the configuration, but pg_fernet is not in shared_preload_libraries"
@@ -116,7 +116,7 @@ def test_who_is_told_of_a_list_that_comes_later(host, preload, admin, own):
 
 def test_who_is_told_of_the_servers_command_line(preload):
     with server("" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'") as host:
-        restart(host, f"-c fernet.keys={KEY}")
+        pg_ctl(host, "restart", "-o", f"-c fernet.keys={KEY}")
         with connect("postgres", host=host) as session:
             told = notices(session)
             session.execute("CREATE EXTENSION pg_fernet")

@@ -43,9 +43,11 @@ class Traces:
 
     def search(self, place, text):
         """Notes what secrets there are in a text, or in the bytes of a file."""
-        if isinstance(text, bytes):
-            text = text.decode("latin-1")
-        for run in re.findall(ALPHABET + f"{{{WINDOW},}}", str(text)):
+        text = text.decode("latin-1") if isinstance(text, bytes) else str(text)
+        # Where the server shows a query as it has parsed it, constants are the numbers of their bytes.
+        for numbers in re.findall(r"\[ ((?:-?\d+\s+){12,})\]", text):
+            text += " " + bytes(int(number) & 0xff for number in numbers.split()).decode("latin-1")
+        for run in re.findall(ALPHABET + f"{{{WINDOW},}}", text):
             for start in range(len(run) - WINDOW + 1):
                 if label := self._labels.get(run[start:start + WINDOW]):
                     self._found[place].add(label)
@@ -55,24 +57,32 @@ class Traces:
 
 
 PARTS = "message", "detail", "hint", "context", "internal_query", "statement"
+# Of the session, and of the message.
+ABOUT = "application_name", "error_severity"
 
 
 def search_diagnostics(traces, reader, parts):
-    """Searches what the server tells a client, or its log. Some of it is a statement, some a message about it."""
+    """Searches what the server tells a client, or its log. Some of it is a statement, some a message about it.
+
+    A session that has something else logged than log_statement has the name of that setting for its own."""
     kind = "message"
     for pattern, name in {
         "(statement|(execute|parse|bind) .*): ": "log_statement",
+        r"duration: .* ms +(statement|(execute|parse|bind) .*): ": parts["application_name"],
+        "((raw )?parse|rewritten parse) tree:|plan:": parts["application_name"],
         "duration: .* plan:": "auto_explain",
+        "server process .* was terminated": "crash",
+        "deadlock detected": "deadlock",
         r'parameter "fernet\.\w+" changed to ': "reload",
         "syntax error in file ": "syntax error",
     }.items():
         if re.match(pattern, parts["message"] or ""):
             kind = name
-    parameters = re.match("[Pp]arameters: ", parts["detail"] or "")
+    statement = "statement of an error" if parts["error_severity"] == "ERROR" else "statement of another message"
     for part in PARTS:
-        place = {"context": "context", "internal_query": "context", "statement": "statement of an error"}.get(part, kind)
-        if part == "detail" and parameters:
-            place = "parameters of a statement"
+        place = {"context": "context", "internal_query": "context", "statement": statement}.get(part, kind)
+        if re.search("^[Pp]arameters: |portal.* with parameters: ", parts[part] or ""):
+            place = "parameters of an error" if part == "context" else "parameters of a statement"
         traces.search(f"{reader}: {place}", parts[part])
 
 
@@ -80,14 +90,15 @@ def search_error(traces, diag):
     """Searches an error or a notice that a client got."""
     search_diagnostics(traces, "client", {
         "message": diag.message_primary, "detail": diag.message_detail, "hint": diag.message_hint,
-        "context": diag.context, "internal_query": diag.internal_query, "statement": None})
+        "context": diag.context, "internal_query": diag.internal_query, "statement": None,
+        "error_severity": diag.severity, "application_name": None})
 
 
 def search_text_log(traces, log):
     """What the log collector has itself to say, and what processes have said that did not go through the server."""
     for line in log.splitlines():
         if message := re.match(r"\S+ \S+ \S+ \[\d+\] \w+:  (.*)", line):
-            search_diagnostics(traces, "log", dict.fromkeys(PARTS) | {"message": message[1]})
+            search_diagnostics(traces, "log", dict.fromkeys([*PARTS, *ABOUT]) | {"message": message[1]})
         else:
             traces.search("log: standard error", line)
 
@@ -95,5 +106,5 @@ def search_text_log(traces, log):
 def search_json_log(traces, log):
     for line in log.splitlines():
         record = json.loads(line)
-        search_diagnostics(traces, "log", {part: record.pop(part, None) for part in PARTS})
+        search_diagnostics(traces, "log", {part: record.pop(part, None) for part in PARTS} | {part: record.get(part) for part in ABOUT})
         traces.search("log: other", json.dumps(record))
