@@ -5,9 +5,12 @@ Each way has keys of its own, each use a plaintext of its own.
 
 import os
 import shlex
+import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import psycopg
 import pytest
@@ -15,7 +18,7 @@ import pytest
 import pyca
 from key_files import folder_for, write
 from postgres import connect, create_database, force_parallel, plan, value
-from settings import restart, use_file
+from settings import pg_ctl, use_file
 from traces import Traces, search_error, search_json_log, search_text_log
 
 LIBRARIES = Path(subprocess.run([os.environ["PG_CONFIG"], "--pkglibdir"], check=True, capture_output=True, text=True).stdout.strip())
@@ -27,6 +30,16 @@ log_destination = jsonlog
 log_filename = 'hunt.log'
 log_statement = all
 log_min_messages = debug5
+log_error_verbosity = verbose
+log_connections = on
+log_disconnections = on
+log_duration = on
+log_replication_commands = on
+log_parameter_max_length_on_error = -1
+log_temp_files = 0
+backtrace_functions = 'pg_fernet, set_config_option, parse_and_validate_value, exec_simple_query'
+max_connections = 300
+deadlock_timeout = 100ms
 auto_explain.log_min_duration = 0
 auto_explain.log_analyze = on
 auto_explain.log_verbose = on
@@ -34,6 +47,17 @@ auto_explain.log_settings = on
 auto_explain.log_nested_statements = on
 # the last line
 """
+
+# Settings of a session that have statements logged: under this name, not as log_statement does.
+LOGGING = {
+    "log_min_duration_statement": "0",
+    "log_min_duration_sample": "0",
+    "log_transaction_sample_rate": "1",
+    "debug_print_parse": "on",
+    "debug_print_rewritten": "on",
+    "debug_print_plan": "on",
+    "log_statement_stats": "on",
+}
 
 # Statements that set keys, with {} for the list. Each is tried with a good list, and with one that is refused.
 WAYS = {
@@ -48,11 +72,26 @@ WAYS = {
     "ALTER SYSTEM": "ALTER SYSTEM SET fernet.keys = '{}'",
 }
 
+# Statements that the server keeps, with a list in them.
+DEFINITIONS = {
+    "PREPARE": "PREPARE with_keys AS SELECT set_config('fernet.keys', '{}', false)",
+    "DECLARE": "DECLARE with_keys CURSOR WITH HOLD FOR SELECT set_config('fernet.keys', '{}', false) IS NOT NULL",
+    "CREATE VIEW": "CREATE VIEW with_keys AS SELECT set_config('fernet.keys', '{}', false)",
+    "CREATE FUNCTION, body": "CREATE FUNCTION with_keys_in_it() RETURNS text LANGUAGE sql AS $$SELECT set_config('fernet.keys', '{}', false)$$",
+    "CREATE FUNCTION, parsed body":
+        "CREATE FUNCTION with_keys_parsed() RETURNS text LANGUAGE sql RETURN set_config('fernet.keys', '{}', false)",
+    "CREATE SERVER": "CREATE SERVER with_keys FOREIGN DATA WRAPPER nothing OPTIONS (options '-c fernet.keys={}')",
+    "CREATE SUBSCRIPTION": "CREATE SUBSCRIPTION with_keys CONNECTION 'options=-cfernet.keys={}' PUBLICATION p WITH (connect = false)",
+}
+
 # What is done with a plaintext: a statement, and how it ends. In it, {} stands for the plaintext, or, as a parameter, %s.
 # {token} is a token of it; {reversed} its reverse, of which the statement makes the plaintext.
 USES = {
     "encrypt a literal": ("SELECT fernet_encrypt('{}')", None),
     "encrypt a parameter": ("SELECT fernet_encrypt(%s)", None),
+    "encrypt a parameter, and fail later": ("SELECT fernet_encrypt(%s), 1 / (random() * 0)::int", "22012"),
+    "encrypt a literal in somebody's table": ("INSERT INTO watched VALUES (fernet_encrypt('{}'))", None),
+    "encrypt a parameter in somebody's table": ("INSERT INTO watched VALUES (fernet_encrypt(%s))", None),
     "encrypt": ("SELECT fernet_encrypt(fernet_decrypt('{token}'))", None),
     "decrypt": ("SELECT fernet_decrypt('{token}')", None),
     "decrypt bytea": ("SELECT fernet_decrypt_bytea('{token}')", None),
@@ -73,6 +112,9 @@ USES = {
     "too large": ("SELECT fernet_encrypt(repeat(reverse('{reversed}'), 21000000))", "54000"),
     "no privilege": ("SET ROLE ordinary; SELECT fernet_decrypt('{token}')", "42501"),
     "cancelled": ("SELECT count(fernet_encrypt(fernet_decrypt('{token}') || n)) FROM generate_series(1, 1000000000) AS n", "57014"),
+    "materialized view": ("CREATE MATERIALIZED VIEW decrypted AS SELECT fernet_decrypt('{token}')", None),
+    "statistics": ("CREATE TABLE counted AS SELECT '{token}' AS token FROM generate_series(1, 100);"
+                   " CREATE STATISTICS counted_plaintexts ON (fernet_decrypt(token)), (length(token)) FROM counted; ANALYZE counted", None),
     "cast": ("SELECT fernet_decrypt('{token}')::int", "22P02"),
     "column": ("CREATE TEMP TABLE held AS SELECT fernet_decrypt('{token}') AS value UNION ALL SELECT '{token}' UNION ALL SELECT '{unknown}';"
                " SELECT * FROM fernet_census('held', 'value'); SELECT * FROM fernet_find_columns()", None),
@@ -96,7 +138,22 @@ class Hunt:
             "CREATE ROLE monitor LOGIN IN ROLE pg_monitor",
             "CREATE ROLE hunted LOGIN",
             "CREATE ROLE later LOGIN",
+            "CREATE ROLE replicator LOGIN REPLICATION",
             "CREATE DATABASE hunted",
+            "CREATE FOREIGN DATA WRAPPER nothing",
+            # What an ordinary role can have run in the midst of other people's statements.
+            "CREATE SCHEMA ordinary AUTHORIZATION ordinary; SET ROLE ordinary; SET search_path = ordinary",
+            "CREATE UNLOGGED TABLE seen (query text)",
+            "CREATE TABLE watched (token text)",
+            "CREATE FUNCTION watch() RETURNS void LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO ordinary.seen VALUES (current_query())'",
+            """CREATE FUNCTION watch_row() RETURNS trigger LANGUAGE plpgsql AS
+               'BEGIN PERFORM ordinary.watch(); RETURN new; END'""",
+            """CREATE FUNCTION watch_command() RETURNS event_trigger LANGUAGE plpgsql AS
+               'BEGIN PERFORM ordinary.watch(); END'""",
+            "CREATE TRIGGER watch BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION watch_row()",
+            "RESET ROLE; RESET search_path",
+            "CREATE EVENT TRIGGER watch ON ddl_command_start EXECUTE FUNCTION ordinary.watch_command()",
+            "ALTER DATABASE postgres SET search_path = public, ordinary",
         ):
             setup.execute(statement)
         self.session("hunted").execute("CREATE EXTENSION pg_fernet")
@@ -137,6 +194,13 @@ class Hunt:
         for way, statement in WAYS.items():
             self.run(self.loaded(), statement.format(self.list(way)))
             self.run(self.loaded(), statement.format(self.list(f"{way}, refused")), sqlstate="22023")
+            self.set_keys_logged(way, statement)
+        for way, statement in DEFINITIONS.items():
+            self.run(self.loaded(), statement.format(self.list(way)))
+            self.set_keys_logged(way, statement)
+        self.run(self.loaded(), f"SET fernet.keys = '{self.list('several statements')}'; SELECT ordinary.watch()")
+        self.search_what_was_watched()
+
         parameter = "SELECT set_config('fernet.keys', %s, false) IS NOT NULL"
         self.run(self.loaded(), parameter, self.list("parameter"))
         self.run(self.loaded(), parameter, self.list("parameter, refused"), sqlstate="22023")
@@ -157,6 +221,18 @@ class Hunt:
         except psycopg.errors.InvalidParameterValue as error:
             search_error(self.traces, error.diag)
         self.use_keys(self.session(user="later"))
+
+    def set_keys_logged(self, way, statement):
+        """The server logs it for another reason than log_statement."""
+        for setting, on in {**LOGGING, "client_min_messages": "debug5"}.items():
+            with connect("postgres", host=self.host, application_name=setting) as session:
+                session.add_notice_handler(lambda diag: search_error(self.traces, diag))
+                session.execute(f"LOAD 'pg_fernet'; SET log_statement = none; SET {setting} = {on}; SET auto_explain.log_min_duration = -1")
+                self.run(session, statement.format(self.list(way)).replace("with_keys", f"with_keys_{setting}"))
+                if way == "set_config()":
+                    self.run(session, "SELECT set_config('fernet.keys', %s, false) IS NOT NULL", self.list("parameter"))
+                for view in "pg_prepared_statements", "pg_cursors":
+                    self.traces.search(f"{view}, in the session", session.execute(f"SELECT * FROM {view}").fetchall())
 
     def use_keys(self, session):
         """Asks for the keys that the session has by now, whoever may."""
@@ -186,6 +262,7 @@ class Hunt:
         self.reload()
         self.show()
         self.search_configuration()
+        self.search_catalogs("ordinary", "catalog")
         self.run(self.session(), "ALTER SYSTEM RESET fernet.keys")
 
     def configure(self, line):
@@ -216,7 +293,9 @@ class Hunt:
 
     def keys_on_the_command_line(self):
         """Restarts the server, which ends all sessions."""
-        restart(self.host, "-c fernet.keys=" + self.list("command line"))
+        pg_ctl(self.host, "stop")
+        self.search_files()
+        pg_ctl(self.host, "start", "-o", "-c fernet.keys=" + self.list("command line"))
         self.show()
         self.search_configuration()
         self.search_processes()
@@ -265,8 +344,31 @@ class Hunt:
                 if explain:
                     self.traces.search("EXPLAIN", rows.fetchall())
         session.execute("RESET ROLE")
+        self.search_what_was_watched()
+        self.traces.search("pg_stats_ext_exprs, for the owner", session.execute("SELECT * FROM pg_stats_ext_exprs").fetchall())
+        self.use_in_a_deadlock()
         self.use_in_parallel(session, key)
         self.use_in_other_encodings(key)
+
+    def use_in_a_deadlock(self):
+        """The log shows the statements of all who take part in it."""
+        def encrypt(session, n):
+            text = self.traces.text("encrypt a literal in a deadlock")
+            with suppress(psycopg.errors.DeadlockDetected):
+                session.execute(f"UPDATE deadlock SET token = fernet_encrypt('{text}') WHERE n = {n}")
+
+        with connect("postgres", host=self.host, application_name="deadlock") as one, connect("postgres", host=self.host) as other:
+            one.execute("CREATE TABLE deadlock AS SELECT n, '' AS token FROM generate_series(1, 2) AS n")
+            for session in one, other:
+                use_file(session, self.folder / "keys")
+                session.execute("SET log_statement = none; SET auto_explain.log_min_duration = -1")
+                session.execute("BEGIN")
+            one.execute("UPDATE deadlock SET token = '' WHERE n = 1")
+            other.execute("UPDATE deadlock SET token = '' WHERE n = 2")
+            thread = Thread(target=encrypt, args=(one, 2))
+            thread.start()
+            encrypt(other, 1)
+            thread.join()
 
     def tokens(self, key, text):
         now = int(time.time())
@@ -307,26 +409,33 @@ class Hunt:
     #
 
     def search_configuration(self):
+        self.traces.search("pg_file_settings, as a superuser", self.session().execute("SELECT * FROM pg_file_settings").fetchall())
         for name in "postgresql.conf", "postgresql.auto.conf", "postmaster.opts":
             self.traces.search(f"data directory: {name}", (self.data / name).read_bytes())
 
-    def search_catalogs(self):
-        """All that an ordinary role can read in them."""
-        session = self.session(user="ordinary")
+    def search_catalogs(self, user, place):
+        """All that the role can read in them."""
+        session = self.session(user=user)
         relations = session.execute(
             "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'v') AND has_table_privilege(oid, 'SELECT')"
             " AND relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)")
         for (relation,) in relations.fetchall():
             try:
-                self.traces.search(f"catalog: {relation}", session.execute(f"SELECT * FROM {relation}").fetchall())
+                self.traces.search(f"{place}: {relation}", session.execute(f"SELECT * FROM {relation}").fetchall())
             except psycopg.errors.InsufficientPrivilege:
                 pass
+            except psycopg.errors.InternalError_ as error:
+                assert "NUMA" in str(error)  # which this machine may lack
+
+    def search_what_was_watched(self):
+        session = self.session(user="ordinary")
+        self.traces.search("current_query()", session.execute("SELECT * FROM ordinary.seen").fetchall())
+        session.execute("TRUNCATE ordinary.seen")
 
     def search_statistics(self):
-        session = self.session(user="monitor")
-        self.traces.search("pg_stat_activity, as pg_monitor", session.execute("SELECT * FROM pg_stat_activity").fetchall())
         if HAS_CONTRIB:
-            self.traces.search("pg_stat_statements, as pg_monitor", session.execute("SELECT * FROM pg_stat_statements").fetchall())
+            session = self.session(user="monitor")
+            self.traces.search("as pg_monitor: pg_stat_statements", session.execute("SELECT * FROM pg_stat_statements").fetchall())
 
     def search_dumps(self):
         for command in "pg_dump -C postgres", "pg_dump -C hunted", "pg_dumpall":
@@ -334,11 +443,28 @@ class Hunt:
             self.traces.search(command.split()[0], dump.stdout + dump.stderr)
 
     def search_files(self):
-        self.session().execute("CHECKPOINT")
         for path in self.data.rglob("*"):
             place, *_ = path.relative_to(self.data).parts
             if path.is_file() and place != "log":
                 self.traces.search(f"data directory: {place}", path.read_bytes())
+
+    def search_base_backup(self):
+        """What a role with REPLICATION can have."""
+        folder = self.folder / "backup"
+        subprocess.run(["pg_basebackup", "-h", self.host, "-U", "replicator", "-D", folder, "-X", "fetch", "-c", "fast"],
+                       check=True, capture_output=True)
+        for path in folder.rglob("*"):
+            if path.is_file() and path.parent.name != "log":
+                self.traces.search("pg_basebackup, with REPLICATION", path.read_bytes())
+
+    def crash(self):
+        """The log shows the last statement of a process that was killed. Ends all sessions."""
+        session = self.loaded()
+        session.execute("SET log_statement = none")
+        session.execute(f"SET fernet.keys = '{self.list('SET')}'")
+        os.kill(session.info.backend_pid, signal.SIGKILL)
+        while "all server processes terminated; reinitializing" not in self.log():
+            time.sleep(0.01)
 
     def search_processes(self):
         """What ps shows to every user of the machine."""
@@ -348,10 +474,13 @@ class Hunt:
             self.traces.search("ps", Path(f"/proc/{process}/cmdline").read_bytes())
 
     def search(self):
-        self.search_catalogs()
+        self.search_catalogs("ordinary", "catalog")
+        self.search_catalogs("monitor", "as pg_monitor")
         self.search_statistics()
         self.search_dumps()
+        self.session().execute("CHECKPOINT")
         self.search_files()
+        self.search_base_backup()
         self.search_processes()
 
     def run_everything(self):
@@ -364,6 +493,7 @@ class Hunt:
         self.keys_in_the_configuration()
         self.search()
         self.keys_on_the_command_line()
+        self.crash()
         search_json_log(self.traces, self.log())
         search_text_log(self.traces, self.data.joinpath("log", "hunt.log").read_text(errors="replace"))
         return self.traces.found()

@@ -39,8 +39,9 @@ autovacuum_analyze_threshold = 0
 autovacuum_analyze_scale_factor = 0
 wal_retrieve_retry_interval = 100ms
 """
-# With it, the server sends each change at once, and so leaves each transaction to a worker of its own.
-STREAMING = "debug_logical_replication_streaming = immediate" if VERSION >= 16 else ""
+# With it, the publisher sends each change at once, and so leaves each transaction to a worker of its own. Up to 16, a
+# subscriber with it can crash.
+AT_ONCE = "options=-cdebug_logical_replication_streaming=immediate"
 
 
 @pytest.fixture(scope="module", params=["none", "session", "shared"])
@@ -50,7 +51,7 @@ def preload(request):
 
 @pytest.fixture(scope="module")
 def host(preload):
-    with server("" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'", CONFIGURATION, STREAMING) as host:
+    with server("" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'", CONFIGURATION) as host:
         with connect("postgres", host=host) as admin:
             admin.execute(OWNER)
             admin.execute("CREATE ROLE replicator LOGIN REPLICATION")
@@ -125,10 +126,14 @@ def subscription(host, streaming):
         publisher.execute("CREATE PUBLICATION everything FOR ALL TABLES")
         publisher.execute("SELECT pg_create_logical_replication_slot('slot', 'pgoutput')")
         subscriber.execute(
-            f"CREATE SUBSCRIPTION subscription CONNECTION 'host={host} dbname=published user=postgres' PUBLICATION everything"
+            f"CREATE SUBSCRIPTION subscription CONNECTION 'host={host} dbname=published user=postgres"
+            f" {AT_ONCE if streaming == 'parallel' else ''}' PUBLICATION everything"
             f" WITH (create_slot = false, slot_name = slot, streaming = {streaming})")
         try:
             yield publisher
+            # One that is disabled in the midst of its work can crash, too.
+            end = value(publisher, "SELECT pg_current_wal_lsn()::text")
+            wait_for(lambda: value(publisher, "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots", end))
         finally:
             subscriber.execute("ALTER SUBSCRIPTION subscription DISABLE")
             subscriber.execute("ALTER SUBSCRIPTION subscription SET (slot_name = NONE)")

@@ -47,7 +47,7 @@ class Traces:
         # Where the server shows a query as it has parsed it, constants are the numbers of their bytes.
         for numbers in re.findall(r"\[ ((?:-?\d+\s+){12,})\]", text):
             text += " " + bytes(int(number) & 0xff for number in numbers.split()).decode("latin-1")
-        for run in re.findall(ALPHABET + f"{{{WINDOW},}}", text):
+        for run in set(re.findall(ALPHABET + f"{{{WINDOW},}}", text)):
             for start in range(len(run) - WINDOW + 1):
                 if label := self._labels.get(run[start:start + WINDOW]):
                     self._found[place].add(label)
@@ -71,7 +71,7 @@ def search_diagnostics(traces, reader, parts):
         r"duration: .* ms +(statement|(execute|parse|bind) .*): ": parts["application_name"],
         "((raw )?parse|rewritten parse) tree:|plan:": parts["application_name"],
         "duration: .* plan:": "auto_explain",
-        "server process .* was terminated": "crash",
+        r".* \(PID \d+\) was terminated by signal": "crash",
         "deadlock detected": "deadlock",
         r'parameter "fernet\.\w+" changed to ': "reload",
         "syntax error in file ": "syntax error",
@@ -97,7 +97,7 @@ def search_error(traces, diag):
 def search_text_log(traces, log):
     """What the log collector has itself to say, and what processes have said that did not go through the server."""
     for line in log.splitlines():
-        if message := re.match(r"\S+ \S+ \S+ \[\d+\] \w+:  (.*)", line):
+        if message := re.match(r"\S+ \S+ \S+ \[\d+\] \w+:  (?:\w{5}: )?(.*)", line):
             search_diagnostics(traces, "log", dict.fromkeys([*PARTS, *ABOUT]) | {"message": message[1]})
         else:
             traces.search("log: standard error", line)
