@@ -135,7 +135,7 @@ def test_a_bad_end(db, command, key_file, text, sqlstate, message):
     "sleep 15 >/dev/null & cat {0}",
     "sleep 15 & cat {0}",
     "setsid sleep 15 & cat {0}",
-    "yes '#' & cat {0}; kill -STOP $!",
+    "(while sleep 0.01; do echo '#'; done) & cat {0}; kill -STOP $!",
 ])
 def test_a_good_end(db, command, key_file, keys, text):
     command(text.format(key_file))
