@@ -17,7 +17,7 @@ import pytest
 
 import pyca
 from key_files import folder_for, write
-from postgres import connect, create_database, force_parallel, plan, value
+from postgres import connect, create_database, force_parallel, major_version, plan, value
 from settings import pg_ctl, use_file
 from traces import Traces, search_error, search_json_log, search_text_log
 
@@ -346,9 +346,26 @@ class Hunt:
         session.execute("RESET ROLE")
         self.search_what_was_watched()
         self.traces.search("pg_stats_ext_exprs, for the owner", session.execute("SELECT * FROM pg_stats_ext_exprs").fetchall())
+        self.use_as_parameters()
         self.use_in_a_deadlock()
         self.use_in_parallel(session, key)
         self.use_in_other_encodings(key)
+
+    def use_as_parameters(self):
+        """With all that the server has to keep parameters out of the log. They stay in plans."""
+        settings = {"log_min_duration_statement": "0", "log_parameter_max_length": "0", "log_parameter_max_length_on_error": "0"}
+        for label, more in {
+            "parameter, kept out of the log": {"auto_explain.log_min_duration": "-1"},
+            "parameter, in a plan": {"auto_explain.log_parameter_max_length": "0"} if major_version() >= 16 else {},
+            "parameter, in a printed plan": {"auto_explain.log_min_duration": "-1", "debug_print_plan": "on"},
+        }.items():
+            with connect("postgres", host=self.host, application_name="debug_print_plan") as session:
+                use_file(session, self.folder / "keys")
+                for setting, new in {**settings, **more}.items():
+                    session.execute(f"SET {setting} = {new}")
+                session.execute("SELECT fernet_encrypt(%s)", [self.traces.text(label)])
+                with suppress(psycopg.errors.DivisionByZero):
+                    session.execute("SELECT fernet_encrypt(%s), 1 / (random() * 0)::int", [self.traces.text(label)])
 
     def use_in_a_deadlock(self):
         """The log shows the statements of all who take part in it."""

@@ -63,6 +63,8 @@ def test_keys_in_use_are_found(db, folder, key_file, keys):
     for key in keys:
         names = found(image, key)
         assert {"HMAC state", "HMAC state, outer"} <= names
+        # What the key was read from has been wiped.
+        assert names.isdisjoint({"base64", "key", "signing half", "padded signing half", "padded signing half, outer"})
         # Without the processor's instructions for AES, the schedule has another form.
         if "aes" in Path("/proc/cpuinfo").read_text():
             assert {"encryption half", "round key 1", "round key 10", "decryption round key 1"} <= names
@@ -103,6 +105,17 @@ def test_after_the_file_was_replaced(db, folder, keys):
     image = core_image(db, folder)
     assert found(image, old) == set()
     assert found(image, new) != set()
+
+
+def test_an_idle_session_keeps_its_keys_until_it_uses_keys_again(db, folder, keys):
+    """Also past statements that use none, as that of core_image()."""
+    path = write(folder / "keys", keys[0])
+    use_file(db, path)
+    use(db, keys[0])
+    write(path, keys[1])
+    assert found(core_image(db, folder), keys[0]) != set()
+    use(db, keys[1])
+    assert found(core_image(db, folder), keys[0]) == set()
 
 
 def test_after_the_file_was_removed(db, folder, key_file, keys):
