@@ -38,6 +38,7 @@ NOT_RUN = {
         "run_command_on_all_nodes": "pg_test/operations/test_citus.py::test_a_role_needs_its_privileges_on_each_node",
     },
     "docs/security.md": {
+        "shared_preload_libraries": "pg_test/security/test_process_kinds.py",
         "install -o root": "pg_test/security/test_key_file.py::test_a_file_of_roots_for_the_servers_group",
         "fsGroup": "pg_test/security/test_recipes.py::test_kubernetes",
         "'/etc/fernet/": "pg_test/security/test_recipes.py::test_kubernetes",
