@@ -11,11 +11,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::error::Error;
-use crate::fernet::{Key, Keyring, Token, sealed_len};
-use crate::key_source::keyring;
-use crate::random;
-use crate::text::{self, Buffer, Value};
+use crate::fernet::{self, Token, sealed_len};
+use crate::keys::fingerprint::{self, sql_index};
+use crate::keys::{self, keyring};
+use crate::pg::value::{Buffer, Value};
+use crate::pg::{self, Report, encoding, random};
 
 type Result<T, E = ErrorReport> = std::result::Result<T, E>;
 
@@ -26,13 +26,13 @@ fn fernet_encrypt<'fcx>(plaintext: Value<'fcx>) -> Result<Value<'fcx>> {
 
 #[pg_extern(sql = false)]
 fn fernet_encrypt_text<'fcx>(plaintext: Value<'fcx>) -> Result<Value<'fcx>> {
-    Ok(text::with_utf8(&plaintext, seal)??)
+    Ok(encoding::with_utf8(&plaintext, seal)??)
 }
 
 #[pg_extern(sql = false)]
 fn fernet_decrypt<'fcx>(token: Value<'fcx>) -> Result<Value<'fcx>> {
     let (buffer, len) = open(&token, |_| Ok(()))?;
-    Ok(text::text_from_utf8(buffer, len)?)
+    Ok(encoding::text_from_utf8(buffer, len)?)
 }
 
 #[pg_extern(sql = false)]
@@ -42,7 +42,7 @@ fn fernet_decrypt_ttl<'fcx>(
     at: TimestampWithTimeZone,
 ) -> Result<Value<'fcx>> {
     let (buffer, len) = open(&token, |timestamp| check_age(timestamp, ttl, at))?;
-    Ok(text::text_from_utf8(buffer, len)?)
+    Ok(encoding::text_from_utf8(buffer, len)?)
 }
 
 #[pg_extern(sql = false)]
@@ -65,7 +65,7 @@ fn fernet_decrypt_bytea_ttl<'fcx>(
 fn fernet_rotate<'fcx>(token: Value<'fcx>) -> Result<Value<'fcx>> {
     let keyring = keyring()?;
     let mut buffer = Buffer::new(token.len())?;
-    let mut refusal = Some(crate::fernet::Error::NotAToken);
+    let mut refusal = Some(fernet::Error::NotAToken);
     // Tokens that are refused come last.
     let each = |opener: Result<_, _>| refusal = opener.err();
     let rotated = keyring.rotate_value(&token, &mut buffer, random::iv, each)?;
@@ -104,7 +104,7 @@ fn fernet_timestamp(token: Value<'_>) -> Result<TimestampWithTimeZone> {
     let token = decode(&token, &mut buffer)?;
     match keyring.key_index(&token) {
         Some(_) => Ok(timestamp_at(token.timestamp())),
-        None => Err(Error::from(crate::fernet::Error::Unauthenticated).into()),
+        None => Err(Error::from(fernet::Error::Unauthenticated).into()),
     }
 }
 
@@ -116,16 +116,16 @@ fn fernet_generate_key() -> String {
 #[pg_extern(sql = false)]
 fn fernet_keys()
 -> Result<TableIterator<'static, (name!(key_index, i32), name!(fingerprint, String))>> {
-    let fingerprints = fingerprints(&*keyring()?)?.into_iter().enumerate();
+    let fingerprints = fingerprint::of_all(&*keyring()?)?.into_iter().enumerate();
     Ok(TableIterator::new(fingerprints.map(
-        |(index, fingerprint)| (sql_index(index), shown(fingerprint)),
+        |(index, fingerprint)| (sql_index(index), fingerprint::to_hex(fingerprint)),
     )))
 }
 
 /// Makes a token under the primary key, stamped with the time of the call.
 fn seal<'fcx>(plaintext: &[u8]) -> Result<Value<'fcx>, Error> {
     let keyring = keyring()?;
-    let mut buffer = Buffer::new(sealed_len(plaintext.len()).ok_or(Error::TooLarge)?)?;
+    let mut buffer = Buffer::new(sealed_len(plaintext.len()).ok_or(pg::Error::TooLarge)?)?;
     // A clock before 1970 has no other form in a token.
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -149,7 +149,7 @@ fn open(
 }
 
 fn scratch(token: &[u8]) -> Result<Buffer, Error> {
-    Buffer::new(Token::decoded_len_max(token.len()))
+    Ok(Buffer::new(Token::decoded_len_max(token.len()))?)
 }
 
 fn decode<'a>(token: &[u8], buffer: &'a mut Buffer) -> Result<Token<'a>, Error> {
@@ -193,21 +193,60 @@ fn timestamp_at(seconds: u64) -> TimestampWithTimeZone {
         .unwrap_or_else(TimestampWithTimeZone::positive_infinity)
 }
 
-/// Returns the fingerprints of the keys. There may be so many that memory for them is refused.
-pub(crate) fn fingerprints(keyring: &Keyring) -> Result<Vec<[u8; 8]>, Error> {
-    let mut fingerprints = Vec::new();
-    fingerprints.try_reserve_exact(keyring.keys().len())?;
-    fingerprints.extend(keyring.keys().iter().map(Key::fingerprint));
-    Ok(fingerprints)
+/// What can be refused of a single value.
+#[derive(Debug)]
+enum Error {
+    Keys(keys::Error),
+    Server(pg::Error),
+    /// The value is no token, or no key opens it.
+    Token(fernet::Error),
+    /// The token is older than its time to live.
+    Expired,
+    /// The token's timestamp is more than a minute ahead.
+    FromTheFuture,
 }
 
-/// Returns what SQL shows of a fingerprint.
-pub(crate) fn shown(fingerprint: [u8; 8]) -> String {
-    format!("{:016x}", u64::from_be_bytes(fingerprint))
+impl From<Error> for Report {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Keys(error) => error.into(),
+            Error::Server(error) => error.into(),
+            Error::Token(refusal) => refusal.into(),
+            Error::Expired => Self::new(
+                PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+                "Fernet token has expired",
+                "Raise ttl, or get a new token.",
+            ),
+            Error::FromTheFuture => Self::new(
+                PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+                "Fernet token is from the future",
+                "Check the clock of the machine that made the token. Without a ttl, the timestamp is \
+                 not looked at.",
+            ),
+        }
+    }
 }
 
-/// Returns the number that SQL knows a key by: its 1-based place in the list.
-pub(crate) fn sql_index(index: usize) -> i32 {
-    // A list in a setting is shorter than 1 GB: it holds far less than 2^31 keys.
-    index as i32 + 1
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> Self {
+        Report::from(error).into()
+    }
+}
+
+impl From<keys::Error> for Error {
+    fn from(error: keys::Error) -> Self {
+        Self::Keys(error)
+    }
+}
+
+impl From<pg::Error> for Error {
+    fn from(error: pg::Error) -> Self {
+        Self::Server(error)
+    }
+}
+
+impl From<fernet::Error> for Error {
+    fn from(error: fernet::Error) -> Self {
+        Self::Token(error)
+    }
 }

@@ -14,13 +14,12 @@ def strings(path, start, end):
 
 
 def messages():
-    yield from strings("src/error.rs", "fn message(", "fn detail(")
     yield from strings("src/fernet/error.rs", "fn fmt(", "impl std::error::Error")
-    yield from strings("src/key_file.rs", "fn check_private(", "Ok(())")
-    yield from strings("src/census.rs", "fn reason(", "fn hint(")
-    for path in ROOT.glob("src/*.rs"):
-        for call in r"ERRCODE_WARNING,\s*(?:format!\(\s*)?", r"\bwarn\(\s*(?:format!\(\s*)?", r"refuse\(\s*", r"io::ErrorKind::\w+,\s*":
-            yield from re.findall(call + STRING, path.read_text())
+    yield from strings("src/keys/file.rs", "fn check_private(", "Ok(())")
+    yield from strings("src/columns/find.rs", "fn reason(", "fn hint(")
+    for path in ROOT.glob("src/*/*.rs"):
+        for call in r"Report::new\(\s*[\w:]+,\s*", r"Self::new\(\s*[\w:]*ERRCODE_\w+,\s*", r"=> \{\s*", r"\bwarn\(\s*", r"io::ErrorKind::\w+,\s*":
+            yield from re.findall(call + r"(?:format!\(\s*)?" + STRING, path.read_text())
     for path in ROOT.glob("sql/*.sql"):
         yield from re.findall("RAISE WARNING '(.*)'", path.read_text())
 

@@ -2,9 +2,9 @@
 
 use std::cell::RefCell;
 
-use crate::error::Error;
+use super::Error;
+use super::server;
 use crate::fernet::IV;
-use crate::server;
 
 thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool::EMPTY) };

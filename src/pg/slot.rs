@@ -6,8 +6,8 @@ use std::thread;
 
 use pgrx::prelude::*;
 
-use crate::catalog::Relation;
-use crate::spi::{Tid, Xid, with_bytes_of};
+use super::relation::Relation;
+use super::spi::{Tid, Xid, with_bytes_of};
 
 /// Room for one row version of a relation that is open.
 pub(crate) struct Slot<'r> {

@@ -32,17 +32,18 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::catalog::{self, Name};
-use crate::citus;
-use crate::error::{Error, notice, warn};
+use super::Error;
+use super::citus;
+use super::progress::{Progress, describe_time};
+use super::table::{self, Fate, Member, Table, Writer};
 use crate::fernet::{self, Keyring};
-use crate::key_source::keyring;
-use crate::progress::{Progress, describe_time};
-use crate::random;
-use crate::server::{self, Record};
-use crate::spi::{Connection, Tid, Transaction, Xid};
-use crate::table::{self, Fate, Member, Table, Writer};
-use crate::text::{Buffer, Value, Values};
+use crate::keys::keyring;
+use crate::pg::random;
+use crate::pg::relation::{self, Name};
+use crate::pg::report::{notice, warn};
+use crate::pg::server::{self, Record};
+use crate::pg::spi::{Connection, Tid, Transaction, Xid};
+use crate::pg::value::{Buffer, Value, Values};
 
 #[pg_extern(sql = false)]
 fn fernet_rotate_column(
@@ -58,7 +59,7 @@ fn fernet_rotate_column(
         warn_of_single_key();
     }
     let report = if call.is_sharded {
-        call.rotate_shards(&catalog::schema_of(fcinfo))?
+        call.rotate_shards(&relation::schema_of(fcinfo))?
     } else {
         call.rotate()?
     };
@@ -143,7 +144,7 @@ impl Call {
         let before = [b"CALL ", schema, b".fernet_rotate_shard("].concat();
         let after = [
             b", ",
-            &catalog::literal(self.column_name.as_cstr())[..],
+            &relation::literal(self.column_name.as_cstr())[..],
             format!(
                 "::pg_catalog.name, {}, {}, '{}'::pg_catalog.text, NULL::pg_catalog.text)",
                 self.batch_size,
@@ -155,7 +156,7 @@ impl Call {
         .concat();
         let connection = Connection::read_only();
         let reports = citus::on_shards(&connection, self.relation, &before, &after, |text| {
-            Report::from_text(text).ok_or(Error::Answer)
+            Report::from_text(text).ok_or(Error::UnexpectedResponse)
         })?;
         let mut sum = Report::default();
         for report in reports {
@@ -808,7 +809,7 @@ fn counted(number: i64, thing: &str) -> String {
 
 fn warn_of_single_key() {
     warn(
-        "there is a single key, so nothing can be under an old one".into(),
+        "there is a single key, so nothing can be under an old one",
         None,
         "Put the new key before the old one in the list of keys.",
     );

@@ -9,9 +9,9 @@ use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::nullable::Nullable;
 use pgrx::prelude::*;
 
-use crate::error::Error;
-use crate::spi::Connection;
-use crate::text;
+use super::Error;
+use super::encoding::printable;
+use super::spi::Connection;
 
 /// A name as it stands in SQL, quoted where it must be.
 pub(crate) type Identifier = Vec<u8>;
@@ -176,7 +176,7 @@ impl<'c> Relation<'c> {
 
     /// Returns the name for a message to a human.
     pub(crate) fn shown(&self) -> String {
-        shown(&self.name())
+        printable(&self.name())
     }
 
     /// Returns what identifies the file. A table gets another one when it is rewritten.
@@ -272,7 +272,7 @@ impl<'c> Relation<'c> {
             let number = pg_sys::get_attnum(self.oid(), name.as_ptr());
             if number <= 0 {
                 return Err(Error::NoColumn {
-                    column: shown(name.to_bytes()),
+                    column: printable(name.to_bytes()),
                     relation: self.shown(),
                 });
             }
@@ -283,10 +283,10 @@ impl<'c> Relation<'c> {
             )
         };
         let storage = Storage::of_type(oid).ok_or_else(|| Error::ColumnType {
-            column: shown(name.to_bytes()),
+            column: printable(name.to_bytes()),
             relation: self.shown(),
             // SAFETY: the oid is that of the column's type; the result is a C string.
-            type_name: shown(&unsafe { bytes(pg_sys::format_type_be(oid)) }),
+            type_name: printable(&unsafe { bytes(pg_sys::format_type_be(oid)) }),
         })?;
         Ok(Column {
             // SAFETY: the name is a C string, and so is the result.
@@ -331,16 +331,6 @@ fn ancestors(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
             ancestors.map_or_else(Vec::new, |ancestors| ancestors.iter().copied().collect())
         })
     }
-}
-
-/// Returns a name for a message. To pgrx messages are UTF-8, to the server they are text in the
-/// encoding of the database: where that is another, what both agree on is ASCII.
-pub(crate) fn shown(name: &[u8]) -> String {
-    if text::is_utf8() {
-        return String::from_utf8_lossy(name).into_owned();
-    }
-    let ascii = |&byte: &u8| if byte.is_ascii() { byte.into() } else { '?' };
-    name.iter().map(ascii).collect()
 }
 
 /// Returns the name of a function's schema, quoted where it must be.

@@ -17,10 +17,10 @@ use std::{slice, thread};
 use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use pgrx::prelude::*;
 
-use crate::catalog;
-use crate::error::Error;
-use crate::server;
-use crate::text::Value;
+use super::Error;
+use super::encoding::printable;
+use super::server;
+use super::value::Value;
 
 /// A row's place in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -187,7 +187,7 @@ impl Transaction {
 
     /// Calls `f` in a transaction, and commits unless it returns an error. `f` cannot leave anything
     /// open that a commit would pull away.
-    pub(crate) fn run<T>(f: impl FnOnce(&Self) -> Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn run<T, E: From<Error>>(f: impl FnOnce(&Self) -> Result<T, E>) -> Result<T, E> {
         // The last commit has left a transaction behind that has not done anything yet.
         set_config(c"transaction_isolation", c"read committed", Until::Commit);
         // Rows are found by their place, one or a range, and not by reading the whole table.
@@ -377,7 +377,7 @@ impl Failure {
         match self {
             // SAFETY: as above; an error of the server has a message, which is a C string.
             Self::OfServer(error) => unsafe {
-                catalog::shown(CStr::from_ptr((**error).message).to_bytes())
+                printable(CStr::from_ptr((**error).message).to_bytes())
             },
             Self::Ours(error) => report_of(error).message().into(),
         }

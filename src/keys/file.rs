@@ -4,19 +4,26 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
-use crate::catalog::shown;
-use crate::error::{Error, reason};
+use super::Error;
+use super::secret::{self, Secret};
 use crate::fernet::Keyring;
-use crate::secret::{self, Secret};
+use crate::pg::encoding::printable;
+use crate::pg::report::reason;
+
+/// A file as it was when it was read.
+pub(super) struct Stamp {
+    path: PathBuf,
+    state: State,
+}
 
 /// What tells one state of a file from another.
 #[derive(PartialEq, Eq)]
-pub(crate) struct Stamp {
+struct State {
     device: u64,
     inode: u64,
     size: u64,
@@ -30,6 +37,14 @@ pub(crate) struct Stamp {
 const COARSEST_CLOCK: Duration = Duration::from_secs(2);
 
 impl Stamp {
+    /// Tells whether the file is for certain as it was.
+    pub(super) fn still_holds(&self) -> bool {
+        let now = self.path.metadata();
+        self.state.settled && now.is_ok_and(|now| State::new(&now) == self.state)
+    }
+}
+
+impl State {
     fn new(metadata: &Metadata) -> Self {
         let changed = Duration::from_secs(metadata.ctime().max(0).unsigned_abs());
         let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed);
@@ -42,30 +57,25 @@ impl Stamp {
             settled: age.is_ok_and(|age| age > COARSEST_CLOCK),
         }
     }
-
-    /// Tells whether the file is for certain as it was when it was read.
-    pub(crate) fn still_holds(&self, path: &Path) -> bool {
-        self.settled && path.metadata().is_ok_and(|now| Self::new(&now) == *self)
-    }
 }
 
 /// Refuses what is no absolute path: it may be keys, even ones with a mistake in them, and a path is
 /// no secret, so errors show it. An absolute path of 44 characters can be a key, too.
-pub(crate) fn check_path(path: &[u8]) -> Result<(), Error> {
+pub(super) fn check_path(path: &[u8]) -> Result<(), Error> {
     secret::note_depth();
     if path.starts_with(b"/") && Keyring::parse_list(path).is_err() {
         Ok(())
     } else {
-        Err(Error::KeyFilePath)
+        Err(Error::Path)
     }
 }
 
 /// Reads a key file that nobody else can read: the rule of `ssl_key_file`.
-pub(crate) fn read(path: &Path) -> Result<(Secret, Stamp), Error> {
+pub(super) fn read(path: &Path) -> Result<(Secret, Stamp), Error> {
     let bytes = path.as_os_str().as_bytes();
     check_path(bytes)?;
-    read_private(path).map_err(|error| Error::KeyFile {
-        path: shown(bytes),
+    read_private(path).map_err(|error| Error::File {
+        path: printable(bytes),
         reason: reason(&error),
     })
 }
@@ -81,7 +91,11 @@ fn read_private(path: &Path) -> io::Result<(Secret, Stamp)> {
     check_private(&metadata).map_err(io::Error::other)?;
     let mut text = Secret::new()?;
     while text.read_from(&mut file)? {}
-    Ok((text, Stamp::new(&metadata)))
+    let stamp = Stamp {
+        path: path.to_owned(),
+        state: State::new(&metadata),
+    };
+    Ok((text, stamp))
 }
 
 fn check_private(metadata: &Metadata) -> Result<(), &'static str> {

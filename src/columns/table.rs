@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use pgrx::prelude::*;
 
-use crate::catalog::{self, Column, Identifier, Kind, Lock, Relation};
-use crate::citus::Spread;
-use crate::error::Error;
-use crate::slot::{self, Slot};
-use crate::spi::{
+use super::Error;
+use super::citus::Spread;
+use crate::pg::encoding;
+use crate::pg::relation::{Column, Identifier, Kind, Lock, Relation};
+use crate::pg::slot::{self, Slot};
+use crate::pg::spi::{
     Argument, Connection, Cursor, NewValues, Shown, Tid, Transaction, VirtualXid, Xid,
 };
 
@@ -107,7 +108,9 @@ pub(crate) fn writers(
         while let Some(rows) = cursor.fetch() {
             for row in rows.iter() {
                 let text = |column| {
-                    row.with_bytes(column, |bytes| catalog::shown(bytes.unwrap_or_default()))
+                    row.with_bytes(column, |bytes| {
+                        encoding::printable(bytes.unwrap_or_default())
+                    })
                 };
                 let who = match row.find::<i32>(2) {
                     Some(process) => format!("process {process}"),
@@ -135,10 +138,10 @@ pub(crate) fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<bool, E
         let checked = connection.undo_unless(
             |_| false,
             || {
-                if Spread::of(&connection, member.oid) == Spread::Copies {
+                if Spread::of(&connection, member.oid) == Spread::Replicated {
                     let opened = Relation::open(&connection, member.oid, Lock::Read);
                     let relation = opened.ok_or(Error::NoRelation(member.oid))?.shown();
-                    return Err(Error::Copies { relation });
+                    return Err(Error::Replicated { relation });
                 }
                 match Table::open(&connection, member.oid, column_name) {
                     Err(Error::NoRelation(gone)) if gone != relation => Ok(()),
@@ -193,13 +196,13 @@ impl<'c> Table<'c> {
         let column = relation.column(column_name)?;
         if column.generated {
             return Err(Error::Generated {
-                column: catalog::shown(column_name.to_bytes()),
+                column: encoding::printable(column_name.to_bytes()),
                 relation: relation.shown(),
             });
         }
         if relation.is_partitioned_by(column_name) {
             return Err(Error::PartitionKey {
-                column: catalog::shown(column_name.to_bytes()),
+                column: encoding::printable(column_name.to_bytes()),
                 relation: relation.shown(),
             });
         }

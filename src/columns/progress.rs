@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::notice;
+use crate::pg::report::notice;
 
 /// Where a rotation stands in what it reads.
 pub(crate) struct Progress {

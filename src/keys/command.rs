@@ -6,16 +6,17 @@ use std::os::fd::AsFd as _;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, reason};
-use crate::process::Program;
-use crate::secret::Secret;
-use crate::server;
+use super::Error;
+use super::secret::Secret;
+use crate::pg::process::Program;
+use crate::pg::report::reason;
+use crate::pg::server;
 
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs a shell command and returns what it prints until it ends.
-pub(crate) fn run(command: &OsStr) -> Result<Secret, Error> {
-    output(command).map_err(|error| Error::KeyCommand {
+pub(super) fn run(command: &OsStr) -> Result<Secret, Error> {
+    output(command).map_err(|error| Error::Command {
         reason: reason(&error),
     })
 }

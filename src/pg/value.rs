@@ -1,8 +1,6 @@
-//! Text and bytea in and out, and encodings: what touches the server's memory.
-//!
-//! Results are written straight into the memory that PostgreSQL gets them in.
+//! Text and bytea, in and out. Results are written straight into the memory that PostgreSQL gets them in.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::c_int;
 use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -12,10 +10,10 @@ use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::prelude::*;
 use zeroize::zeroize_bytes;
 
-use crate::error::Error;
+use super::Error;
 
 /// The most bytes in a value: with its header it must fit into what `palloc` gives.
-const MAX_VALUE: usize = 0x3fff_ffff - pg_sys::VARHDRSZ;
+pub(super) const MAX_VALUE: usize = 0x3fff_ffff - pg_sys::VARHDRSZ;
 
 /// A text or bytea value: an argument, or a finished result.
 pub(crate) struct Value<'fcx> {
@@ -92,7 +90,7 @@ impl Buffer {
     }
 
     /// Allocates memory for what may turn out to be less, and a value.
-    fn larger_than_a_value(capacity: usize) -> Self {
+    pub(super) fn larger_than_a_value(capacity: usize) -> Self {
         let flags = (pg_sys::MCXT_ALLOC_HUGE | pg_sys::MCXT_ALLOC_ZERO) as c_int;
         // SAFETY: the server returns memory, or raises an error.
         let varlena = unsafe {
@@ -213,92 +211,4 @@ impl Drop for Buffer {
         // SAFETY: the memory came from the server, and nothing refers to it any more.
         unsafe { pg_sys::pfree(self.varlena.as_ptr().cast()) };
     }
-}
-
-/// Calls `f` with the UTF-8 form of a text argument.
-pub(crate) fn with_utf8<R>(text: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<R, Error> {
-    match database_encoding() {
-        // The server has checked it.
-        UTF8 => Ok(f(text)),
-        // Text of no known encoding: it is UTF-8 if it looks like it, as for convert_to().
-        SQL_ASCII if is_valid_utf8(text) => Ok(f(text)),
-        SQL_ASCII => Err(Error::NotUtf8),
-        encoding => {
-            let (converted, len) = convert(text, encoding, UTF8)?.ok_or(Error::NotUtf8)?;
-            Ok(f(&converted[..len]))
-        }
-    }
-}
-
-/// Makes the first `len` bytes, UTF-8, a text value in the database's encoding.
-pub(crate) fn text_from_utf8<'fcx>(buffer: Buffer, len: usize) -> Result<Value<'fcx>, Error> {
-    let utf8 = &buffer[..len];
-    if !is_valid_utf8(utf8) {
-        return Err(Error::NotText);
-    }
-    match database_encoding() {
-        UTF8 | SQL_ASCII => Ok(buffer.finish(len)),
-        encoding => {
-            let (converted, len) = convert(utf8, UTF8, encoding)?.ok_or(Error::NotText)?;
-            Ok(converted.finish(len))
-        }
-    }
-}
-
-const UTF8: c_int = pg_sys::pg_enc::PG_UTF8 as c_int;
-const SQL_ASCII: c_int = pg_sys::pg_enc::PG_SQL_ASCII as c_int;
-
-/// Tells whether the database has text in UTF-8.
-pub(crate) fn is_utf8() -> bool {
-    database_encoding() == UTF8
-}
-
-fn database_encoding() -> c_int {
-    // SAFETY: no arguments, no side effects.
-    unsafe { pg_sys::GetDatabaseEncoding() }
-}
-
-/// Tells whether the bytes are text in UTF-8 as the server takes it: without a zero byte.
-fn is_valid_utf8(bytes: &[u8]) -> bool {
-    // SAFETY: pointer and length are those of a slice of less than 1 GB.
-    unsafe { pg_sys::pg_verify_mbstr(UTF8, bytes.as_ptr().cast(), bytes.len() as c_int, true) }
-}
-
-/// Converts text and returns it with its length, or `None` where a character has no equivalent.
-/// Quiet, unlike the server's own `pg_do_encoding_conversion`, whose error shows the character.
-fn convert(text: &[u8], from: c_int, to: c_int) -> Result<Option<(Buffer, usize)>, Error> {
-    // The server wants this much room, the last byte for a terminating zero, and counts it in an int.
-    const GROWTH: usize = pg_sys::MAX_CONVERSION_GROWTH as usize;
-    let room = (text.len() + 1) * GROWTH;
-    if c_int::try_from(room).is_err() {
-        return Err(Error::TooLarge);
-    }
-    let mut converted = Buffer::larger_than_a_value(room);
-    // SAFETY: pointers and lengths are those of slices, and fit; a conversion that does not exist
-    // is not called.
-    let done = unsafe {
-        let conversion = pg_sys::FindDefaultConversionProc(from, to);
-        if conversion == pg_sys::InvalidOid {
-            return Ok(None);
-        }
-        pg_sys::pg_do_encoding_conversion_buf(
-            conversion,
-            from,
-            to,
-            text.as_ptr().cast_mut(),
-            text.len() as c_int,
-            converted.as_mut_ptr(),
-            converted.len() as c_int,
-            true,
-        )
-    };
-    if done as usize != text.len() {
-        return Ok(None);
-    }
-    // No character of text is the zero that ends it.
-    let len = CStr::from_bytes_until_nul(&converted).map_or(0, CStr::count_bytes);
-    if len > MAX_VALUE {
-        return Err(Error::TooLarge);
-    }
-    Ok(Some((converted, len)))
 }

@@ -3,11 +3,13 @@
 
 use pgrx::prelude::*;
 
-use crate::catalog;
-use crate::error::Error;
+use super::Error;
 use crate::fernet::Keyring;
-use crate::functions::shown;
-use crate::spi::{Argument, Connection};
+use crate::keys::fingerprint;
+use crate::pg::Report;
+use crate::pg::encoding;
+use crate::pg::relation;
+use crate::pg::spi::{Argument, Connection};
 
 /// Where the rows of a table are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,12 +19,12 @@ pub(crate) enum Spread {
     /// In shards, each of them on one node.
     Shards,
     /// In shards, with copies of each on several nodes.
-    Copies,
+    Replicated,
 }
 
 impl Spread {
     pub(crate) fn of(connection: &Connection, relation: pg_sys::Oid) -> Self {
-        if !catalog::has_extension(c"citus") {
+        if !relation::has_extension(c"citus") {
             return Self::Here;
         }
         // What it replicates itself, and does not leave to the server, it copies.
@@ -35,7 +37,7 @@ impl Spread {
         match rows.and_then(|rows| rows.iter().next().map(|row| row.get::<bool>(1))) {
             None => Self::Here,
             Some(false) => Self::Shards,
-            Some(true) => Self::Copies,
+            Some(true) => Self::Replicated,
         }
     }
 }
@@ -58,7 +60,7 @@ pub(crate) fn on_shards<T>(
         SELECT pg_catalog.concat(r.nodename, ':', r.nodeport), r.success, r.result
         FROM pg_catalog.run_command_on_placements($1, $2) AS r";
     // Citus leaves this schema out, and a caller's path on that node is not ours to trust.
-    let schema: &[u8] = if catalog::is_in_public(relation) {
+    let schema: &[u8] = if relation::is_in_public(relation) {
         b"public."
     } else {
         b""
@@ -79,11 +81,13 @@ pub(crate) fn on_shards<T>(
         while let Some(rows) = cursor.fetch() {
             for row in rows.iter() {
                 let text = |column| {
-                    row.with_bytes(column, |bytes| catalog::shown(bytes.unwrap_or_default()))
+                    row.with_bytes(column, |bytes| {
+                        encoding::printable(bytes.unwrap_or_default())
+                    })
                 };
                 let (node, result) = (text(1), text(3));
                 let parsed = if row.get::<bool>(2) {
-                    parse(&result).map_err(|error| error.message())
+                    parse(&result).map_err(|error| Report::from(error).message)
                 } else {
                     Err(result.trim_start_matches("ERROR:").trim().to_owned())
                 };
@@ -110,7 +114,9 @@ pub(crate) fn on_shards<T>(
 /// Returns what tells, on another node, whether its keys are the same.
 pub(crate) fn fingerprints(keyring: &Keyring) -> String {
     let keys = keyring.keys().iter();
-    let fingerprints: Vec<_> = keys.map(|key| shown(key.fingerprint())).collect();
+    let fingerprints: Vec<_> = keys
+        .map(|key| fingerprint::to_hex(key.fingerprint()))
+        .collect();
     fingerprints.join(",")
 }
 

@@ -5,12 +5,13 @@ use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
-use crate::error::{self, Error};
-use crate::{key_file, key_source, server};
+use super::{Error, cache, file, secret};
+use crate::fernet::Keyring;
+use crate::pg::report::{self, Report};
+use crate::pg::server;
 
 type Setting = GucSetting<Option<CString>>;
 
@@ -101,16 +102,23 @@ pub(crate) fn warn_of_readable_keys() {
         return;
     }
     TOLD.set(true);
-    ErrorReport::new(
-        PgSqlErrorCode::ERRCODE_WARNING,
+    report::warn(
         "fernet.keys is set in the configuration, but pg_fernet is not in shared_preload_libraries",
-        "pg_fernet",
-    )
-    .set_detail("Any role can read the keys in a server process that has not loaded the library.")
-    .set_hint(
+        Some(
+            "Any role can read the keys in a server process that has not loaded the library."
+                .into(),
+        ),
         "Add pg_fernet to shared_preload_libraries and restart the server, or use fernet.keys_file.",
-    )
-    .report(PgLogLevel::WARNING);
+    );
+}
+
+/// Reads the list in `fernet.keys`.
+pub(super) fn parse_list(list: &[u8]) -> Result<Keyring, Error> {
+    secret::note_depth();
+    Keyring::parse_list(list).map_err(|refusal| Error::List {
+        setting: "fernet.keys",
+        refusal,
+    })
 }
 
 /// Calls `f` with the first of the settings that is set.
@@ -149,9 +157,9 @@ unsafe extern "C-unwind" fn check_keys(
     let in_the_configuration = (PGC_S_FILE..=PGC_S_DATABASE_USER).contains(&source);
     if in_the_configuration && !PRELOADED.get() && !WERE_READABLE.replace(true) {
         // The next use reads the keys again, and warns, also where it has keys of its own.
-        key_source::forget();
+        cache::forget();
     }
-    match key_source::parse_setting(list) {
+    match parse_list(list) {
         Ok(_) => true,
         Err(refusal) => keep_or_refuse(source, refusal),
     }
@@ -166,7 +174,7 @@ unsafe extern "C-unwind" fn check_keys_file(
 ) -> bool {
     // SAFETY: the server passes a valid pointer.
     let path = unsafe { value_of(new_value) }.unwrap_or_default();
-    match key_file::check_path(path) {
+    match file::check_path(path) {
         Ok(()) => true,
         Err(refusal) => path.is_empty() || keep_or_refuse(source, refusal),
     }
@@ -180,11 +188,12 @@ fn keep_or_refuse(source: pg_sys::GucSource::Type, refusal: Error) -> bool {
     let is_told = source >= PGC_S_CLIENT || source == PGC_S_FILE && server::is_altering_system();
     // A parallel worker takes over what its leader has.
     if is_told && !IS_DEFINING.get() && !server::in_parallel_worker() {
-        return refuse(&refusal);
+        return refuse(refusal.into());
     }
     if server::is_postmaster() {
         // The server log is told once, and not by each server process.
-        error::warn(refusal.message(), None, refusal.hint());
+        let report = Report::from(refusal);
+        report::warn(report.message, report.detail, report.hint);
     }
     true
 }
@@ -198,12 +207,12 @@ unsafe fn value_of<'a>(new_value: *mut *mut c_char) -> Option<&'a [u8]> {
 }
 
 /// Says why a check hook refuses a value, in words of our own: the server's would show it.
-fn refuse(refusal: &Error) -> bool {
-    let message = CString::new(refusal.message()).unwrap_or_default();
-    let hint = CString::new(refusal.hint()).unwrap_or_default();
+fn refuse(report: Report) -> bool {
+    let message = CString::new(report.message).unwrap_or_default();
+    let hint = CString::new(report.hint).unwrap_or_default();
     // SAFETY: the server reads these once the hook has returned; pstrdup'ed memory lasts that long.
     unsafe {
-        pg_sys::GUC_check_errcode(refusal.sqlstate() as c_int);
+        pg_sys::GUC_check_errcode(report.sqlstate as c_int);
         pg_sys::GUC_check_errmsg_string = pg_sys::pstrdup(message.as_ptr());
         pg_sys::GUC_check_errhint_string = pg_sys::pstrdup(hint.as_ptr());
     }
@@ -213,5 +222,5 @@ fn refuse(refusal: &Error) -> bool {
 /// Any of the settings changes, or, for a value in a configuration file, that file is read again.
 #[pg_guard]
 unsafe extern "C-unwind" fn assign(_new_value: *const c_char, _extra: *mut c_void) {
-    key_source::forget();
+    cache::forget();
 }

@@ -11,15 +11,17 @@ use std::ffi::CStr;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::catalog::{self, Kind, Lock, Name, Relation, literal, schema_of};
-use crate::citus::{self, Spread};
-use crate::error::{Error, warn};
+use super::Error;
+use super::citus::{self, Spread};
 use crate::fernet::{self, Keyring};
-use crate::functions::{fingerprints, shown, sql_index};
-use crate::key_source::keyring;
-use crate::server;
-use crate::spi::{Argument, Connection, Row, Scalar, in_subtransaction};
-use crate::text::Buffer;
+use crate::keys::fingerprint::{self, sql_index};
+use crate::keys::{self, keyring};
+use crate::pg::encoding;
+use crate::pg::relation::{Kind, Lock, Name, Relation, literal, schema_of};
+use crate::pg::report::warn;
+use crate::pg::server;
+use crate::pg::spi::{Argument, Connection, Row, Scalar, in_subtransaction};
+use crate::pg::value::Buffer;
 
 type Result<T, E = ErrorReport> = std::result::Result<T, E>;
 
@@ -164,11 +166,11 @@ impl<'a> Census<'a> {
         let after = [b", ", &literal(column_name)[..], b"::pg_catalog.name)"].concat();
         let fingerprints = citus::fingerprints(self.keyring);
         let parse = |text: &str| {
-            let (theirs, counts) = text.split_once(' ').ok_or(Error::Answer)?;
+            let (theirs, counts) = text.split_once(' ').ok_or(Error::UnexpectedResponse)?;
             if theirs != fingerprints {
                 return Err(Error::OtherKeys);
             }
-            citus::parse_counts(counts).ok_or(Error::Answer)
+            citus::parse_counts(counts).ok_or(Error::UnexpectedResponse)
         };
         for counts in citus::on_shards(connection, relation.oid(), &before, &after, parse)? {
             let counters = (self.under_key.iter_mut()).chain([
@@ -185,13 +187,15 @@ impl<'a> Census<'a> {
 
     /// Returns a row for each status and key, whether there are such tokens or not.
     fn rows(self) -> Result<impl Iterator<Item = CensusRow> + use<>, Error> {
-        let keys = fingerprints(self.keyring)?.into_iter().zip(self.under_key);
+        let keys = fingerprint::of_all(self.keyring)?
+            .into_iter()
+            .zip(self.under_key);
         let under_keys = keys.enumerate().map(|(index, (fingerprint, tokens))| {
             let status = if index == 0 { "current" } else { "old key" };
             (
                 status,
                 Some(sql_index(index)),
-                Some(shown(fingerprint)),
+                Some(fingerprint::to_hex(fingerprint)),
                 tokens,
             )
         });
@@ -293,7 +297,7 @@ fn fernet_find_columns(
     }
     let keyring = match keyring() {
         Ok(keyring) => Some(keyring),
-        Err(Error::NoKeys) => None,
+        Err(keys::Error::Unset) => None,
         Err(error) => return Err(error.into()),
     };
     let count = |value: &[u8]| count_tokens(keyring.as_deref(), value);
@@ -343,8 +347,11 @@ struct Candidate {
 
 impl Candidate {
     fn new(row: &Row<'_>) -> Self {
-        let text =
-            |column| row.with_bytes(column, |bytes| catalog::shown(bytes.unwrap_or_default()));
+        let text = |column| {
+            row.with_bytes(column, |bytes| {
+                encoding::printable(bytes.unwrap_or_default())
+            })
+        };
         Self {
             relation: row.get(1),
             table: row.get(2),

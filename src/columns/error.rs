@@ -1,0 +1,209 @@
+use std::collections::TryReserveError;
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::pg::relation::Kind;
+use crate::pg::{self, Report};
+use crate::{fernet, keys};
+
+/// What can be refused of a whole column.
+#[derive(Debug)]
+pub(crate) enum Error {
+    Keys(keys::Error),
+    Server(pg::Error),
+    /// An argument of a procedure is null.
+    Null(&'static str),
+    /// An argument that counts rows is not positive.
+    LessThanOne(&'static str),
+    /// A procedure that commits was called where it may not.
+    InTransaction,
+    /// There is no relation of that oid.
+    NoRelation(pg_sys::Oid),
+    /// The relation is an index, a sequence or the like.
+    NoRows {
+        relation: String,
+    },
+    /// The column is computed from others.
+    Generated {
+        column: String,
+        relation: String,
+    },
+    /// The table's rows are in partitions by what is in the column.
+    PartitionKey {
+        column: String,
+        relation: String,
+    },
+    /// The relation is no table of this database.
+    NotATable {
+        relation: String,
+        kind: Kind,
+    },
+    /// The table's access method has no scans by range.
+    AccessMethod {
+        relation: String,
+    },
+    /// Policies for row-level security apply to the caller.
+    HiddenRows {
+        relation: String,
+    },
+    /// The rows have copies on several nodes of Citus, which would not be the same any more.
+    Replicated {
+        relation: String,
+    },
+    /// A node of Citus has other keys than the one that asks it for something.
+    OtherKeys,
+    /// A node of Citus has not answered as it should.
+    UnexpectedResponse,
+    /// Shards of a table failed: for each node, why.
+    Shards {
+        failed: usize,
+        all: usize,
+        failures: Vec<String>,
+    },
+    /// A value in a column is no token, or no key opens it.
+    Value {
+        place: String,
+        refusal: fernet::Error,
+    },
+}
+
+impl From<Error> for Report {
+    fn from(error: Error) -> Self {
+        use PgSqlErrorCode as Code;
+        match error {
+            Error::Keys(error) => error.into(),
+            Error::Server(error) => error.into(),
+            Error::Null(argument) => Self::new(
+                Code::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+                format!("{argument} must not be null"),
+                "Leave the argument out where it has a default.",
+            ),
+            Error::LessThanOne(argument) => Self::new(
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("{argument} must be at least 1"),
+                "Leave the argument out to get its default.",
+            ),
+            Error::InTransaction => Self::new(
+                Code::ERRCODE_INVALID_TRANSACTION_TERMINATION,
+                "cannot rotate in batches inside a transaction block",
+                "Call it on its own, outside of a transaction block, since it commits after each \
+                 batch. Inside, use UPDATE ... SET column = fernet_rotate(column) WHERE \
+                 fernet_key_index(column) > 1.",
+            ),
+            Error::NoRelation(oid) => Self::new(
+                Code::ERRCODE_UNDEFINED_TABLE,
+                format!("relation with OID {} does not exist", oid.to_u32()),
+                "It may have been dropped. Give the name of a table.",
+            ),
+            Error::NoRows { relation } => Self::new(
+                Code::ERRCODE_WRONG_OBJECT_TYPE,
+                format!("{relation} is not a table or a view"),
+                "Give the name of a table.",
+            ),
+            Error::Generated { column, relation } => Self::new(
+                Code::ERRCODE_GENERATED_ALWAYS,
+                format!("column \"{column}\" of {relation} is a generated column"),
+                "Rotate the column that it is computed from.",
+            ),
+            Error::PartitionKey { column, relation } => Self::new(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("column \"{column}\" is in the partition key of {relation}"),
+                "Each new token may belong into another partition: use UPDATE on the partitioned \
+                 table, SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+            ),
+            Error::NotATable { relation, kind } => Self::new(
+                Code::ERRCODE_WRONG_OBJECT_TYPE,
+                format!("{relation} is not a table"),
+                match kind {
+                    Kind::View => "Rotate the tables that the view reads.",
+                    Kind::MaterializedView => {
+                        "Rotate the tables that the materialized view reads, and refresh it."
+                    }
+                    Kind::ForeignTable => "Rotate the table on the server that holds it.",
+                    _ => "Give the name of a table.",
+                },
+            ),
+            Error::AccessMethod { relation } => Self::new(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("access method of {relation} does not find rows by their block"),
+                "Use UPDATE ... SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+            ),
+            Error::HiddenRows { relation } => Self::new(
+                Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("row-level security may hide rows of {relation}"),
+                "Call it as the owner of the table or as a role with BYPASSRLS.",
+            ),
+            Error::Replicated { relation } => Self::new(
+                Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("{relation} has copies of its rows on several nodes"),
+                "Rotated one by one, they would be different tokens. Compute the new tokens in a \
+                 MATERIALIZED subquery of an UPDATE.",
+            ),
+            Error::OtherKeys => Self::new(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "keys are not those of the calling node",
+                "Set the same keys on every node, in the same order. fernet_keys() shows their \
+                 fingerprints.",
+            ),
+            Error::UnexpectedResponse => Self::new(
+                Code::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+                "unexpected answer",
+                "Update the extension on each node.",
+            ),
+            Error::Shards {
+                failed,
+                all,
+                failures,
+            } => {
+                let report = Self::new(
+                    Code::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+                    format!(
+                        "{failed} of {all} shards failed, for instance on {}",
+                        failures[0]
+                    ),
+                    "Each node needs the extension and the same keys, in fernet.keys_file, and the \
+                     caller needs the same privileges there. What was done on other shards stays: \
+                     call it again.",
+                );
+                if failures.len() > 1 {
+                    report.with_detail(failures.join("\n"))
+                } else {
+                    report
+                }
+            }
+            Error::Value { place, refusal } => {
+                let report = Self::from(refusal);
+                // The message names the place, so it says less of why than that of a function does.
+                Self {
+                    message: format!("{refusal}: {place}"),
+                    ..report
+                }
+            }
+        }
+    }
+}
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> Self {
+        Report::from(error).into()
+    }
+}
+
+impl From<keys::Error> for Error {
+    fn from(error: keys::Error) -> Self {
+        Self::Keys(error)
+    }
+}
+
+impl From<pg::Error> for Error {
+    fn from(error: pg::Error) -> Self {
+        Self::Server(error)
+    }
+}
+
+impl From<TryReserveError> for Error {
+    fn from(error: TryReserveError) -> Self {
+        Self::Server(error.into())
+    }
+}

@@ -1,0 +1,61 @@
+//! The keyring that this process keeps.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::file::Stamp;
+use super::secret;
+use crate::fernet::Keyring;
+use crate::pg::server;
+
+thread_local! {
+    static CACHE: RefCell<Option<Cached>> = const { RefCell::new(None) };
+}
+
+struct Cached {
+    keyring: Rc<Keyring>,
+    /// What the file was when the keys were read, if they came from one, and the statement that
+    /// last compared it.
+    file: Option<(Stamp, i64)>,
+}
+
+/// Returns the keyring, unless the file it came from has changed since: then there is none any more.
+///
+/// A file is looked at once per statement. What is fetched in pieces is a statement for each piece, so
+/// that later rows of it can have another keyring than the first.
+pub(super) fn current() -> Option<Rc<Keyring>> {
+    CACHE.with_borrow_mut(|cache| {
+        let is_current = cache.as_mut().is_some_and(Cached::is_current);
+        if !is_current {
+            *cache = None;
+        }
+        cache.as_ref().map(|cached| Rc::clone(&cached.keyring))
+    })
+}
+
+impl Cached {
+    fn is_current(&mut self) -> bool {
+        let Some((stamp, checked_in)) = &mut self.file else {
+            return true;
+        };
+        let statement = server::statement();
+        let is_current = *checked_in == statement || stamp.still_holds();
+        *checked_in = statement;
+        is_current
+    }
+}
+
+/// Keeps a keyring, which came from a file or not.
+pub(super) fn keep(keyring: &Rc<Keyring>, file: Option<Stamp>) {
+    let cached = Cached {
+        keyring: Rc::clone(keyring),
+        file: file.map(|stamp| (stamp, server::statement())),
+    };
+    CACHE.set(Some(cached));
+}
+
+/// Drops the keyring, and with it the key material.
+pub(super) fn forget() {
+    CACHE.set(None);
+    secret::scrub();
+}

@@ -1,0 +1,79 @@
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::fernet;
+use crate::pg::Report;
+
+/// Why there are no keys.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// No setting holds keys.
+    Unset,
+    /// `fernet.keys_file` is not the path of a file.
+    Path,
+    /// The file of `fernet.keys_file` cannot be read, or others can read it.
+    File { path: String, reason: String },
+    /// The command of `fernet.keys_command` failed.
+    Command { reason: String },
+    /// The list in `setting` is refused.
+    List {
+        setting: &'static str,
+        refusal: fernet::Error,
+    },
+}
+
+impl From<Error> for Report {
+    fn from(error: Error) -> Self {
+        use PgSqlErrorCode as Code;
+        match error {
+            Error::Unset => Self::new(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "no Fernet keys are configured",
+                "Set fernet.keys_file to a file that holds the keys, or fernet.keys to a \
+                 comma-separated list of them, the newest first. fernet_generate_key() makes a key.",
+            ),
+            Error::Path => Self::new(
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                "fernet.keys_file must be the absolute path of a file",
+                "Write the keys into a file, and its path here, from / on. A list of keys belongs into \
+                 fernet.keys.",
+            ),
+            Error::File { path, reason } => Self::new(
+                Code::ERRCODE_CONFIG_FILE_ERROR,
+                format!("could not read Fernet keys from file \"{path}\": {reason}"),
+                "fernet.keys_file must name a file that the server's user can read and others cannot.",
+            ),
+            Error::Command { reason } => Self::new(
+                Code::ERRCODE_CONFIG_FILE_ERROR,
+                format!("could not get Fernet keys from fernet.keys_command: {reason}"),
+                "Run the command by hand, as the server's user: it must print the keys and exit with \
+                 status 0 within 10 seconds.",
+            ),
+            Error::List {
+                setting,
+                refusal: refusal @ fernet::Error::OutOfMemory,
+            } => Self::new(
+                Code::ERRCODE_OUT_OF_MEMORY,
+                format!("{setting}: {refusal}"),
+                "Use a shorter list of keys.",
+            ),
+            Error::List { setting, refusal } => Self::new(
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                match refusal {
+                    fernet::Error::InvalidKey { position } => {
+                        format!("key {position} of {setting} is not a valid Fernet key")
+                    }
+                    _ => format!("{setting}: {refusal}"),
+                },
+                "Separate keys by commas, or in a file by line breaks, the newest first. A key is 32 \
+                 bytes in base64, 44 characters with its padding; fernet_generate_key() makes one.",
+            ),
+        }
+    }
+}
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> Self {
+        Report::from(error).into()
+    }
+}

@@ -1,0 +1,23 @@
+//! What SQL shows of keys.
+
+use crate::fernet::{Key, Keyring};
+use crate::pg;
+
+/// Returns the fingerprints of the keys. There may be so many that memory for them is refused.
+pub(crate) fn of_all(keyring: &Keyring) -> Result<Vec<[u8; 8]>, pg::Error> {
+    let mut fingerprints = Vec::new();
+    fingerprints.try_reserve_exact(keyring.keys().len())?;
+    fingerprints.extend(keyring.keys().iter().map(Key::fingerprint));
+    Ok(fingerprints)
+}
+
+/// Returns what SQL shows of a fingerprint.
+pub(crate) fn to_hex(fingerprint: [u8; 8]) -> String {
+    format!("{:016x}", u64::from_be_bytes(fingerprint))
+}
+
+/// Returns the number that SQL knows a key by: its 1-based place in the list.
+pub(crate) fn sql_index(index: usize) -> i32 {
+    // A list in a setting is shorter than 1 GB: it holds far less than 2^31 keys.
+    index as i32 + 1
+}

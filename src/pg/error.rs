@@ -1,0 +1,101 @@
+use std::collections::TryReserveError;
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::report::Report;
+
+/// What the server, or the operating system, does not give.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// The text to encrypt has no form in UTF-8.
+    NotUtf8,
+    /// The plaintext is no text of the database's encoding.
+    NotText,
+    /// The result would not fit into a value of PostgreSQL.
+    TooLarge,
+    /// The operating system gave no memory.
+    OutOfMemory,
+    /// The operating system gave no random bytes.
+    NoRandomness,
+    /// Somebody has cancelled the wait for a synchronous standby.
+    ReplicationCancelled,
+    /// The relation has no column of that name.
+    NoColumn { column: String, relation: String },
+    /// The column's type can hold no tokens.
+    ColumnType {
+        column: String,
+        relation: String,
+        type_name: String,
+    },
+}
+
+impl From<Error> for Report {
+    fn from(error: Error) -> Self {
+        use PgSqlErrorCode as Code;
+        match error {
+            Error::NotUtf8 => Self::new(
+                Code::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
+                "text has no equivalent in UTF-8",
+                "To encrypt its bytes as they are, pass convert_to(value, getdatabaseencoding()).",
+            ),
+            Error::NotText => Self::new(
+                Code::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
+                "plaintext is not valid text in the database encoding",
+                "Use fernet_decrypt_bytea() to get the bytes as they are.",
+            ),
+            Error::TooLarge => Self::new(
+                Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                "result would exceed the limit of 1 GB for a value",
+                "Split the value: a token takes a third more space than its plaintext.",
+            ),
+            Error::OutOfMemory => Self::new(
+                Code::ERRCODE_OUT_OF_MEMORY,
+                "out of memory",
+                "Configure fewer keys, or pass a smaller batch_size.",
+            ),
+            Error::NoRandomness => Self::new(
+                Code::ERRCODE_INTERNAL_ERROR,
+                "could not generate random bytes",
+                "Check the random number source of the operating system.",
+            ),
+            Error::ReplicationCancelled => Self::new(
+                Code::ERRCODE_QUERY_CANCELED,
+                "canceling statement due to user request",
+                "Call it again once a synchronous standby is there: it goes on where it ended.",
+            )
+            .with_detail(
+                "The last batch is committed here, but may not have been replicated to the standby.",
+            ),
+            Error::NoColumn { column, relation } => Self::new(
+                Code::ERRCODE_UNDEFINED_COLUMN,
+                format!("column \"{column}\" of {relation} does not exist"),
+                "fernet_find_columns() finds the columns that hold tokens.",
+            ),
+            Error::ColumnType {
+                column,
+                relation,
+                type_name,
+            } => Self::new(
+                Code::ERRCODE_DATATYPE_MISMATCH,
+                format!(
+                    "column \"{column}\" of {relation} is of type {type_name}, which cannot hold tokens"
+                ),
+                "Tokens are kept in columns of type text, varchar, char, citext or bytea, or of a \
+                 domain over one of them.",
+            ),
+        }
+    }
+}
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> Self {
+        Report::from(error).into()
+    }
+}
+
+impl From<TryReserveError> for Error {
+    fn from(_: TryReserveError) -> Self {
+        Self::OutOfMemory
+    }
+}

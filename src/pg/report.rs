@@ -1,0 +1,101 @@
+//! Errors, warnings and notices as the server has them.
+
+use std::io;
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::encoding::printable;
+use crate::fernet;
+
+/// What a client is told. None of it is key material or plaintext, so neither can reach a client or
+/// the server log.
+pub(crate) struct Report {
+    pub(crate) sqlstate: PgSqlErrorCode,
+    pub(crate) message: String,
+    pub(crate) detail: Option<String>,
+    /// The next step.
+    pub(crate) hint: &'static str,
+}
+
+impl Report {
+    pub(crate) fn new(
+        sqlstate: PgSqlErrorCode,
+        message: impl Into<String>,
+        hint: &'static str,
+    ) -> Self {
+        Self {
+            sqlstate,
+            message: message.into(),
+            detail: None,
+            hint,
+        }
+    }
+
+    pub(crate) fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+}
+
+impl From<Report> for ErrorReport {
+    fn from(report: Report) -> Self {
+        let raised = Self::new(report.sqlstate, report.message, "pg_fernet").set_hint(report.hint);
+        match report.detail {
+            Some(detail) => raised.set_detail(detail),
+            None => raised,
+        }
+    }
+}
+
+/// Why a value is refused, whatever it is read for.
+impl From<fernet::Error> for Report {
+    fn from(refusal: fernet::Error) -> Self {
+        use PgSqlErrorCode::{
+            ERRCODE_EXTERNAL_ROUTINE_INVOCATION_EXCEPTION, ERRCODE_INVALID_TEXT_REPRESENTATION,
+        };
+        match refusal {
+            fernet::Error::NotAToken => Self::new(
+                ERRCODE_INVALID_TEXT_REPRESENTATION,
+                refusal.to_string(),
+                "If the value is plaintext that should be a token, encrypt it with fernet_encrypt(). \
+                 fernet_key_index() is NULL for values without a token.",
+            ),
+            fernet::Error::BadPadding => Self::new(
+                ERRCODE_EXTERNAL_ROUTINE_INVOCATION_EXCEPTION,
+                refusal.to_string(),
+                "The key authenticates the token, but does not decrypt it: whoever made the token did \
+                 not follow the Fernet specification. Replace the value.",
+            ),
+            _ => Self::new(
+                ERRCODE_EXTERNAL_ROUTINE_INVOCATION_EXCEPTION,
+                "no configured key authenticates the Fernet token",
+                "Append the key that the token was made with to the list of keys. fernet_key_index() \
+                 is NULL for the values that no key opens.",
+            ),
+        }
+    }
+}
+
+/// Warns the client of something that is no error.
+pub(crate) fn warn(message: impl Into<String>, detail: Option<String>, hint: &'static str) {
+    let mut report = Report::new(PgSqlErrorCode::ERRCODE_WARNING, message, hint);
+    report.detail = detail;
+    ErrorReport::from(report).report(PgLogLevel::WARNING);
+}
+
+/// Tells the client how something is going.
+pub(crate) fn notice(message: String) {
+    let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
+    ErrorReport::new(code, message, "pg_fernet").report(PgLogLevel::NOTICE);
+}
+
+/// Returns why input or output failed, as PostgreSQL says it: without the number of the error.
+pub(crate) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    let reason = text
+        .split_once(" (os error ")
+        .map_or(&*text, |(reason, _)| reason);
+    // It is in the language of lc_messages.
+    printable(reason.as_bytes())
+}
