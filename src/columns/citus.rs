@@ -76,7 +76,7 @@ pub(crate) fn on_shards<T>(
     let run = connection.prepare(&[RUN], [pg_sys::REGCLASSOID, pg_sys::TEXTOID]);
     let mut results = Vec::new();
     let mut failures = Vec::new();
-    connection.with_safe_path(|| {
+    connection.with_pinned_search_path(|| {
         let mut cursor = run.open([Argument::oid(relation), Argument::text(&command)]);
         while let Some(rows) = cursor.fetch() {
             for row in rows.iter() {

@@ -41,8 +41,10 @@ use crate::keys::keyring;
 use crate::pg::random;
 use crate::pg::relation::{self, Name};
 use crate::pg::report::{notice, warn};
+use crate::pg::row::{Tid, Xid};
 use crate::pg::server::{self, Record};
-use crate::pg::spi::{Connection, Tid, Transaction, Xid};
+use crate::pg::spi::Connection;
+use crate::pg::transaction::Transaction;
 use crate::pg::value::{Buffer, Value, Values};
 
 #[pg_extern(sql = false)]

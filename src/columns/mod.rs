@@ -4,6 +4,7 @@ mod census;
 mod citus;
 mod convert;
 mod error;
+mod find;
 mod progress;
 mod table;
 

@@ -8,11 +8,12 @@ use pgrx::prelude::*;
 use super::Error;
 use super::citus::Spread;
 use crate::pg::encoding;
+use crate::pg::new_values::{NewValues, Shown};
 use crate::pg::relation::{Column, Identifier, Kind, Lock, Relation};
+use crate::pg::row::{Tid, Xid};
 use crate::pg::slot::{self, Slot};
-use crate::pg::spi::{
-    Argument, Connection, Cursor, NewValues, Shown, Tid, Transaction, VirtualXid, Xid,
-};
+use crate::pg::spi::{Argument, Connection, Cursor};
+use crate::pg::transaction::{Transaction, VirtualXid};
 
 /// A relation and all that inherit from it, partitions included, but for temporary tables of other
 /// sessions, which no query sees. To be run with a safe search path.
@@ -52,7 +53,7 @@ pub(crate) fn family(
         ORDER BY c.oid";
     let query = [FAMILY.as_bytes(), MEMBERS.as_bytes()];
     let mut members = Vec::new();
-    connection.with_safe_path(|| {
+    connection.with_pinned_search_path(|| {
         let plan = connection.prepare(&query, [pg_sys::OIDOID, pg_sys::TEXTOID]);
         let arguments = [
             Argument::oid(relation),
@@ -102,7 +103,7 @@ pub(crate) fn writers(
         ORDER BY l.virtualtransaction, l.relation";
     let query = [FAMILY.as_bytes(), WRITERS.as_bytes()];
     let mut writers = Vec::new();
-    connection.with_safe_path(|| {
+    connection.with_pinned_search_path(|| {
         let plan = connection.prepare(&query, [pg_sys::OIDOID, pg_sys::BOOLOID]);
         let mut cursor = plan.open([Argument::oid(relation), Argument::bool(or_row_locks)]);
         while let Some(rows) = cursor.fetch() {

@@ -1,27 +1,36 @@
 //! All that touches the server, and with it all unsafe code.
 //!
-//! | module        | what it holds |
-//! |---------------|---------------|
-//! | `value`       | text and bytea, in and out |
-//! | `encoding`    | from the encoding of the database to UTF-8, and back |
-//! | `relation`    | relations: open, inspect, name |
-//! | `spi`         | queries, commits, subtransactions |
-//! | `slot`        | one row version, read or locked by its place |
-//! | `server`      | what else the server is asked for |
-//! | `process`     | programs that the server runs, with all their descendants |
-//! | `random`      | initialisation vectors |
-//! | `report`      | errors, warnings and notices as the server has them |
-//! | `error`       | what the server, or the operating system, does not give |
+//! | module           | what it holds |
+//! |------------------|---------------|
+//! | `value`          | text and bytea, in and out |
+//! | `encoding`       | from the encoding of the database to UTF-8, and back |
+//! | `relation`       | relations: open, inspect, name |
+//! | `row`, `slot`    | versions of rows; one, read or locked by its place |
+//! | `spi`            | queries |
+//! | `new_values`     | new values for rows, as a table that queries can read |
+//! | `transaction`    | commits, and waiting for the transactions of others |
+//! | `subtransaction` | subtransactions, and the errors that end them |
+//! | `guc`            | changes of settings for a while |
+//! | `server`         | what else the server is asked for |
+//! | `process`        | programs that the server runs, with all their descendants |
+//! | `random`         | initialisation vectors |
+//! | `report`         | errors, warnings and notices as the server has them |
+//! | `error`          | what the server, or the operating system, does not give |
 
 pub(crate) mod encoding;
 mod error;
+mod guc;
+pub(crate) mod new_values;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod relation;
 pub(crate) mod report;
+pub(crate) mod row;
 pub(crate) mod server;
 pub(crate) mod slot;
 pub(crate) mod spi;
+pub(crate) mod subtransaction;
+pub(crate) mod transaction;
 pub(crate) mod value;
 
 pub(crate) use error::Error;

@@ -7,7 +7,7 @@ use std::thread;
 use pgrx::prelude::*;
 
 use super::relation::Relation;
-use super::spi::{Tid, Xid, with_bytes_of};
+use super::row::{Tid, Xid, with_bytes_of};
 
 /// Room for one row version of a relation that is open.
 pub(crate) struct Slot<'r> {

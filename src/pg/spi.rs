@@ -1,105 +1,21 @@
 //! Queries through the server's programming interface, SPI, with what pgrx's wrapper of it lacks:
-//! cursors that give their memory back, commits, and subtransactions.
+//! cursors that give their memory back.
 //!
 //! A failing query raises an error of the server, which unwinds through here as a panic; the
 //! transaction's end then frees what SPI holds. Cursors see what the active snapshot shows, and
 //! statements that write see what is committed when they begin.
 
-use std::ffi::{CStr, CString, c_void};
-use std::fmt;
+use std::ffi::CString;
 use std::marker::PhantomData;
-use std::ops::Deref;
-use std::panic::AssertUnwindSafe;
 use std::ptr::{self, NonNull};
-use std::time::Duration;
 use std::{slice, thread};
 
-use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use pgrx::prelude::*;
 
-use super::Error;
-use super::encoding::printable;
-use super::server;
-use super::value::Value;
-
-/// A row's place in its table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Tid {
-    pub(crate) block: u32,
-    /// Counted from 1. That of a range's end may be 0.
-    pub(crate) line: u16,
-}
-
-impl Tid {
-    /// Returns what precedes all rows of a block.
-    pub(crate) fn start_of(block: u32) -> Self {
-        Self { block, line: 0 }
-    }
-
-    /// Returns the next place that a row of the same block can have.
-    pub(crate) fn next(self) -> Self {
-        Self {
-            line: self.line + 1, // at most 291, or 2,000 with blocks of 32 kB
-            ..self
-        }
-    }
-
-    pub(crate) fn to_item_pointer(self) -> pg_sys::ItemPointerData {
-        pg_sys::ItemPointerData {
-            ip_blkid: pg_sys::BlockIdData {
-                bi_hi: (self.block >> 16) as u16,
-                bi_lo: self.block as u16,
-            },
-            ip_posid: self.line,
-        }
-    }
-}
-
-impl fmt::Display for Tid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "({},{})", self.block, self.line)
-    }
-}
-
-impl FromDatum for Tid {
-    unsafe fn from_polymorphic_datum(
-        datum: pg_sys::Datum,
-        is_null: bool,
-        _: pg_sys::Oid,
-    ) -> Option<Self> {
-        if is_null {
-            return None;
-        }
-        // SAFETY: the caller's datum refers to a tid.
-        let tid = unsafe { *datum.cast_mut_ptr::<pg_sys::ItemPointerData>() };
-        Some(tid.into())
-    }
-}
-
-impl From<pg_sys::ItemPointerData> for Tid {
-    fn from(tid: pg_sys::ItemPointerData) -> Self {
-        Self {
-            block: u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo),
-            line: tid.ip_posid,
-        }
-    }
-}
-
-/// The number of the transaction that wrote a row version, as it is stored there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Xid(pub(crate) u32);
-
-impl FromDatum for Xid {
-    unsafe fn from_polymorphic_datum(
-        datum: pg_sys::Datum,
-        is_null: bool,
-        _: pg_sys::Oid,
-    ) -> Option<Self> {
-        // Of a value of four bytes the server extends the sign, as if it were an integer: what is
-        // past 2^31 has its upper half full of ones. pgrx's own conversion takes that for no number.
-        (!is_null).then_some(Self(datum.value() as u32))
-    }
-}
+use super::guc::with_settings;
+use super::relation::Name;
+use super::row::{Tid, Xid, with_bytes_of};
+use super::subtransaction::in_subtransaction;
 
 /// A connection to SPI. What it makes lives no longer than it does.
 pub(crate) struct Connection(());
@@ -110,7 +26,7 @@ impl Connection {
         Self::new(0)
     }
 
-    fn new(options: u32) -> Self {
+    pub(super) fn new(options: u32) -> Self {
         // SAFETY: no pointers; cannot fail, but for lack of memory, which raises an error.
         unsafe { pg_sys::SPI_connect_ext(options as i32) };
         Self(())
@@ -137,7 +53,7 @@ impl Connection {
 
     /// Calls `f`, which may call functions that look names up, with no schema but the server's own
     /// in the search path.
-    pub(crate) fn with_safe_path<R>(&self, f: impl FnOnce() -> R) -> R {
+    pub(crate) fn with_pinned_search_path<R>(&self, f: impl FnOnce() -> R) -> R {
         with_settings(&[(c"search_path", c"pg_catalog, pg_temp")], f)
     }
 
@@ -162,346 +78,6 @@ impl Drop for Connection {
             // after.
             unsafe { pg_sys::SPI_finish() };
         }
-    }
-}
-
-/// A transaction of a procedure, READ COMMITTED whatever the default is, with one snapshot for all
-/// that it reads.
-pub(crate) struct Transaction {
-    connection: Connection,
-}
-
-impl Deref for Transaction {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        &self.connection
-    }
-}
-
-impl Transaction {
-    /// Ends the transaction that the procedure was called in.
-    pub(crate) fn end_callers() -> Result<(), Error> {
-        Self::connect().commit()
-    }
-
-    /// Calls `f` in a transaction, and commits unless it returns an error. `f` cannot leave anything
-    /// open that a commit would pull away.
-    pub(crate) fn run<T, E: From<Error>>(f: impl FnOnce(&Self) -> Result<T, E>) -> Result<T, E> {
-        // The last commit has left a transaction behind that has not done anything yet.
-        set_config(c"transaction_isolation", c"read committed", Until::Commit);
-        // Rows are found by their place, one or a range, and not by reading the whole table.
-        set_config(c"enable_tidscan", c"on", Until::Commit);
-        let transaction = Self::connect();
-        // SAFETY: the active snapshot is a copy, and is popped before the commit.
-        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
-        let result = f(&transaction)?;
-        // SAFETY: pushed above, and whatever was pushed since has been popped.
-        unsafe { pg_sys::PopActiveSnapshot() };
-        transaction.commit()?;
-        Ok(result)
-    }
-
-    fn connect() -> Self {
-        Self {
-            connection: Connection::new(pg_sys::SPI_OPT_NONATOMIC),
-        }
-    }
-
-    /// Commits. The server begins the next transaction at once.
-    ///
-    /// # Errors
-    /// If somebody cancels the wait for a synchronous standby, which to the server is no reason to
-    /// end the statement.
-    fn commit(self) -> Result<(), Error> {
-        // SAFETY: connected, and not inside of a subtransaction of ours.
-        if wait_was_cancelled(|| unsafe { pg_sys::SPI_commit() }) {
-            return Err(Error::ReplicationCancelled);
-        }
-        Ok(())
-    }
-
-    /// Calls `f`, which writes to rows. If it meets one that somebody has locked, or that has moved
-    /// to another partition, undoes what it did and returns `None`.
-    pub(crate) fn attempt<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
-        // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice.
-        match in_subtransaction(|_| true, || with_lock_timeout(Duration::from_millis(10), f)) {
-            Ok(result) => Some(result),
-            Err(failure) if UNAVAILABLE.iter().any(|&code| failure.is(code)) => {
-                server::end_if_timed_out();
-                None
-            }
-            Err(failure) => failure.raise(),
-        }
-    }
-}
-
-/// What an UPDATE fails with that meets a row which it cannot have now.
-const UNAVAILABLE: [PgSqlErrorCode; 3] = [
-    PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
-    PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED,
-    PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-];
-
-/// Another transaction, by the lock that it has on its own number.
-pub(crate) struct VirtualXid(pg_sys::VirtualTransactionId);
-
-impl VirtualXid {
-    /// Parses it from what `pg_locks` shows. Returns `None` for a transaction that has ended, and is
-    /// about to release its locks: it has no number any more, which is shown as 0.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (process, number) = text.split_once('/')?;
-        let (process, number) = (process.parse().ok()?, number.parse().ok()?);
-        if number == 0 {
-            return None;
-        }
-        Some(Self(pg_sys::VirtualTransactionId {
-            #[cfg(any(feature = "pg15", feature = "pg16"))]
-            backendId: process,
-            #[cfg(not(any(feature = "pg15", feature = "pg16")))]
-            procNumber: process,
-            localTransactionId: number,
-        }))
-    }
-
-    /// Tells whether the transaction has ended.
-    pub(crate) fn has_ended(&self) -> bool {
-        // SAFETY: what is not, or no longer, the number of a transaction has ended.
-        unsafe { pg_sys::VirtualXactLock(self.0, false) }
-    }
-
-    /// Waits until the transaction has ended, and tells whether it has. To be called between
-    /// transactions: then this process has neither a lock nor a snapshot that somebody could be
-    /// waiting for.
-    pub(crate) fn wait(&self, time: Option<Duration>) -> bool {
-        // A time of zero has no end.
-        let time = time.map_or(Duration::ZERO, |time| time.max(Duration::from_millis(1)));
-        // SAFETY: as above.
-        let wait = || unsafe { pg_sys::VirtualXactLock(self.0, true) };
-        match in_subtransaction(|_| false, || with_lock_timeout(time, wait)) {
-            Ok(_) => true,
-            Err(failure) if failure.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE) => {
-                server::end_if_timed_out();
-                false
-            }
-            Err(failure) => failure.raise(),
-        }
-    }
-}
-
-/// Calls `f` in a subtransaction, which is undone, locks included, unless `keep` wants to keep it.
-///
-/// # Errors
-/// What `f` raised: the caller must raise it again unless it knows better.
-pub(crate) fn in_subtransaction<T>(
-    keep: impl FnOnce(&T) -> bool,
-    f: impl FnOnce() -> T,
-) -> Result<T, Failure> {
-    // SAFETY: these globals are always valid to read; they are put back below.
-    let (context, owner) = unsafe { (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner) };
-    // SAFETY: the subtransaction ends below, whatever happens in between.
-    unsafe {
-        pg_sys::BeginInternalSubTransaction(ptr::null());
-        pg_sys::MemoryContextSwitchTo(context);
-    }
-    let result = PgTryBuilder::new(AssertUnwindSafe(|| Ok(f())))
-        .catch_others(|error| {
-            // SAFETY: the current context may be one that ends with the subtransaction.
-            unsafe { pg_sys::MemoryContextSwitchTo(context) };
-            Err(Failure::new(error))
-        })
-        .execute();
-    // SAFETY: as above.
-    unsafe {
-        if result.as_ref().is_ok_and(keep) {
-            pg_sys::ReleaseCurrentSubTransaction();
-        } else {
-            pg_sys::RollbackAndReleaseCurrentSubTransaction();
-        }
-        pg_sys::MemoryContextSwitchTo(context);
-        pg_sys::CurrentResourceOwner = owner;
-    }
-    result
-}
-
-/// An error that was caught.
-pub(crate) enum Failure {
-    /// All that the server says of it, which is gone from its own stack once it is caught.
-    OfServer(*mut pg_sys::ErrorData),
-    Ours(Box<CaughtError>),
-}
-
-impl Failure {
-    fn new(error: CaughtError) -> Self {
-        match error {
-            // SAFETY: the error is the one that is being handled.
-            CaughtError::PostgresError(_) => Self::OfServer(unsafe { pg_sys::CopyErrorData() }),
-            error => Self::Ours(Box::new(error)),
-        }
-    }
-
-    fn is(&self, code: PgSqlErrorCode) -> bool {
-        self.code() == code as i32
-    }
-
-    /// Tells whether the statement has to end, as after a cancellation or for lack of memory, whatever
-    /// was tried.
-    pub(crate) fn ends_the_statement(&self) -> bool {
-        use PgSqlErrorCode::{
-            ERRCODE_INSUFFICIENT_RESOURCES, ERRCODE_OPERATOR_INTERVENTION,
-            ERRCODE_TRANSACTION_ROLLBACK,
-        };
-        let class = |code| code & 0xfff; // of a SQLSTATE, its first two characters
-        match self {
-            Self::OfServer(_) => [
-                ERRCODE_TRANSACTION_ROLLBACK,
-                ERRCODE_INSUFFICIENT_RESOURCES,
-                ERRCODE_OPERATOR_INTERVENTION,
-            ]
-            .iter()
-            .any(|&ending| class(ending as i32) == class(self.code())),
-            Self::Ours(_) => true,
-        }
-    }
-
-    fn code(&self) -> i32 {
-        match self {
-            // SAFETY: the copy is in memory of the caller's, which outlived the subtransaction.
-            Self::OfServer(error) => unsafe { (**error).sqlerrcode },
-            Self::Ours(error) => report_of(error).sql_error_code() as i32,
-        }
-    }
-
-    /// Returns the message of the error, for another message.
-    pub(crate) fn message(&self) -> String {
-        match self {
-            // SAFETY: as above; an error of the server has a message, which is a C string.
-            Self::OfServer(error) => unsafe {
-                printable(CStr::from_ptr((**error).message).to_bytes())
-            },
-            Self::Ours(error) => report_of(error).message().into(),
-        }
-    }
-
-    /// Raises the error again, whole.
-    #[allow(
-        unreachable_code,
-        reason = "to some versions of the server ReThrowError is a function that may return"
-    )]
-    pub(crate) fn raise(self) -> ! {
-        match self {
-            Self::OfServer(error) => {
-                // SAFETY: as above.
-                unsafe { pg_sys::ReThrowError(error) };
-                unreachable!("the error was raised")
-            }
-            Self::Ours(error) => error.rethrow(),
-        }
-    }
-}
-
-fn report_of(error: &CaughtError) -> &ErrorReportWithLevel {
-    match error {
-        CaughtError::PostgresError(report)
-        | CaughtError::ErrorReport(report)
-        | CaughtError::RustPanic {
-            ereport: report, ..
-        } => report,
-    }
-}
-
-/// Calls `f` with another `lock_timeout`; zero is none.
-fn with_lock_timeout<T>(time: Duration, f: impl FnOnce() -> T) -> T {
-    let time = CString::new(time.as_millis().to_string()).expect("digits hold no zero byte");
-    with_settings(&[(c"lock_timeout", &time)], f)
-}
-
-/// Calls `f` with other values of settings that every role may change.
-fn with_settings<R>(settings: &[(&CStr, &CStr)], f: impl FnOnce() -> R) -> R {
-    // SAFETY: no pointers. If `f` raises an error, the end of the transaction, or of a subtransaction,
-    // puts the settings back.
-    let level = unsafe { pg_sys::NewGUCNestLevel() };
-    for &(name, value) in settings {
-        set_config(name, value, Until::Level);
-    }
-    let result = f();
-    // SAFETY: the level begun above.
-    unsafe { pg_sys::AtEOXact_GUC(true, level) };
-    result
-}
-
-/// Calls `f`, which commits, and tells whether its wait for a synchronous standby was cancelled. The
-/// server only warns of that, and forgets that somebody wanted the statement to end.
-fn wait_was_cancelled(f: impl FnOnce()) -> bool {
-    /// The warning, before it is translated.
-    const WARNING: &CStr = c"canceling wait for synchronous replication due to user request";
-
-    /// Called with each message while the context is in place.
-    #[pg_guard]
-    unsafe extern "C-unwind" fn look_at(found: *mut c_void) {
-        // SAFETY: called while a message is being made, whose copy is in memory that outlives this
-        // call; `found` is the variable below.
-        unsafe {
-            let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
-            let message = pg_sys::CopyErrorData();
-            pg_sys::MemoryContextSwitchTo(context);
-            let id = (*message).message_id;
-            if !id.is_null() && CStr::from_ptr(id) == WARNING {
-                *found.cast() = true;
-            }
-            pg_sys::FreeErrorData(message);
-        }
-    }
-
-    /// Takes the context away again, also where `f` raises an error.
-    struct Reset(*mut pg_sys::ErrorContextCallback);
-    impl Drop for Reset {
-        fn drop(&mut self) {
-            // SAFETY: a global of this process, and what it was before.
-            unsafe { pg_sys::error_context_stack = self.0 };
-        }
-    }
-
-    let mut found = false;
-    // SAFETY: a global of this process. The context lasts as long as it is in place.
-    unsafe {
-        let reset = Reset(pg_sys::error_context_stack);
-        let mut context = pg_sys::ErrorContextCallback {
-            previous: reset.0,
-            callback: Some(look_at),
-            arg: (&raw mut found).cast(),
-        };
-        pg_sys::error_context_stack = &raw mut context;
-        f();
-    }
-    found
-}
-
-enum Until {
-    Commit,
-    /// The end of the innermost nest level of settings.
-    Level,
-}
-
-/// Changes a setting that every role may change.
-fn set_config(name: &CStr, value: &CStr, until: Until) {
-    use pg_sys::{GucAction, GucContext, GucSource};
-    let action = match until {
-        Until::Commit => GucAction::GUC_ACTION_LOCAL,
-        Until::Level => GucAction::GUC_ACTION_SAVE,
-    };
-    // SAFETY: name and value are C strings, which the server copies.
-    unsafe {
-        pg_sys::set_config_option(
-            name.as_ptr(),
-            value.as_ptr(),
-            GucContext::PGC_USERSET,
-            GucSource::PGC_S_SESSION,
-            action,
-            true,
-            0,
-            false,
-        );
     }
 }
 
@@ -648,6 +224,7 @@ impl Scalar for f64 {}
 impl Scalar for i32 {}
 impl Scalar for i64 {}
 impl Scalar for pg_sys::Oid {}
+impl Scalar for Name {}
 impl Scalar for Tid {}
 impl Scalar for Xid {}
 
@@ -722,133 +299,6 @@ impl Version<'_> {
     }
 }
 
-/// Calls `f` with the bytes of a value of text or bytea, unless that is null.
-///
-/// # Safety
-/// The datum must be such a value, or null.
-pub(crate) unsafe fn with_bytes_of<R>(
-    datum: pg_sys::Datum,
-    is_null: bool,
-    f: impl FnOnce(Option<&[u8]>) -> R,
-) -> R {
-    if is_null {
-        return f(None);
-    }
-    // SAFETY: the caller says so. If the value was copied to be read, the copy is freed once `f` has
-    // seen it.
-    unsafe {
-        let stored: *mut pg_sys::varlena = datum.cast_mut_ptr();
-        // To be told that there is nothing to do would cost as much as half of a decryption.
-        if pgrx::varatt_is_4b_u(stored)
-            || pgrx::varatt_is_1b(stored) && !pgrx::varatt_is_1b_e(stored)
-        {
-            return f(Some(pgrx::varlena_to_byte_slice(stored)));
-        }
-        let read = pg_sys::pg_detoast_datum_packed(stored);
-        let result = f(Some(pgrx::varlena_to_byte_slice(read)));
-        if read != stored {
-            pg_sys::pfree(read.cast());
-        }
-        result
-    }
-}
-
-/// New values for rows, which a query can read as the table `fernet_new_values`: the place of a row,
-/// its writer, and the value.
-pub(crate) struct NewValues<'c> {
-    rows: *mut pg_sys::Tuplestorestate,
-    shape: pg_sys::TupleDesc,
-    count: usize,
-    connection: PhantomData<&'c Connection>,
-}
-
-impl<'c> NewValues<'c> {
-    const NAME: &'static CStr = c"fernet_new_values";
-
-    /// `value_type` is text or bytea.
-    pub(crate) fn new(_: &'c Connection, value_type: pg_sys::Oid) -> Self {
-        let columns = [
-            (c"id", pg_sys::TIDOID),
-            (c"writer", pg_sys::XIDOID),
-            (c"value", value_type),
-        ];
-        // SAFETY: as many columns are described as there are. What is made here is in memory of the
-        // connection; what exceeds work_mem is in a file that `drop` closes.
-        unsafe {
-            let shape = pg_sys::CreateTemplateTupleDesc(columns.len() as i32);
-            for ((name, oid), number) in columns.into_iter().zip(1..) {
-                pg_sys::TupleDescInitEntry(shape, number, name.as_ptr(), oid, -1, 0);
-            }
-            Self {
-                rows: pg_sys::tuplestore_begin_heap(false, false, pg_sys::work_mem),
-                shape,
-                count: 0,
-                connection: PhantomData,
-            }
-        }
-    }
-
-    pub(crate) fn push(&mut self, id: Tid, writer: Xid, value: Value<'_>) {
-        let id = id.to_item_pointer();
-        let mut datums = [ptr::from_ref(&id).into(), writer.0.into(), value.datum()];
-        // SAFETY: the values are those of the three columns; they are copied.
-        unsafe {
-            pg_sys::tuplestore_putvalues(
-                self.rows,
-                self.shape,
-                datums.as_mut_ptr(),
-                [false; 3].as_mut_ptr(),
-            );
-        }
-        self.count += 1;
-    }
-
-    /// Shows the values to queries until the result is dropped.
-    pub(crate) fn show(&self) -> Shown<'_> {
-        let mut relation = pg_sys::EphemeralNamedRelationData {
-            md: pg_sys::EphemeralNamedRelationMetadataData {
-                name: Self::NAME.as_ptr().cast_mut(),
-                reliddesc: pg_sys::InvalidOid,
-                tupdesc: self.shape,
-                enrtype: pg_sys::EphemeralNameRelationType::ENR_NAMED_TUPLESTORE,
-                enrtuples: self.count as f64,
-            },
-            reldata: self.rows.cast(),
-        };
-        // SAFETY: the description is moved into memory of the connection, and used no longer than
-        // the rows are there.
-        unsafe {
-            let memory = pg_sys::palloc(size_of_val(&relation)).cast();
-            ptr::copy_nonoverlapping(&raw mut relation, memory, 1);
-            if pg_sys::SPI_register_relation(memory) < 0 {
-                fail("SPI_register_relation");
-            }
-        }
-        Shown(PhantomData)
-    }
-}
-
-impl Drop for NewValues<'_> {
-    fn drop(&mut self) {
-        if !thread::panicking() {
-            // SAFETY: no query reads the rows any more.
-            unsafe { pg_sys::tuplestore_end(self.rows) };
-        }
-    }
-}
-
-/// [`NewValues`] that queries see.
-pub(crate) struct Shown<'v>(PhantomData<&'v ()>);
-
-impl Drop for Shown<'_> {
-    fn drop(&mut self) {
-        if !thread::panicking() {
-            // SAFETY: registered under that name.
-            unsafe { pg_sys::SPI_unregister_relation(NewValues::NAME.as_ptr()) };
-        }
-    }
-}
-
 /// An argument of a query, in memory that lasts as long as the connection.
 pub(crate) struct Argument(pg_sys::Datum);
 
@@ -883,7 +333,7 @@ impl Argument {
     }
 }
 
-fn fail(function: &str) -> ! {
+pub(super) fn fail(function: &str) -> ! {
     // SAFETY: a global that the failing call has set.
     let code = unsafe { pg_sys::SPI_result };
     panic!("{function} failed with code {code}");

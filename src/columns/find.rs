@@ -1,0 +1,351 @@
+//! `fernet_find_columns`: finds the columns that hold tokens, by a sample of each.
+
+#![allow(
+    clippy::result_large_err,
+    reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
+)]
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::Error;
+use crate::fernet::{self, Keyring};
+use crate::keys::{self, keyring};
+use crate::pg::encoding;
+use crate::pg::relation::{Kind, Lock, Name, Relation};
+use crate::pg::report::warn;
+use crate::pg::spi::{Argument, Connection, Row};
+use crate::pg::subtransaction::in_subtransaction;
+use crate::pg::value::Buffer;
+
+type Result<T, E = ErrorReport> = std::result::Result<T, E>;
+
+type FoundRow = (
+    name!(relation, pg_sys::Oid),
+    name!(column_name, Name),
+    name!(sampled, i64),
+    name!(tokens, i64),
+);
+
+/// The columns that may hold tokens and that the caller may read. For each: the relation to list,
+/// the table to read and its name, the column, the percentage of the table's blocks that is likely
+/// to hold `$1` rows of the relation, and what is in the way of reading it.
+///
+/// Each table stands for itself, without those that inherit from it. A partitioned table stands for
+/// its partitions if the caller may read it and nothing is in the way in any of them. They are read
+/// one by one, since through the table all of them would be locked at a time; but if the caller may
+/// not read each by itself, there is no other way. A member that the caller may read only through
+/// another table is not dropped in silence. At least some 16 blocks are read, since a sample of few
+/// blocks may turn out to be none. The function's own search_path applies.
+///
+/// There may be many tables, so nothing here looks at all of them for each of them.
+const CANDIDATES: &[u8] = b"
+    WITH RECURSIVE types (oid) AS (
+        (SELECT unnest('{text,varchar,bpchar,bytea}'::regtype[])::oid
+        UNION ALL
+        SELECT d.objid FROM pg_extension AS e
+        JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+        WHERE e.extname = 'citext' AND d.classid = 'pg_type'::regclass AND d.deptype = 'e')
+        UNION ALL
+        SELECT d.oid FROM types AS t JOIN pg_type AS d ON d.typbasetype = t.oid),
+    tables AS (
+        SELECT c.oid, n.nspname, c.relname, c.relkind, coalesce(pg_partition_root(c.oid), c.oid) AS root,
+               has_schema_privilege(n.oid, 'USAGE') AS is_named,
+               greatest(c.reltuples, 0)::float8 AS rows, c.relpages::float8 AS blocks,
+               CASE WHEN c.relkind = 'f' THEN 'foreign'
+                    WHEN c.relpersistence = 'u' AND pg_is_in_recovery() THEN 'unlogged' END AS obstacle
+        FROM pg_class AS c
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE (c.relkind IN ('r', 'p', 'm')
+               OR c.relkind = 'f' AND EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid))
+          AND c.relispopulated
+          AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+          AND NOT pg_is_other_temp_schema(n.oid)),
+    columns AS (
+        SELECT t.*, a.attname, a.attnum,
+               t.is_named AND has_column_privilege(t.oid, a.attnum, 'SELECT') AS is_readable
+        FROM tables AS t
+        JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+        JOIN types ON types.oid = a.atttypid),
+    trees AS (
+        SELECT *,
+               bool_and(obstacle IS NULL) OVER tree AND bool_or(is_readable AND oid = root) OVER tree
+                   AS is_whole,
+               bool_and(is_readable) FILTER (WHERE relkind <> 'p') OVER tree AS is_readable_by_part,
+               sum(rows) FILTER (WHERE relkind <> 'p') OVER tree AS tree_rows,
+               sum(blocks) FILTER (WHERE relkind <> 'p') OVER tree AS tree_blocks
+        FROM columns
+        WINDOW tree AS (PARTITION BY root, attname)),
+    ancestors (oid, attname, ancestor) AS (
+        SELECT oid, attname, oid FROM columns WHERE NOT is_readable AND relkind <> 'p'
+        UNION
+        SELECT a.oid, a.attname, i.inhparent
+        FROM ancestors AS a JOIN pg_inherits AS i ON i.inhrelid = a.ancestor),
+    heirs (oid, attname) AS (
+        SELECT DISTINCT a.oid, a.attname
+        FROM ancestors AS a JOIN columns AS c ON c.oid = a.ancestor AND c.attname = a.attname
+        WHERE c.is_readable)
+    SELECT s.oid, t.oid, format('%I.%I', t.nspname, t.relname), t.attname,
+           least(100, 100 * greatest($1 / greatest(CASE WHEN t.is_whole THEN t.tree_rows ELSE t.rows END, 1),
+                                     16 / greatest(CASE WHEN t.is_whole THEN t.tree_blocks ELSE t.blocks END, 1))),
+           coalesce(t.obstacle, CASE WHEN NOT t.is_readable THEN 'not readable' END, '')
+    FROM trees AS t
+    JOIN tables AS s ON s.oid = CASE WHEN t.is_whole THEN t.root ELSE t.oid END
+    LEFT JOIN heirs AS h ON h.oid = t.oid AND h.attname = t.attname
+    WHERE CASE WHEN t.is_whole AND NOT t.is_readable_by_part THEN t.oid = t.root
+               ELSE t.relkind <> 'p' AND (t.is_readable OR h.oid IS NOT NULL) END
+    ORDER BY s.nspname, s.relname, t.nspname, t.relname, 6, t.attnum";
+
+#[pg_extern(sql = false)]
+fn fernet_find_columns(
+    sample_rows: i32,
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(relation, pg_sys::Oid),
+            name!(column_name, Name),
+            name!(sampled, i64),
+            name!(tokens, i64),
+        ),
+    >,
+> {
+    if sample_rows < 1 {
+        return Err(Error::LessThanOne("sample_rows").into());
+    }
+    let keyring = match keyring() {
+        Ok(keyring) => Some(keyring),
+        Err(keys::Error::Unset) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let count = |value: &[u8]| count_tokens(keyring.as_deref(), value);
+    let mut found = Vec::new();
+    for relation in candidates(sample_rows).chunk_by_mut(|a, b| a.relation == b.relation) {
+        let mut rows_left = i64::from(sample_rows);
+        let tables = relation.chunk_by_mut(|a, b| (a.table, a.obstacle) == (b.table, b.obstacle));
+        for (columns, seed) in tables.zip(0..) {
+            if let Some(obstacle) = columns[0].obstacle {
+                obstacle.warn(&columns[0].table_name);
+            } else if rows_left > 0 {
+                rows_left -= look_at(columns, rows_left, seed, count)?;
+            }
+        }
+        found.extend(sums(relation).filter(|&(_, _, _, tokens)| tokens > 0));
+    }
+    Ok(TableIterator::new(found))
+}
+
+/// Finds the columns to look at.
+fn candidates(sample_rows: i32) -> Vec<Candidate> {
+    let connection = Connection::read_only();
+    let mut candidates = Vec::new();
+    let mut cursor = connection
+        .prepare(&[CANDIDATES], [pg_sys::INT4OID])
+        .open([Argument::i32(sample_rows)]);
+    while let Some(rows) = cursor.fetch() {
+        candidates.extend(rows.iter().map(|row| Candidate::new(&row)));
+    }
+    drop(cursor);
+    candidates
+}
+
+/// A column that may hold tokens, in one table.
+struct Candidate {
+    /// The relation that the table counts as.
+    relation: pg_sys::Oid,
+    table: pg_sys::Oid,
+    table_name: String,
+    name: Name,
+    percent: f64,
+    obstacle: Option<Obstacle>,
+    /// How many values were looked at, and how many tokens are in them.
+    sampled: i64,
+    tokens: i64,
+}
+
+impl Candidate {
+    fn new(row: &Row<'_>) -> Self {
+        let text = |column| {
+            row.with_bytes(column, |bytes| {
+                encoding::printable(bytes.unwrap_or_default())
+            })
+        };
+        Self {
+            relation: row.get(1),
+            table: row.get(2),
+            table_name: text(3),
+            name: row.get(4),
+            percent: row.get(5),
+            obstacle: Obstacle::from_name(&text(6)),
+            sampled: 0,
+            tokens: 0,
+        }
+    }
+}
+
+/// Adds up what was found in the tables that count as one relation, column by column.
+fn sums(columns: &[Candidate]) -> impl Iterator<Item = FoundRow> + use<> {
+    let mut sums: Vec<FoundRow> = Vec::new();
+    for column in columns {
+        let sum = sums
+            .iter_mut()
+            .find(|sum| sum.1.as_cstr() == column.name.as_cstr());
+        match sum {
+            Some((_, _, sampled, tokens)) => {
+                *sampled += column.sampled;
+                *tokens += column.tokens;
+            }
+            None => sums.push((column.relation, column.name, column.sampled, column.tokens)),
+        }
+    }
+    sums.into_iter()
+}
+
+/// Counts the tokens in a value: what a key opens and what has the form, or without keys the latter
+/// alone.
+fn count_tokens(keyring: Option<&Keyring>, value: &[u8]) -> Result<i64, Error> {
+    let mut buffer = Buffer::new(value.len())?;
+    let Some(keyring) = keyring else {
+        return Ok(fernet::count_tokens(value, &mut buffer) as i64);
+    };
+    let mut tokens = 0;
+    keyring.inspect_value(value, &mut buffer, |_| tokens += 1);
+    Ok(tokens)
+}
+
+/// Looks at some rows of a table, and returns how many.
+///
+/// Undoing the subtransaction releases its locks, those on indexes and TOAST tables included. It has
+/// written nothing, so nothing is lost.
+fn look_at(
+    columns: &mut [Candidate],
+    rows: i64,
+    seed: u32,
+    count: impl Fn(&[u8]) -> Result<i64, Error>,
+) -> Result<i64, Error> {
+    let table_name = columns[0].table_name.clone();
+    let looked_at = in_subtransaction(
+        |_| false,
+        || {
+            let connection = Connection::read_only();
+            match Relation::open(&connection, columns[0].table, Lock::Read) {
+                // Somebody may have dropped it by now.
+                None => Ok(0),
+                Some(relation) if relation.hides_rows() => {
+                    Obstacle::HiddenRows.warn(&table_name);
+                    Ok(0)
+                }
+                Some(relation) => sample(&connection, &relation, columns, rows, seed, count),
+            }
+        },
+    );
+    looked_at.unwrap_or_else(|failure| {
+        if failure.ends_the_statement() {
+            failure.raise();
+        }
+        warn(
+            format!("could not read {table_name}: {}", failure.message()),
+            None,
+            "Other tables are not affected. Call fernet_find_columns() again when this one can be read.",
+        );
+        Ok(0)
+    })
+}
+
+/// Looks at some rows of a table, the same ones each time as long as it does not change.
+fn sample(
+    connection: &Connection,
+    table: &Relation<'_>,
+    columns: &mut [Candidate],
+    rows: i64,
+    seed: u32,
+    count: impl Fn(&[u8]) -> Result<i64, Error>,
+) -> Result<i64, Error> {
+    let percent = columns[0].percent;
+    let mut names = Vec::new();
+    for column in columns.iter() {
+        match table.column(column.name.as_cstr()) {
+            Ok(column) => names.push(column.name),
+            // Somebody has dropped or changed it meanwhile.
+            Err(_) => names.push(b"NULL::pg_catalog.text".to_vec()),
+        }
+    }
+    let names = names.join(&b", "[..]);
+    let is_partitioned = table.kind() == Kind::PartitionedTable;
+    let from: &[u8] = if is_partitioned {
+        b" FROM "
+    } else {
+        b" FROM ONLY "
+    };
+    let mut sample = |percent: f64| {
+        let size = format!(" TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({seed}) LIMIT {rows}");
+        let select = [b"SELECT ", &names[..], from, &table.name(), size.as_bytes()];
+        let mut cursor = connection.prepare(&select, []).open([]);
+        let mut sampled = 0;
+        while let Some(rows) = cursor.fetch() {
+            for row in rows.iter() {
+                sampled += 1;
+                for (column, number) in columns.iter_mut().zip(1..) {
+                    let tokens = row.with_bytes(number, |value| value.map(&count).transpose())?;
+                    column.sampled += i64::from(tokens.is_some());
+                    column.tokens += tokens.unwrap_or(0);
+                }
+            }
+        }
+        Ok(sampled)
+    };
+    match sample(percent)? {
+        // The sample is of the same blocks in each partition: of small ones, it may be of none.
+        0 if is_partitioned => sample(100.0),
+        sampled => Ok(sampled),
+    }
+}
+
+/// Why a table is not looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Obstacle {
+    Foreign,
+    Unlogged,
+    NotReadable,
+    HiddenRows,
+}
+
+impl Obstacle {
+    /// Returns what [`CANDIDATES`] calls so.
+    fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "foreign" => Some(Self::Foreign),
+            "unlogged" => Some(Self::Unlogged),
+            "not readable" => Some(Self::NotReadable),
+            _ => None,
+        }
+    }
+
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Foreign => "it is a foreign table",
+            Self::Unlogged => "unlogged tables cannot be read on a standby",
+            Self::NotReadable => "it can be read only through its parent",
+            Self::HiddenRows => "row-level security may hide rows of it",
+        }
+    }
+
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Foreign => "Call fernet_find_columns() on the server that holds it.",
+            Self::Unlogged => "Call fernet_find_columns() on the primary server.",
+            Self::NotReadable => "Call fernet_find_columns() as the owner of the table.",
+            Self::HiddenRows => {
+                "Call fernet_find_columns() as the owner of the table or as a role with BYPASSRLS."
+            }
+        }
+    }
+
+    fn warn(self, table_name: &str) {
+        warn(
+            format!("left out {table_name}: {}", self.reason()),
+            None,
+            self.hint(),
+        );
+    }
+}

@@ -1,0 +1,115 @@
+//! Versions of rows: where they are, who wrote them, and their values.
+
+use std::fmt;
+
+use pgrx::prelude::*;
+
+/// A row's place in its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Tid {
+    pub(crate) block: u32,
+    /// Counted from 1. That of a range's end may be 0.
+    pub(crate) line: u16,
+}
+
+impl Tid {
+    /// Returns what precedes all rows of a block.
+    pub(crate) fn start_of(block: u32) -> Self {
+        Self { block, line: 0 }
+    }
+
+    /// Returns the next place that a row of the same block can have.
+    pub(crate) fn next(self) -> Self {
+        Self {
+            line: self.line + 1, // at most 291, or 2,000 with blocks of 32 kB
+            ..self
+        }
+    }
+
+    pub(crate) fn to_item_pointer(self) -> pg_sys::ItemPointerData {
+        pg_sys::ItemPointerData {
+            ip_blkid: pg_sys::BlockIdData {
+                bi_hi: (self.block >> 16) as u16,
+                bi_lo: self.block as u16,
+            },
+            ip_posid: self.line,
+        }
+    }
+}
+
+impl fmt::Display for Tid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({},{})", self.block, self.line)
+    }
+}
+
+impl FromDatum for Tid {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _: pg_sys::Oid,
+    ) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: the caller's datum refers to a tid.
+        let tid = unsafe { *datum.cast_mut_ptr::<pg_sys::ItemPointerData>() };
+        Some(tid.into())
+    }
+}
+
+impl From<pg_sys::ItemPointerData> for Tid {
+    fn from(tid: pg_sys::ItemPointerData) -> Self {
+        Self {
+            block: u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo),
+            line: tid.ip_posid,
+        }
+    }
+}
+
+/// The number of the transaction that wrote a row version, as it is stored there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Xid(pub(crate) u32);
+
+impl FromDatum for Xid {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _: pg_sys::Oid,
+    ) -> Option<Self> {
+        // Of a value of four bytes the server extends the sign, as if it were an integer: what is
+        // past 2^31 has its upper half full of ones. pgrx's own conversion takes that for no number.
+        (!is_null).then_some(Self(datum.value() as u32))
+    }
+}
+
+/// Calls `f` with the bytes of a value of text or bytea, unless that is null.
+///
+/// # Safety
+/// The datum must be such a value, or null.
+pub(crate) unsafe fn with_bytes_of<R>(
+    datum: pg_sys::Datum,
+    is_null: bool,
+    f: impl FnOnce(Option<&[u8]>) -> R,
+) -> R {
+    if is_null {
+        return f(None);
+    }
+    // SAFETY: the caller says so. If the value was copied to be read, the copy is freed once `f` has
+    // seen it.
+    unsafe {
+        let stored: *mut pg_sys::varlena = datum.cast_mut_ptr();
+        // To be told that there is nothing to do would cost as much as half of a decryption.
+        if pgrx::varatt_is_4b_u(stored)
+            || pgrx::varatt_is_1b(stored) && !pgrx::varatt_is_1b_e(stored)
+        {
+            return f(Some(pgrx::varlena_to_byte_slice(stored)));
+        }
+        let read = pg_sys::pg_detoast_datum_packed(stored);
+        let result = f(Some(pgrx::varlena_to_byte_slice(read)));
+        if read != stored {
+            pg_sys::pfree(read.cast());
+        }
+        result
+    }
+}

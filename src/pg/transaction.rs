@@ -1,0 +1,189 @@
+//! Transactions of a procedure, and waiting for those of others.
+
+use std::ffi::{CStr, CString, c_void};
+use std::ops::Deref;
+use std::time::Duration;
+
+use pgrx::prelude::*;
+
+use super::guc::{Until, set_config, with_settings};
+use super::spi::Connection;
+use super::subtransaction::in_subtransaction;
+use super::{Error, server};
+
+/// A transaction of a procedure, READ COMMITTED whatever the default is, with one snapshot for all
+/// that it reads.
+pub(crate) struct Transaction {
+    connection: Connection,
+}
+
+impl Deref for Transaction {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Transaction {
+    /// Ends the transaction that the procedure was called in.
+    pub(crate) fn end_callers() -> Result<(), Error> {
+        Self::connect().commit()
+    }
+
+    /// Calls `f` in a transaction, and commits unless it returns an error. `f` cannot leave anything
+    /// open that a commit would pull away.
+    pub(crate) fn run<T, E: From<Error>>(f: impl FnOnce(&Self) -> Result<T, E>) -> Result<T, E> {
+        // The last commit has left a transaction behind that has not done anything yet.
+        set_config(c"transaction_isolation", c"read committed", Until::Commit);
+        // Rows are found by their place, one or a range, and not by reading the whole table.
+        set_config(c"enable_tidscan", c"on", Until::Commit);
+        let transaction = Self::connect();
+        // SAFETY: the active snapshot is a copy, and is popped before the commit.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+        let result = f(&transaction)?;
+        // SAFETY: pushed above, and whatever was pushed since has been popped.
+        unsafe { pg_sys::PopActiveSnapshot() };
+        transaction.commit()?;
+        Ok(result)
+    }
+
+    fn connect() -> Self {
+        Self {
+            connection: Connection::new(pg_sys::SPI_OPT_NONATOMIC),
+        }
+    }
+
+    /// Commits. The server begins the next transaction at once.
+    ///
+    /// # Errors
+    /// If somebody cancels the wait for a synchronous standby, which to the server is no reason to
+    /// end the statement.
+    fn commit(self) -> Result<(), Error> {
+        // SAFETY: connected, and not inside of a subtransaction of ours.
+        if wait_was_cancelled(|| unsafe { pg_sys::SPI_commit() }) {
+            return Err(Error::ReplicationCancelled);
+        }
+        Ok(())
+    }
+
+    /// Calls `f`, which writes to rows. If it meets one that somebody has locked, or that has moved
+    /// to another partition, undoes what it did and returns `None`.
+    pub(crate) fn attempt<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
+        // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice.
+        match in_subtransaction(|_| true, || with_lock_timeout(Duration::from_millis(10), f)) {
+            Ok(result) => Some(result),
+            Err(failure) if UNAVAILABLE.iter().any(|&code| failure.is(code)) => {
+                server::end_if_timed_out();
+                None
+            }
+            Err(failure) => failure.raise(),
+        }
+    }
+}
+
+/// What an UPDATE fails with that meets a row which it cannot have now.
+const UNAVAILABLE: [PgSqlErrorCode; 3] = [
+    PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+    PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED,
+    PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+];
+
+/// Another transaction, by the lock that it has on its own number.
+pub(crate) struct VirtualXid(pg_sys::VirtualTransactionId);
+
+impl VirtualXid {
+    /// Parses it from what `pg_locks` shows. Returns `None` for a transaction that has ended, and is
+    /// about to release its locks: it has no number any more, which is shown as 0.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (process, number) = text.split_once('/')?;
+        let (process, number) = (process.parse().ok()?, number.parse().ok()?);
+        if number == 0 {
+            return None;
+        }
+        Some(Self(pg_sys::VirtualTransactionId {
+            #[cfg(any(feature = "pg15", feature = "pg16"))]
+            backendId: process,
+            #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+            procNumber: process,
+            localTransactionId: number,
+        }))
+    }
+
+    /// Tells whether the transaction has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        // SAFETY: what is not, or no longer, the number of a transaction has ended.
+        unsafe { pg_sys::VirtualXactLock(self.0, false) }
+    }
+
+    /// Waits until the transaction has ended, and tells whether it has. To be called between
+    /// transactions: then this process has neither a lock nor a snapshot that somebody could be
+    /// waiting for.
+    pub(crate) fn wait(&self, time: Option<Duration>) -> bool {
+        // A time of zero has no end.
+        let time = time.map_or(Duration::ZERO, |time| time.max(Duration::from_millis(1)));
+        // SAFETY: as above.
+        let wait = || unsafe { pg_sys::VirtualXactLock(self.0, true) };
+        match in_subtransaction(|_| false, || with_lock_timeout(time, wait)) {
+            Ok(_) => true,
+            Err(failure) if failure.is(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE) => {
+                server::end_if_timed_out();
+                false
+            }
+            Err(failure) => failure.raise(),
+        }
+    }
+}
+
+/// Calls `f` with another `lock_timeout`; zero is none.
+fn with_lock_timeout<T>(time: Duration, f: impl FnOnce() -> T) -> T {
+    let time = CString::new(time.as_millis().to_string()).expect("digits hold no zero byte");
+    with_settings(&[(c"lock_timeout", &time)], f)
+}
+
+/// Calls `f`, which commits, and tells whether its wait for a synchronous standby was cancelled. The
+/// server only warns of that, and forgets that somebody wanted the statement to end.
+fn wait_was_cancelled(f: impl FnOnce()) -> bool {
+    /// The warning, before it is translated.
+    const WARNING: &CStr = c"canceling wait for synchronous replication due to user request";
+
+    /// Called with each message while the context is in place.
+    #[pg_guard]
+    unsafe extern "C-unwind" fn look_at(found: *mut c_void) {
+        // SAFETY: called while a message is being made, whose copy is in memory that outlives this
+        // call; `found` is the variable below.
+        unsafe {
+            let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+            let message = pg_sys::CopyErrorData();
+            pg_sys::MemoryContextSwitchTo(context);
+            let id = (*message).message_id;
+            if !id.is_null() && CStr::from_ptr(id) == WARNING {
+                *found.cast() = true;
+            }
+            pg_sys::FreeErrorData(message);
+        }
+    }
+
+    /// Takes the context away again, also where `f` raises an error.
+    struct Reset(*mut pg_sys::ErrorContextCallback);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            // SAFETY: a global of this process, and what it was before.
+            unsafe { pg_sys::error_context_stack = self.0 };
+        }
+    }
+
+    let mut found = false;
+    // SAFETY: a global of this process. The context lasts as long as it is in place.
+    unsafe {
+        let reset = Reset(pg_sys::error_context_stack);
+        let mut context = pg_sys::ErrorContextCallback {
+            previous: reset.0,
+            callback: Some(look_at),
+            arg: (&raw mut found).cast(),
+        };
+        pg_sys::error_context_stack = &raw mut context;
+        f();
+    }
+    found
+}
