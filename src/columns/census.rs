@@ -12,6 +12,7 @@ use pgrx::prelude::*;
 
 use super::Error;
 use super::citus::{self, Spread};
+use super::tally::Tally;
 use crate::fernet::Keyring;
 use crate::keys::fingerprint::{self, sql_index};
 use crate::keys::keyring;
@@ -96,45 +97,30 @@ fn fernet_census(
     Ok(TableIterator::new(census.rows()?))
 }
 
-/// Counts tokens by what opens them, and values without any.
+/// What a column holds, as far as it has been read.
 struct Census<'a> {
     keyring: &'a Keyring,
-    /// How many tokens each key opens.
-    under_key: Vec<i64>,
-    unknown_key: i64,
-    not_a_token: i64,
-    nulls: i64,
+    tally: Tally,
 }
 
 impl<'a> Census<'a> {
     fn new(keyring: &'a Keyring) -> Result<Self, Error> {
-        let mut under_key = Vec::new();
-        under_key.try_reserve_exact(keyring.keys().len())?;
-        under_key.resize(keyring.keys().len(), 0);
-        Ok(Self {
-            keyring,
-            under_key,
-            unknown_key: 0,
-            not_a_token: 0,
-            nulls: 0,
-        })
+        let tally = Tally::new(keyring)?;
+        Ok(Self { keyring, tally })
     }
 
     fn count(&mut self, value: Option<&[u8]>) -> Result<(), Error> {
         let Some(value) = value else {
-            self.nulls += 1;
+            self.tally.nulls += 1;
             return Ok(());
         };
         let mut buffer = Buffer::new(value.len())?;
         let mut tokens = 0;
         self.keyring.inspect_value(value, &mut buffer, |opener| {
             tokens += 1;
-            match opener {
-                Ok(index) => self.under_key[index] += 1,
-                Err(_) => self.unknown_key += 1,
-            }
+            self.tally.add_token(opener);
         });
-        self.not_a_token += i64::from(tokens == 0);
+        self.tally.not_a_token += i64::from(tokens == 0);
         Ok(())
     }
 
@@ -160,17 +146,10 @@ impl<'a> Census<'a> {
             if theirs != fingerprints {
                 return Err(Error::OtherKeys);
             }
-            citus::parse_counts(counts).ok_or(Error::UnexpectedResponse)
+            Tally::parse(counts).ok_or(Error::UnexpectedResponse)
         };
-        for counts in citus::on_shards(connection, relation.oid(), &before, &after, parse)? {
-            let counters = (self.under_key.iter_mut()).chain([
-                &mut self.unknown_key,
-                &mut self.not_a_token,
-                &mut self.nulls,
-            ]);
-            for (counter, count) in counters.zip(counts) {
-                *counter += count;
-            }
+        for tally in citus::on_shards(connection, relation.oid(), &before, &after, parse)? {
+            self.tally += tally;
         }
         Ok(())
     }
@@ -179,7 +158,7 @@ impl<'a> Census<'a> {
     fn rows(self) -> Result<impl Iterator<Item = CensusRow> + use<>, Error> {
         let keys = fingerprint::of_all(self.keyring)?
             .into_iter()
-            .zip(self.under_key);
+            .zip(self.tally.under_key);
         let under_keys = keys.enumerate().map(|(index, (fingerprint, tokens))| {
             let status = if index == 0 { "current" } else { "old key" };
             (
@@ -190,9 +169,9 @@ impl<'a> Census<'a> {
             )
         });
         Ok(under_keys.chain([
-            ("unknown key", None, None, self.unknown_key),
-            ("not a token", None, None, self.not_a_token),
-            ("null", None, None, self.nulls),
+            ("unknown key", None, None, self.tally.unknown_key),
+            ("not a token", None, None, self.tally.not_a_token),
+            ("null", None, None, self.tally.nulls),
         ]))
     }
 }

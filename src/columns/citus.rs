@@ -120,11 +120,6 @@ pub(crate) fn fingerprints(keyring: &Keyring) -> String {
     fingerprints.join(",")
 }
 
-/// Reads the counts in an answer, between blanks.
-pub(crate) fn parse_counts(text: &str) -> Option<Vec<i64>> {
-    text.split(' ').map(|count| count.parse().ok()).collect()
-}
-
 /// Escapes a part of a format string.
 fn escaped(part: &[u8]) -> Vec<u8> {
     let parts: Vec<_> = part.split(|&byte| byte == b'%').collect();

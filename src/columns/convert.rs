@@ -23,19 +23,18 @@
     reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
 )]
 
-use std::collections::VecDeque;
 use std::ffi::CStr;
-use std::ops::{AddAssign, Range};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::Error;
-use super::citus;
-use super::progress::{Progress, describe_time};
-use super::table::{self, Fate, Member, Table, Writer};
+use super::batch::{Batch, NewRow, Reader};
+use super::progress::Report;
+use super::table::{self, Fate, Table, Writer};
+use super::tally::Tally;
+use super::{Error, citus};
 use crate::fernet::{self, Keyring};
 use crate::keys::keyring;
 use crate::pg::random;
@@ -45,7 +44,7 @@ use crate::pg::row::{Tid, Xid};
 use crate::pg::server::{self, Record};
 use crate::pg::spi::Connection;
 use crate::pg::transaction::Transaction;
-use crate::pg::value::{Buffer, Value, Values};
+use crate::pg::value::{Buffer, Value};
 
 #[pg_extern(sql = false)]
 fn fernet_rotate_column(
@@ -66,7 +65,7 @@ fn fernet_rotate_column(
         call.rotate()?
     };
     report.tell(started.elapsed());
-    Ok(Record::new(fcinfo, report.counts.in_order()))
+    Ok(Record::new(fcinfo, report.counts()))
 }
 
 /// Rotates a shard for a call on another node, if the keys here are the same.
@@ -158,7 +157,7 @@ impl Call {
         .concat();
         let connection = Connection::read_only();
         let reports = citus::on_shards(&connection, self.relation, &before, &after, |text| {
-            Report::from_text(text).ok_or(Error::UnexpectedResponse)
+            Report::parse(text).ok_or(Error::UnexpectedResponse)
         })?;
         let mut sum = Report::default();
         for report in reports {
@@ -168,174 +167,7 @@ impl Call {
     }
 }
 
-/// How many tokens were seen in which state, and how many values without any.
-#[derive(Clone, Copy, Default)]
-struct Counts {
-    rotated: i64,
-    current: i64,
-    unknown_key: i64,
-    not_a_token: i64,
-    nulls: i64,
-    /// Under an older key still.
-    left: i64,
-}
-
-impl Counts {
-    /// Returns what the procedure returns.
-    fn in_order(self) -> [i64; 5] {
-        [
-            self.rotated,
-            self.current,
-            self.unknown_key,
-            self.not_a_token,
-            self.nulls,
-        ]
-    }
-}
-
-impl AddAssign for Counts {
-    fn add_assign(&mut self, other: Self) {
-        self.rotated += other.rotated;
-        self.current += other.current;
-        self.unknown_key += other.unknown_key;
-        self.not_a_token += other.not_a_token;
-        self.nulls += other.nulls;
-        self.left += other.left;
-    }
-}
-
-/// What came of a call.
-#[derive(Default)]
-struct Report {
-    /// What the last look has seen. `rotated` is what all of them have written.
-    counts: Counts,
-    /// How many rows the last look has read.
-    rows: i64,
-    /// The first values that no key opens or that hold no token, by their place.
-    bad: Vec<String>,
-    /// Why there is no proof, for instance who was still writing when `lock_timeout` ended the wait.
-    unfinished: Option<String>,
-}
-
-impl AddAssign for Report {
-    fn add_assign(&mut self, other: Self) {
-        self.counts += other.counts;
-        self.rows += other.rows;
-        self.name_bad(other.bad);
-        self.unfinished = self.unfinished.take().or(other.unfinished);
-    }
-}
-
-impl Report {
-    fn name_bad(&mut self, more: impl IntoIterator<Item = String>) {
-        let unnamed = NAMED - self.bad.len();
-        self.bad.extend(more.into_iter().take(unnamed));
-    }
-
-    /// Tells the client.
-    fn tell(&self, time: Duration) {
-        let Counts {
-            rotated,
-            unknown_key,
-            not_a_token,
-            left,
-            ..
-        } = self.counts;
-        let rate = self.rows as f64 / time.as_secs_f64().max(0.001);
-        notice(format!(
-            "rotated {} in {} in {}, {rate:.0} rows/s",
-            counted(rotated, "token"),
-            counted(self.rows, "row"),
-            describe_time(time)
-        ));
-        if !self.bad.is_empty() {
-            let more = if unknown_key + not_a_token > NAMED as i64 {
-                "; and others"
-            } else {
-                ""
-            };
-            warn(
-                format!(
-                    "left as they are: {} that no key opens, {} without a token",
-                    counted(unknown_key, "token"),
-                    counted(not_a_token, "value")
-                ),
-                Some(format!("{}{more}.", self.bad.join("; "))),
-                "Append the missing key to the list of keys. A value without a token may be plaintext, or \
-                 something that is not meant to be encrypted, such as the hash of a password.",
-            );
-        }
-        let left = counted(left, "token");
-        if let Some(why) = &self.unfinished {
-            warn(
-                why.clone(),
-                Some(format!(
-                    "{left} can be read only with an older key, not counting what could not be seen."
-                )),
-                "Call this again when the other transaction has ended, or with a longer lock_timeout.",
-            );
-        } else if self.counts.left > 0 {
-            warn(
-                format!("{left} can still be read only with an older key"),
-                Some(
-                    "Others wrote or locked their rows each time, or a trigger or a rule keeps them as they are."
-                        .into(),
-                ),
-                "Give the new key to all that write to the table, look at its triggers and rules, and call \
-                 this again. fernet_census() counts the tokens under each key.",
-            );
-        }
-    }
-
-    /// Writes it down for the node that has called this one: the counts, then a line that says why there
-    /// is no proof, then the values by line.
-    fn to_text(&self) -> String {
-        let mut counts = self.counts.in_order().to_vec();
-        counts.extend([self.counts.left, self.rows]);
-        let counts: Vec<_> = counts.iter().map(i64::to_string).collect();
-        let unfinished = self.unfinished.clone().unwrap_or_default();
-        let lines = [counts.join(" "), unfinished].into_iter();
-        // A name may hold a line break.
-        let lines = lines
-            .chain(self.bad.iter().cloned())
-            .map(|line| line.replace('\n', " "));
-        lines.collect::<Vec<_>>().join("\n")
-    }
-
-    fn from_text(text: &str) -> Option<Self> {
-        let mut lines = text.lines();
-        let counts = citus::parse_counts(lines.next()?)?;
-        let &[
-            rotated,
-            current,
-            unknown_key,
-            not_a_token,
-            nulls,
-            left,
-            rows,
-        ] = &counts[..]
-        else {
-            return None;
-        };
-        let unfinished = lines.next().filter(|line| !line.is_empty());
-        Some(Self {
-            counts: Counts {
-                rotated,
-                current,
-                unknown_key,
-                not_a_token,
-                nulls,
-                left,
-            },
-            rows,
-            unfinished: unfinished.map(str::to_owned),
-            bad: lines.map(str::to_owned).collect(),
-        })
-    }
-}
-
 /// What a look has seen and done.
-#[derive(Default)]
 struct Look {
     report: Report,
     /// Rows with a token under an older key: all of them, those among them that somebody else had
@@ -346,6 +178,18 @@ struct Look {
     /// Whether a table was rewritten, changed or replaced after the snapshot was taken, which may not
     /// show its rows then.
     is_outdated: bool,
+}
+
+impl Look {
+    fn new(keyring: &Keyring) -> Result<Self, Error> {
+        Ok(Self {
+            report: Report::new(Tally::new(keyring)?),
+            found: 0,
+            locked: 0,
+            kept: 0,
+            is_outdated: false,
+        })
+    }
 }
 
 struct Rotation<'a> {
@@ -400,9 +244,7 @@ impl Rotation<'_> {
         let mut report = look.report;
         // The look has also seen what was rotated before it; but not what somebody has deleted since, or
         // what a trigger has undone when the transaction ended.
-        let under_first_key = report.counts.current;
-        report.counts.rotated = self.rotated.min(under_first_key);
-        report.counts.current = under_first_key - report.counts.rotated;
+        report.rotated = self.rotated.min(report.tally.current());
         report.unfinished = match unfinished {
             Some(writer) => Some(format!("gave up waiting for {}", writer.description)),
             None if look.is_outdated => {
@@ -447,7 +289,7 @@ impl Rotation<'_> {
     /// Looks at the whole relation, and rotates what it finds, or only counts it. What finds nothing
     /// has one snapshot from its beginning to its end.
     fn look(&mut self, label: &'static str, rotates: bool) -> Result<Look, Error> {
-        let mut look = Look::default();
+        let mut look = Look::new(self.keyring)?;
         let mut reader: Option<Reader> = None;
         loop {
             let is_done = Transaction::run(|transaction| {
@@ -523,7 +365,7 @@ impl Rotation<'_> {
                 })?;
                 look.report.rows += 1;
                 reader.progress.advance(id.block);
-                if batch.rows.len() == self.batch_size || batch.values.len() >= BATCH_BYTES {
+                if batch.is_full(self.batch_size) {
                     reader.at = id.next();
                     return Ok(batch);
                 }
@@ -549,22 +391,17 @@ impl Rotation<'_> {
         place: impl Fn() -> String,
         look: &mut Look,
     ) -> Result<(), Error> {
-        let counts = &mut look.report.counts;
+        let tally = &mut look.report.tally;
         let Some(value) = value else {
-            counts.nulls += 1;
+            tally.nulls += 1;
             return Ok(());
         };
         let (mut tokens, mut old, mut refusal) = (0, 0, None);
-        let each = |token: Result<usize, fernet::Error>| {
+        let each = |opener: Result<usize, fernet::Error>| {
             tokens += 1;
-            match token {
-                Ok(0) => counts.current += 1,
-                Ok(_) => old += 1,
-                Err(reason) => {
-                    counts.unknown_key += 1;
-                    refusal.get_or_insert(reason);
-                }
-            }
+            old += i64::from(opener.is_ok_and(|index| index > 0));
+            refusal = refusal.or_else(|| opener.err());
+            tally.add_token(opener);
         };
         let strict = self.strict && batch.is_some();
         match batch {
@@ -587,10 +424,9 @@ impl Rotation<'_> {
                 self.keyring.inspect_value(value, &mut buffer, each);
             }
         }
-        counts.left += old;
         look.found += usize::from(old > 0);
         if tokens == 0 {
-            counts.not_a_token += 1;
+            tally.not_a_token += 1;
             refusal = Some(fernet::Error::NotAToken);
         }
         match refusal {
@@ -598,11 +434,12 @@ impl Rotation<'_> {
                 place: place(),
                 refusal,
             }),
-            Some(refusal) if look.report.bad.len() < NAMED => {
-                look.report.bad.push(format!("{}: {refusal}", place()));
+            Some(refusal) => {
+                let describe = || format!("{}: {refusal}", place());
+                look.report.name(describe);
                 Ok(())
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -645,7 +482,7 @@ impl Rotation<'_> {
                 Fate::Ours(value) => self.count_written(row, value, look),
                 Fate::Held(id, writer, value) => {
                     // Its tokens were counted when it was read.
-                    let mut ignored = Look::default();
+                    let mut ignored = Look::new(self.keyring)?;
                     let place = || table.place(id);
                     self.rotate(
                         id,
@@ -712,9 +549,6 @@ impl Rotation<'_> {
     }
 }
 
-/// A batch ends once its new values take this much memory, if it has no more rows than `batch_size`.
-const BATCH_BYTES: usize = 16 << 20;
-
 /// After that many looks, and that much time since the first one, it gives up if each has found
 /// something; and however short they are, after so many at the most.
 const LOOKS: u32 = 10;
@@ -723,91 +557,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long to wait before the next look if rows were locked.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// How many bad values are named.
-const NAMED: usize = 5;
-
-/// Where a look is.
-struct Reader {
-    /// The tables that are not read to their end, the one that is being read in front.
-    members: VecDeque<Member>,
-    /// Up to where that is read, and how many blocks it had when that was begun. A row that was
-    /// written behind them since is a matter of the next look.
-    at: Tid,
-    end: Option<u32>,
-    progress: Progress,
-}
-
-impl Reader {
-    fn new(members: Vec<Member>, label: &'static str) -> Self {
-        let blocks = members.iter().map(|member| u64::from(member.blocks)).sum();
-        Self {
-            members: members.into(),
-            at: Tid::start_of(0),
-            end: None,
-            progress: Progress::new(label, blocks),
-        }
-    }
-
-    fn table(&self) -> Option<pg_sys::Oid> {
-        self.members.front().map(|member| member.oid)
-    }
-
-    fn next_table(&mut self) {
-        if let Some(member) = self.members.pop_front() {
-            self.progress.end_table(member.blocks);
-        }
-        self.at = Tid::start_of(0);
-        self.end = None;
-    }
-}
-
-/// A row to be written.
-struct NewRow {
-    id: Tid,
-    writer: Xid,
-    /// Whether nobody had locked or changed the row when it was read.
-    is_untouched: bool,
-    /// Which of the batch's values.
-    value: usize,
-    /// How many tokens in it are to be under the first key.
-    tokens: i64,
-}
-
-/// Rows of one table that are to be written.
-#[derive(Default)]
-struct Batch {
-    rows: Vec<NewRow>,
-    values: Values,
-}
-
-impl Batch {
-    fn push(&mut self, row: NewRow) -> Result<(), Error> {
-        self.rows.try_reserve(1)?;
-        self.rows.push(row);
-        Ok(())
-    }
-
-    /// Returns how many tokens are to be under the first key.
-    fn tokens(&self) -> i64 {
-        self.rows.iter().map(|row| row.tokens).sum()
-    }
-
-    /// Returns a range that all of its rows are in, or were when they were read.
-    fn range(&self) -> Range<Tid> {
-        let ids = || self.rows.iter().map(|row| row.id);
-        match (ids().min(), ids().max()) {
-            (Some(first), Some(last)) => first..last.next(),
-            _ => Tid::start_of(0)..Tid::start_of(0),
-        }
-    }
-}
-
-/// Describes a number of things.
-fn counted(number: i64, thing: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {thing}{plural}")
-}
 
 fn warn_of_single_key() {
     warn(

@@ -1,5 +1,18 @@
 //! Whole columns: what they hold, and their rotation in batches.
+//!
+//! | module     | what it holds |
+//! |------------|---------------|
+//! | `census`   | `fernet_census`: counts tokens by key |
+//! | `find`     | `fernet_find_columns`: finds the columns that hold tokens |
+//! | `convert`  | `CALL fernet_rotate_column`: the looks, the writing, the proof |
+//! | `batch`    | rows read and to be written, in memory |
+//! | `table`    | what may be rotated, and the SQL for it |
+//! | `tally`    | counts by key |
+//! | `progress` | what the client is told: rate, share, time left, and the outcome |
+//! | `citus`    | shards |
+//! | `error`    | what can be refused here |
 
+mod batch;
 mod census;
 mod citus;
 mod convert;
@@ -7,5 +20,6 @@ mod error;
 mod find;
 mod progress;
 mod table;
+mod tally;
 
 use error::Error;

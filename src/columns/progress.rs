@@ -1,8 +1,11 @@
-//! How far a rotation has come, told to the client once a second at most.
+//! What the client is told of a rotation: how far it has come, once a second at most, and what came of
+//! it.
 
+use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
-use crate::pg::report::notice;
+use super::tally::Tally;
+use crate::pg::report::{notice, warn};
 
 /// Where a rotation stands in what it reads.
 pub(crate) struct Progress {
@@ -64,7 +67,7 @@ fn describe(rows: u64, blocks: u64, blocks_in_all: u64, time: Duration) -> Strin
 }
 
 /// Describes a time with the two units that matter.
-pub(crate) fn describe_time(time: Duration) -> String {
+fn describe_time(time: Duration) -> String {
     let seconds = time.as_secs();
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, 0..10) => format!("{:.1} s", time.as_secs_f64()),
@@ -72,6 +75,154 @@ pub(crate) fn describe_time(time: Duration) -> String {
         (0, m, s) => format!("{m} min {s} s"),
         (h, m, _) => format!("{h} h {m} min"),
     }
+}
+
+/// What came of a call.
+#[derive(Default)]
+pub(super) struct Report {
+    /// What the last look has seen.
+    pub(super) tally: Tally,
+    /// How many tokens are under the first key because of the call.
+    pub(super) rotated: i64,
+    /// How many rows the last look has read.
+    pub(super) rows: i64,
+    /// The first values that no key opens or that hold no token, by their place.
+    bad: Vec<String>,
+    /// Why there is no proof, for instance who was still writing when `lock_timeout` ended the wait.
+    pub(super) unfinished: Option<String>,
+}
+
+impl AddAssign for Report {
+    fn add_assign(&mut self, other: Self) {
+        self.tally += other.tally;
+        self.rotated += other.rotated;
+        self.rows += other.rows;
+        self.name_bad(other.bad);
+        self.unfinished = self.unfinished.take().or(other.unfinished);
+    }
+}
+
+impl Report {
+    pub(super) fn new(tally: Tally) -> Self {
+        Self {
+            tally,
+            ..Self::default()
+        }
+    }
+
+    /// Names a value that no key opens, or that holds no token, if few are named yet.
+    pub(super) fn name(&mut self, value: impl FnOnce() -> String) {
+        if self.bad.len() < NAMED {
+            self.bad.push(value());
+        }
+    }
+
+    fn name_bad(&mut self, more: impl IntoIterator<Item = String>) {
+        let unnamed = NAMED - self.bad.len();
+        self.bad.extend(more.into_iter().take(unnamed));
+    }
+
+    /// Tells the client.
+    pub(super) fn tell(&self, time: Duration) {
+        let &Tally {
+            unknown_key,
+            not_a_token,
+            ..
+        } = &self.tally;
+        let rate = self.rows as f64 / time.as_secs_f64().max(0.001);
+        notice(format!(
+            "rotated {} in {} in {}, {rate:.0} rows/s",
+            counted(self.rotated, "token"),
+            counted(self.rows, "row"),
+            describe_time(time)
+        ));
+        if !self.bad.is_empty() {
+            let more = if unknown_key + not_a_token > NAMED as i64 {
+                "; and others"
+            } else {
+                ""
+            };
+            warn(
+                format!(
+                    "left as they are: {} that no key opens, {} without a token",
+                    counted(unknown_key, "token"),
+                    counted(not_a_token, "value")
+                ),
+                Some(format!("{}{more}.", self.bad.join("; "))),
+                "Append the missing key to the list of keys. A value without a token may be plaintext, or \
+                 something that is not meant to be encrypted, such as the hash of a password.",
+            );
+        }
+        let left = counted(self.tally.old(), "token");
+        if let Some(why) = &self.unfinished {
+            warn(
+                why.clone(),
+                Some(format!(
+                    "{left} can be read only with an older key, not counting what could not be seen."
+                )),
+                "Call this again when the other transaction has ended, or with a longer lock_timeout.",
+            );
+        } else if self.tally.old() > 0 {
+            warn(
+                format!("{left} can still be read only with an older key"),
+                Some(
+                    "Others wrote or locked their rows each time, or a trigger or a rule keeps them as they are."
+                        .into(),
+                ),
+                "Give the new key to all that write to the table, look at its triggers and rules, and call \
+                 this again. fernet_census() counts the tokens under each key.",
+            );
+        }
+    }
+
+    /// Returns what the procedure returns: rotated, current, unknown_key, not_a_token, nulls.
+    pub(super) fn counts(&self) -> [i64; 5] {
+        let tally = &self.tally;
+        [
+            self.rotated,
+            tally.current() - self.rotated,
+            tally.unknown_key,
+            tally.not_a_token,
+            tally.nulls,
+        ]
+    }
+
+    /// Writes it down for the node that has called this one: what was rotated and read, the tally, a line
+    /// that says why there is no proof, then the values by line.
+    pub(super) fn to_text(&self) -> String {
+        let done = format!("{} {}", self.rotated, self.rows);
+        let unfinished = self.unfinished.clone().unwrap_or_default();
+        let lines = [done, self.tally.to_text(), unfinished].into_iter();
+        // A name may hold a line break.
+        let lines = lines
+            .chain(self.bad.iter().cloned())
+            .map(|line| line.replace('\n', " "));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Reads what [`to_text`](Self::to_text) has written.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let (rotated, rows) = lines.next()?.split_once(' ')?;
+        let tally = Tally::parse(lines.next()?)?;
+        let unfinished = lines.next().filter(|line| !line.is_empty());
+        Some(Self {
+            tally,
+            rotated: rotated.parse().ok()?,
+            rows: rows.parse().ok()?,
+            unfinished: unfinished.map(str::to_owned),
+            bad: lines.map(str::to_owned).collect(),
+        })
+    }
+}
+
+/// How many bad values are named.
+const NAMED: usize = 5;
+
+/// Describes a number of things.
+fn counted(number: i64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
 }
 
 #[cfg(test)]

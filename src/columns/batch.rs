@@ -1,0 +1,96 @@
+//! Rows that a look reads, and those of them that are to be written.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use pgrx::prelude::*;
+
+use super::Error;
+use super::progress::Progress;
+use super::table::Member;
+use crate::pg::row::{Tid, Xid};
+use crate::pg::value::Values;
+
+/// Where a look is.
+pub(super) struct Reader {
+    /// The tables that are not read to their end, the one that is being read in front.
+    pub(super) members: VecDeque<Member>,
+    /// Up to where that is read, and how many blocks it had when that was begun. A row that was
+    /// written behind them since is a matter of the next look.
+    pub(super) at: Tid,
+    pub(super) end: Option<u32>,
+    pub(super) progress: Progress,
+}
+
+impl Reader {
+    pub(super) fn new(members: Vec<Member>, label: &'static str) -> Self {
+        let blocks = members.iter().map(|member| u64::from(member.blocks)).sum();
+        Self {
+            members: members.into(),
+            at: Tid::start_of(0),
+            end: None,
+            progress: Progress::new(label, blocks),
+        }
+    }
+
+    pub(super) fn table(&self) -> Option<pg_sys::Oid> {
+        self.members.front().map(|member| member.oid)
+    }
+
+    pub(super) fn next_table(&mut self) {
+        if let Some(member) = self.members.pop_front() {
+            self.progress.end_table(member.blocks);
+        }
+        self.at = Tid::start_of(0);
+        self.end = None;
+    }
+}
+
+/// A row to be written.
+pub(super) struct NewRow {
+    pub(super) id: Tid,
+    pub(super) writer: Xid,
+    /// Whether nobody had locked or changed the row when it was read.
+    pub(super) is_untouched: bool,
+    /// Which of the batch's values.
+    pub(super) value: usize,
+    /// How many tokens in it are to be under the first key.
+    pub(super) tokens: i64,
+}
+
+/// Rows of one table that are to be written.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) rows: Vec<NewRow>,
+    pub(super) values: Values,
+}
+
+impl Batch {
+    /// A batch ends once its new values take this much memory, if it has no more rows than it may.
+    const MAX_BYTES: usize = 16 << 20;
+
+    /// Tells whether it has as many rows as it may, or takes too much memory for more.
+    pub(super) fn is_full(&self, rows: usize) -> bool {
+        self.rows.len() >= rows || self.values.len() >= Self::MAX_BYTES
+    }
+
+    pub(super) fn push(&mut self, row: NewRow) -> Result<(), Error> {
+        self.rows.try_reserve(1)?;
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// Returns how many tokens are to be under the first key.
+    pub(super) fn tokens(&self) -> i64 {
+        self.rows.iter().map(|row| row.tokens).sum()
+    }
+
+    /// Returns a range that all of its rows are in, or were when they were read.
+    pub(super) fn range(&self) -> Range<Tid> {
+        let ids = || self.rows.iter().map(|row| row.id);
+        match (ids().min(), ids().max()) {
+            (Some(first), Some(last)) => first..last.next(),
+            _ => Tid::start_of(0)..Tid::start_of(0),
+        }
+    }
+}
