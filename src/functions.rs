@@ -1,11 +1,6 @@
 //! The SQL functions. `sql/pg_fernet.sql` declares, documents and protects them; where one serves
 //! text and bytea alike, it does so because both have the same layout.
 
-#![allow(
-    clippy::result_large_err,
-    reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
-)]
-
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pgrx::pg_sys::panic::ErrorReport;

@@ -10,6 +10,11 @@
 //!
 //! Each may use those below it.
 
+#![allow(
+    clippy::result_large_err,
+    reason = "pgrx takes the SQLSTATE of an ErrorReport only by value"
+)]
+
 use pgrx::prelude::*;
 
 mod columns;

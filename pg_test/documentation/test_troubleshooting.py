@@ -18,7 +18,7 @@ def messages():
     yield from strings("src/keys/file.rs", "fn check_private(", "Ok(())")
     yield from strings("src/columns/find.rs", "fn reason(", "fn hint(")
     for path in ROOT.glob("src/*/*.rs"):
-        for call in r"Report::new\(\s*[\w:]+,\s*", r"Self::new\(\s*[\w:]*ERRCODE_\w+,\s*", r"=> \{\s*", r"\bwarn\(\s*", r"io::ErrorKind::\w+,\s*":
+        for call in r"Self::new\(\s*[\w:]*ERRCODE_\w+,\s*", r"=> \{\s*(?=format!)", r"\bwarn\(\s*", r"io::ErrorKind::\w+,\s*":
             yield from re.findall(call + r"(?:format!\(\s*)?" + STRING, path.read_text())
     for path in ROOT.glob("sql/*.sql"):
         yield from re.findall("RAISE WARNING '(.*)'", path.read_text())

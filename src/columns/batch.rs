@@ -1,4 +1,4 @@
-//! Rows that a look reads, and those of them that are to be written.
+//! What a look reads, what it has seen, and the rows that are to be written.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -6,10 +6,37 @@ use std::ops::Range;
 use pgrx::prelude::*;
 
 use super::Error;
-use super::progress::Progress;
+use super::progress::{Progress, Report};
 use super::table::Member;
+use super::tally::Tally;
+use crate::fernet::Keyring;
 use crate::pg::row::{Tid, Xid};
 use crate::pg::value::Values;
+
+/// What a look has seen and done.
+pub(super) struct Look {
+    pub(super) report: Report,
+    /// Rows with a token under an older key: all of them, those among them that somebody else had
+    /// locked, and those that were written and are as they were.
+    pub(super) found: usize,
+    pub(super) locked: usize,
+    pub(super) kept: usize,
+    /// Whether a table was rewritten, changed or replaced after the snapshot was taken, which may not
+    /// show its rows then.
+    pub(super) is_outdated: bool,
+}
+
+impl Look {
+    pub(super) fn new(keyring: &Keyring) -> Result<Self, Error> {
+        Ok(Self {
+            report: Report::new(Tally::new(keyring)?),
+            found: 0,
+            locked: 0,
+            kept: 0,
+            is_outdated: false,
+        })
+    }
+}
 
 /// Where a look is.
 pub(super) struct Reader {

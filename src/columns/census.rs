@@ -1,10 +1,5 @@
 //! `fernet_census`: counts the tokens of a column by key, without a look at any plaintext.
 
-#![allow(
-    clippy::result_large_err,
-    reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
-)]
-
 use std::ffi::CStr;
 
 use pgrx::pg_sys::panic::ErrorReport;
@@ -16,7 +11,8 @@ use super::tally::Tally;
 use crate::fernet::Keyring;
 use crate::keys::fingerprint::{self, sql_index};
 use crate::keys::keyring;
-use crate::pg::relation::{Kind, Lock, Name, Relation, literal, schema_of};
+use crate::pg::name::Name;
+use crate::pg::relation::{Kind, Lock, Relation, literal, schema_of};
 use crate::pg::server;
 use crate::pg::spi::Connection;
 use crate::pg::value::Buffer;

@@ -1,5 +1,4 @@
-//! `fernet_rotate_column`: rotates a column in batches, with a commit after each, and proves that
-//! nothing is left.
+//! The rotation of a column in batches, with a commit after each, and the proof that nothing is left.
 //!
 //! A *look* reads the whole relation, partition by partition, and rotates tokens in memory. When it
 //! has a batch, it writes that back to the rows that are still what was read, those that have the same
@@ -14,197 +13,36 @@
 //! rows that move cannot hide from one snapshot.
 //!
 //! Nothing is remembered between calls: a call after one that was cancelled finds what is left.
-//!
-//! Of a table that Citus spreads over nodes, each shard is rotated where it is, by
-//! `fernet_rotate_shard`.
-
-#![allow(
-    clippy::result_large_err,
-    reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
-)]
 
 use std::ffi::CStr;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::batch::{Batch, NewRow, Reader};
+use super::Error;
+use super::batch::{Batch, Look, NewRow, Reader};
 use super::progress::Report;
 use super::table::{self, Fate, Table, Writer};
-use super::tally::Tally;
-use super::{Error, citus};
 use crate::fernet::{self, Keyring};
-use crate::keys::keyring;
-use crate::pg::random;
-use crate::pg::relation::{self, Name};
-use crate::pg::report::{notice, warn};
+use crate::pg::report::notice;
 use crate::pg::row::{Tid, Xid};
-use crate::pg::server::{self, Record};
-use crate::pg::spi::Connection;
 use crate::pg::transaction::Transaction;
-use crate::pg::value::{Buffer, Value};
+use crate::pg::value::Buffer;
+use crate::pg::{random, server};
 
-#[pg_extern(sql = false)]
-fn fernet_rotate_column(
-    relation: Option<pg_sys::Oid>,
-    column_name: Option<Name>,
-    batch_size: Option<i32>,
-    strict: Option<bool>,
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> Result<Record, ErrorReport> {
-    let started = Instant::now();
-    let call = Call::new(relation, column_name, batch_size, strict, fcinfo)?;
-    if call.keyring.keys().len() == 1 {
-        warn_of_single_key();
-    }
-    let report = if call.is_sharded {
-        call.rotate_shards(&relation::schema_of(fcinfo))?
-    } else {
-        call.rotate()?
-    };
-    report.tell(started.elapsed());
-    Ok(Record::new(fcinfo, report.counts()))
-}
-
-/// Rotates a shard for a call on another node, if the keys here are the same.
-#[pg_extern(sql = false)]
-fn fernet_rotate_shard(
-    relation: Option<pg_sys::Oid>,
-    column_name: Option<Name>,
-    batch_size: Option<i32>,
-    strict: Option<bool>,
-    caller_fingerprints: Option<Value<'_>>,
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> Result<Record, ErrorReport> {
-    let call = Call::new(relation, column_name, batch_size, strict, fcinfo)?;
-    let theirs = caller_fingerprints.ok_or(Error::Null("fingerprints"))?;
-    if theirs[..] != *citus::fingerprints(&call.keyring).as_bytes() {
-        return Err(Error::OtherKeys.into());
-    }
-    Ok(Record::new(fcinfo, [call.rotate()?.to_text()]))
-}
-
-/// A call of one of the procedures that may go ahead.
-struct Call {
-    relation: pg_sys::Oid,
-    is_sharded: bool,
-    column_name: Name,
-    batch_size: i32,
-    strict: bool,
+pub(super) struct Rotation<'a> {
+    pub(super) relation: pg_sys::Oid,
+    pub(super) column_name: &'a CStr,
+    pub(super) batch_size: usize,
+    pub(super) strict: bool,
     /// One for the whole call, whatever happens to the settings meanwhile.
-    keyring: Rc<Keyring>,
-}
-
-impl Call {
-    fn new(
-        relation: Option<pg_sys::Oid>,
-        column_name: Option<Name>,
-        batch_size: Option<i32>,
-        strict: Option<bool>,
-        fcinfo: pg_sys::FunctionCallInfo,
-    ) -> Result<Self, Error> {
-        let relation = relation.ok_or(Error::Null("relation"))?;
-        let column_name = column_name.ok_or(Error::Null("column_name"))?;
-        let batch_size = batch_size.ok_or(Error::Null("batch_size"))?;
-        let strict = strict.ok_or(Error::Null("strict"))?;
-        if batch_size < 1 {
-            return Err(Error::LessThanOne("batch_size"));
-        }
-        if !server::may_commit(fcinfo) {
-            return Err(Error::InTransaction);
-        }
-        server::refuse_in_read_only_transaction(c"fernet_rotate_column()");
-
-        let keyring = keyring()?;
-        let is_sharded = table::check(relation, column_name.as_cstr())?;
-        Ok(Self {
-            relation,
-            is_sharded,
-            column_name,
-            batch_size,
-            strict,
-            keyring,
-        })
-    }
-
-    fn rotate(&self) -> Result<Report, Error> {
-        Rotation {
-            relation: self.relation,
-            column_name: self.column_name.as_cstr(),
-            batch_size: self.batch_size as usize,
-            strict: self.strict,
-            keyring: &self.keyring,
-            rotated: 0,
-        }
-        .run()
-    }
-
-    fn rotate_shards(&self, schema: &[u8]) -> Result<Report, Error> {
-        let before = [b"CALL ", schema, b".fernet_rotate_shard("].concat();
-        let after = [
-            b", ",
-            &relation::literal(self.column_name.as_cstr())[..],
-            format!(
-                "::pg_catalog.name, {}, {}, '{}'::pg_catalog.text, NULL::pg_catalog.text)",
-                self.batch_size,
-                self.strict,
-                citus::fingerprints(&self.keyring)
-            )
-            .as_bytes(),
-        ]
-        .concat();
-        let connection = Connection::read_only();
-        let reports = citus::on_shards(&connection, self.relation, &before, &after, |text| {
-            Report::parse(text).ok_or(Error::UnexpectedResponse)
-        })?;
-        let mut sum = Report::default();
-        for report in reports {
-            sum += report;
-        }
-        Ok(sum)
-    }
-}
-
-/// What a look has seen and done.
-struct Look {
-    report: Report,
-    /// Rows with a token under an older key: all of them, those among them that somebody else had
-    /// locked, and those that were written and are as they were.
-    found: usize,
-    locked: usize,
-    kept: usize,
-    /// Whether a table was rewritten, changed or replaced after the snapshot was taken, which may not
-    /// show its rows then.
-    is_outdated: bool,
-}
-
-impl Look {
-    fn new(keyring: &Keyring) -> Result<Self, Error> {
-        Ok(Self {
-            report: Report::new(Tally::new(keyring)?),
-            found: 0,
-            locked: 0,
-            kept: 0,
-            is_outdated: false,
-        })
-    }
-}
-
-struct Rotation<'a> {
-    relation: pg_sys::Oid,
-    column_name: &'a CStr,
-    batch_size: usize,
-    strict: bool,
-    /// One for the whole call, whatever happens to the settings meanwhile.
-    keyring: &'a Keyring,
+    pub(super) keyring: &'a Keyring,
     /// How many tokens are under the first key because of this call.
-    rotated: i64,
+    pub(super) rotated: i64,
 }
 
 impl Rotation<'_> {
-    fn run(mut self) -> Result<Report, Error> {
+    pub(super) fn run(mut self) -> Result<Report, Error> {
         Transaction::end_callers()?;
         // Where nobody is writing, there is nobody to wait for, and the first look may be the proof.
         let mut has_waited = self.writers(false)?.is_empty();
@@ -557,11 +395,3 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long to wait before the next look if rows were locked.
 const PAUSE: Duration = Duration::from_millis(100);
-
-fn warn_of_single_key() {
-    warn(
-        "there is a single key, so nothing can be under an old one",
-        None,
-        "Put the new key before the old one in the list of keys.",
-    );
-}

@@ -1,10 +1,5 @@
 //! `fernet_find_columns`: finds the columns that hold tokens, by a sample of each.
 
-#![allow(
-    clippy::result_large_err,
-    reason = "pgrx takes the SQLSTATE of an ErrorReport alone, by value"
-)]
-
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -12,7 +7,8 @@ use super::Error;
 use crate::fernet::{self, Keyring};
 use crate::keys::{self, keyring};
 use crate::pg::encoding;
-use crate::pg::relation::{Kind, Lock, Name, Relation};
+use crate::pg::name::Name;
+use crate::pg::relation::{Kind, Lock, Relation};
 use crate::pg::report::warn;
 use crate::pg::spi::{Argument, Connection, Row};
 use crate::pg::subtransaction::in_subtransaction;

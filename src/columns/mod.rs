@@ -4,7 +4,8 @@
 //! |------------|---------------|
 //! | `census`   | `fernet_census`: counts tokens by key |
 //! | `find`     | `fernet_find_columns`: finds the columns that hold tokens |
-//! | `convert`  | `CALL fernet_rotate_column`: the looks, the writing, the proof |
+//! | `call`     | `CALL fernet_rotate_column`: its arguments, and its calls on other nodes |
+//! | `convert`  | the rotation: the looks, the writing, the proof |
 //! | `batch`    | rows read and to be written, in memory |
 //! | `table`    | what may be rotated, and the SQL for it |
 //! | `tally`    | counts by key |
@@ -13,6 +14,7 @@
 //! | `error`    | what can be refused here |
 
 mod batch;
+mod call;
 mod census;
 mod citus;
 mod convert;

@@ -3,6 +3,7 @@
 //! | module           | what it holds |
 //! |------------------|---------------|
 //! | `value`          | text and bytea, in and out |
+//! | `name`           | names, in and out |
 //! | `encoding`       | from the encoding of the database to UTF-8, and back |
 //! | `relation`       | relations: open, inspect, name |
 //! | `row`, `slot`    | versions of rows; one, read or locked by its place |
@@ -20,6 +21,7 @@
 pub(crate) mod encoding;
 mod error;
 mod guc;
+pub(crate) mod name;
 pub(crate) mod new_values;
 pub(crate) mod process;
 pub(crate) mod random;

@@ -13,7 +13,7 @@ use std::{slice, thread};
 use pgrx::prelude::*;
 
 use super::guc::with_settings;
-use super::relation::Name;
+use super::name::Name;
 use super::row::{Tid, Xid, with_bytes_of};
 use super::subtransaction::in_subtransaction;
 
