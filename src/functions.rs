@@ -117,7 +117,7 @@ fn fernet_keys()
     )))
 }
 
-/// Makes a token under the primary key, stamped with the time of the call.
+/// Makes a token under the first key, stamped with the time of the call.
 fn seal<'fcx>(plaintext: &[u8]) -> Result<Value<'fcx>, Error> {
     let keyring = keyring()?;
     let mut buffer = Buffer::new(sealed_len(plaintext.len()).ok_or(pg::Error::TooLarge)?)?;

@@ -497,7 +497,7 @@ fn keys_that_share_their_signing_half() {
 }
 
 #[test]
-fn duplicates_of_the_primary_key_are_the_primary_key() {
+fn duplicates_of_the_first_key_are_the_first_key() {
     let key = Fernet::generate_key();
     let other = Fernet::generate_key();
     let ring = keyring(&[&key, &other, &key]);

@@ -13,7 +13,7 @@ use super::convert::Rotation;
 use super::progress::Report;
 use super::{Error, citus, table};
 use crate::fernet::Keyring;
-use crate::keys::keyring;
+use crate::keys::{fingerprint, keyring};
 use crate::pg::name::Name;
 use crate::pg::relation;
 use crate::pg::report::warn;
@@ -55,7 +55,7 @@ fn fernet_rotate_shard(
 ) -> Result<Record, ErrorReport> {
     let call = Call::new(relation, column_name, batch_size, strict, fcinfo)?;
     let theirs = caller_fingerprints.ok_or(Error::Null("fingerprints"))?;
-    if theirs[..] != *citus::fingerprints(&call.keyring).as_bytes() {
+    if theirs[..] != *fingerprint::list(&call.keyring).as_bytes() {
         return Err(Error::OtherKeys.into());
     }
     Ok(Record::new(fcinfo, [call.rotate()?.to_text()]))
@@ -125,7 +125,7 @@ impl Call {
                 "::pg_catalog.name, {}, {}, '{}'::pg_catalog.text, NULL::pg_catalog.text)",
                 self.batch_size,
                 self.strict,
-                citus::fingerprints(&self.keyring)
+                fingerprint::list(&self.keyring)
             )
             .as_bytes(),
         ]

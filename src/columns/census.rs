@@ -53,7 +53,7 @@ fn fernet_census(
         Relation::open(&connection, relation, Lock::Read).ok_or(Error::NoRelation(relation))?;
     if relation.kind() == Kind::Other {
         return Err(Error::NoRows {
-            relation: relation.shown(),
+            relation: relation.printable_name(),
         }
         .into());
     }
@@ -136,7 +136,7 @@ impl<'a> Census<'a> {
         ]
         .concat();
         let after = [b", ", &literal(column_name)[..], b"::pg_catalog.name)"].concat();
-        let fingerprints = citus::fingerprints(self.keyring);
+        let fingerprints = fingerprint::list(self.keyring);
         let parse = |text: &str| {
             let (theirs, counts) = text.split_once(' ').ok_or(Error::UnexpectedResponse)?;
             if theirs != fingerprints {

@@ -4,8 +4,6 @@
 use pgrx::prelude::*;
 
 use super::Error;
-use crate::fernet::Keyring;
-use crate::keys::fingerprint;
 use crate::pg::Report;
 use crate::pg::encoding;
 use crate::pg::relation;
@@ -109,15 +107,6 @@ pub(crate) fn on_shards<T>(
         all,
         failures,
     })
-}
-
-/// Returns what tells, on another node, whether its keys are the same.
-pub(crate) fn fingerprints(keyring: &Keyring) -> String {
-    let keys = keyring.keys().iter();
-    let fingerprints: Vec<_> = keys
-        .map(|key| fingerprint::to_hex(key.fingerprint()))
-        .collect();
-    fingerprints.join(",")
 }
 
 /// Escapes a part of a format string.

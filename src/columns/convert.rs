@@ -63,13 +63,14 @@ impl Rotation<'_> {
                 // What holds a row up may be a lock on another table, for which nobody was waited.
                 server::sleep(PAUSE);
             }
-            let is_enough = looks >= LOOKS && (started.elapsed() >= PATIENCE || looks >= LOOKS_MAX);
+            let is_enough =
+                looks >= MIN_LOOKS && (started.elapsed() >= MIN_TIME || looks >= MAX_LOOKS);
             if unfinished.is_some() || is_in_vain || is_enough {
                 break;
             }
         }
         let mut look = self.look("counting what is left", false)?;
-        for _ in 1..LOOKS {
+        for _ in 1..MIN_LOOKS {
             if !look.is_outdated {
                 break;
             }
@@ -389,9 +390,9 @@ impl Rotation<'_> {
 
 /// After that many looks, and that much time since the first one, it gives up if each has found
 /// something; and however short they are, after so many at the most.
-const LOOKS: u32 = 10;
-const LOOKS_MAX: u32 = 100;
-const PATIENCE: Duration = Duration::from_secs(10);
+const MIN_LOOKS: u32 = 10;
+const MAX_LOOKS: u32 = 100;
+const MIN_TIME: Duration = Duration::from_secs(10);
 
 /// How long to wait before the next look if rows were locked.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -141,7 +141,9 @@ pub(crate) fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<bool, E
             || {
                 if Spread::of(&connection, member.oid) == Spread::Replicated {
                     let opened = Relation::open(&connection, member.oid, Lock::Read);
-                    let relation = opened.ok_or(Error::NoRelation(member.oid))?.shown();
+                    let relation = opened
+                        .ok_or(Error::NoRelation(member.oid))?
+                        .printable_name();
                     return Err(Error::Replicated { relation });
                 }
                 match Table::open(&connection, member.oid, column_name) {
@@ -190,7 +192,7 @@ impl<'c> Table<'c> {
         let kind = relation.kind();
         if !matches!(kind, Kind::Table | Kind::PartitionedTable) {
             return Err(Error::NotATable {
-                relation: relation.shown(),
+                relation: relation.printable_name(),
                 kind,
             });
         }
@@ -198,18 +200,18 @@ impl<'c> Table<'c> {
         if column.generated {
             return Err(Error::Generated {
                 column: encoding::printable(column_name.to_bytes()),
-                relation: relation.shown(),
+                relation: relation.printable_name(),
             });
         }
         if relation.is_partitioned_by(column_name) {
             return Err(Error::PartitionKey {
                 column: encoding::printable(column_name.to_bytes()),
-                relation: relation.shown(),
+                relation: relation.printable_name(),
             });
         }
         if relation.hides_rows() {
             return Err(Error::HiddenRows {
-                relation: relation.shown(),
+                relation: relation.printable_name(),
             });
         }
         if kind == Kind::PartitionedTable {
@@ -217,7 +219,7 @@ impl<'c> Table<'c> {
         }
         if !relation.has_tid_ranges() {
             return Err(Error::AccessMethod {
-                relation: relation.shown(),
+                relation: relation.printable_name(),
             });
         }
         Ok(Some(Self {
@@ -253,7 +255,7 @@ impl<'c> Table<'c> {
 
     /// Returns room for new values of the column.
     pub(crate) fn new_values<'tx>(&self, transaction: &'tx Transaction) -> NewValues<'tx> {
-        NewValues::new(transaction, self.column.storage.type_oid())
+        NewValues::new(transaction, self.column.stored_as)
     }
 
     /// Writes the values that queries see, for so many rows in a range, to those of the rows that are
@@ -311,6 +313,6 @@ impl<'c> Table<'c> {
 
     /// Names a row for a human.
     pub(crate) fn place(&self, id: Tid) -> String {
-        format!("{id} of {}", self.relation.shown())
+        format!("{id} of {}", self.relation.printable_name())
     }
 }

@@ -6,7 +6,7 @@ use zeroize::zeroize_bytes;
 use super::token::{BLOCK, CIPHERTEXT_AT, HMAC, IV, IV_AT, TIMESTAMP_AT, Token, VERSION};
 use super::{Error, Key, codec, sealed_len};
 
-/// One or more keys, newest first. The first, the primary key, makes all new tokens; each of them
+/// One or more keys, newest first. The first makes all new tokens; each of them
 /// opens tokens.
 pub struct Keyring {
     keys: Vec<Key>,
@@ -77,7 +77,7 @@ impl Keyring {
         &self.keys
     }
 
-    /// Makes a token under the primary key, in the first [`sealed_len`] bytes of `buf`, and
+    /// Makes a token under the first key, in the first [`sealed_len`] bytes of `buf`, and
     /// returns that length.
     ///
     /// # Panics
@@ -108,8 +108,8 @@ impl Keyring {
         Ok(len)
     }
 
-    /// Re-encrypts a token under the primary key, with its own timestamp. Replaces it in its buffer
-    /// by the new token and returns that one's length, or `None` if the token is under the primary
+    /// Re-encrypts a token under the first key, with its own timestamp. Replaces it in its buffer
+    /// by the new token and returns that one's length, or `None` if the token is under the first
     /// key already.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl Keyring {
         Ok(Some(self.reseal(token, index, iv)))
     }
 
-    /// Replaces a token that the key with that index opens by one under the primary key, with its own
+    /// Replaces a token that the key with that index opens by one under the first key, with its own
     /// timestamp, and returns the new one's length.
     ///
     /// # Panics
@@ -179,13 +179,13 @@ impl Keyring {
     }
 
     /// Turns `buf[..len]`, where version, timestamp and padded plaintext stand, into a token under
-    /// the primary key.
+    /// the first key.
     fn finish(&self, iv: &IV, len: usize, buf: &mut [u8]) -> usize {
-        let primary = &self.keys[0];
+        let first = &self.keys[0];
         let signed = len - HMAC;
         buf[IV_AT..CIPHERTEXT_AT].copy_from_slice(iv);
-        primary.encrypt(iv, &mut buf[CIPHERTEXT_AT..signed]);
-        let hmac = primary.sign(&buf[..signed]);
+        first.encrypt(iv, &mut buf[CIPHERTEXT_AT..signed]);
+        let hmac = first.sign(&buf[..signed]);
         buf[signed..len].copy_from_slice(&hmac);
         codec::encode_in_place(buf, len)
     }

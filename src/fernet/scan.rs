@@ -40,7 +40,7 @@ impl Keyring {
         let Ok(_) = self.each_token(value, buf, each, |_, _| Ok::<_, Infallible>(None));
     }
 
-    /// Rotates every token in `value` that a key other than the primary one opens, and tells `each`
+    /// Rotates every token in `value` that a key other than the first opens, and tells `each`
     /// of every token as [`inspect_value`](Self::inspect_value) does. The new value is at the front
     /// of `buf`; returns its length, or `None` if there is nothing to rotate.
     ///

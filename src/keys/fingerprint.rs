@@ -16,6 +16,12 @@ pub(crate) fn to_hex(fingerprint: [u8; 8]) -> String {
     format!("{:016x}", u64::from_be_bytes(fingerprint))
 }
 
+/// Returns the fingerprints of the keys in their order, to compare the keys of two servers by.
+pub(crate) fn list(keyring: &Keyring) -> String {
+    let fingerprints = keyring.keys().iter().map(|key| to_hex(key.fingerprint()));
+    fingerprints.collect::<Vec<_>>().join(",")
+}
+
 /// Returns the number that SQL knows a key by: its 1-based place in the list.
 pub(crate) fn sql_index(index: usize) -> i32 {
     // A list in a setting is shorter than 1 GB: it holds far less than 2^31 keys.

@@ -74,14 +74,14 @@ impl Drop for Program {
     fn drop(&mut self) {
         /// One that has other rights than ours cannot be killed: it keeps its keeper, which is not
         /// waited for any longer.
-        const PATIENCE: Timespec = Timespec {
+        const GRACE: Timespec = Timespec {
             tv_sec: 2,
             tv_nsec: 0,
         };
         // There is nobody to tell if any of this fails.
         let _ = kill_process(self.keeper, Signal::TERM);
         let mut closed = [PollFd::new(&self.report, PollFlags::HUP)];
-        let ended = rustix::io::retry_on_intr(|| poll(&mut closed, Some(&PATIENCE)));
+        let ended = rustix::io::retry_on_intr(|| poll(&mut closed, Some(&GRACE)));
         if ended.is_ok_and(|ended| ended > 0) {
             let _ = rustix::io::retry_on_intr(|| waitpid(Some(self.keeper), WaitOptions::empty()));
         }

@@ -14,33 +14,6 @@ use super::spi::Connection;
 /// A name as it stands in SQL, quoted where it must be.
 pub(crate) type Identifier = Vec<u8>;
 
-/// How the values of a column are stored.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Storage {
-    Text,
-    Bytea,
-}
-
-impl Storage {
-    /// Returns the storage of a type, or `None` if its values can be no tokens.
-    fn of_type(oid: pg_sys::Oid) -> Option<Self> {
-        // SAFETY: looks an oid up, through domains.
-        match unsafe { pg_sys::getBaseType(oid) } {
-            pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Some(Self::Text),
-            pg_sys::BYTEAOID => Some(Self::Bytea),
-            base if is_citext(base) => Some(Self::Text),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn type_oid(self) -> pg_sys::Oid {
-        match self {
-            Self::Text => pg_sys::TEXTOID,
-            Self::Bytea => pg_sys::BYTEAOID,
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Table,
@@ -135,8 +108,8 @@ impl<'c> Relation<'c> {
         }
     }
 
-    /// Returns the name for a message to a human.
-    pub(crate) fn shown(&self) -> String {
+    /// Returns the name for a message.
+    pub(crate) fn printable_name(&self) -> String {
         printable(&self.name())
     }
 
@@ -234,7 +207,7 @@ impl<'c> Relation<'c> {
             if number <= 0 {
                 return Err(Error::NoColumn {
                     column: printable(name.to_bytes()),
-                    relation: self.shown(),
+                    relation: self.printable_name(),
                 });
             }
             (
@@ -243,9 +216,9 @@ impl<'c> Relation<'c> {
                 pg_sys::get_attgenerated(self.oid(), number) != 0,
             )
         };
-        let storage = Storage::of_type(oid).ok_or_else(|| Error::ColumnType {
+        let stored_as = stored_as(oid).ok_or_else(|| Error::ColumnType {
             column: printable(name.to_bytes()),
-            relation: self.shown(),
+            relation: self.printable_name(),
             // SAFETY: the oid is that of the column's type; the result is a C string.
             type_name: printable(&unsafe { bytes(pg_sys::format_type_be(oid)) }),
         })?;
@@ -253,7 +226,7 @@ impl<'c> Relation<'c> {
             // SAFETY: the name is a C string, and so is the result.
             name: unsafe { bytes(pg_sys::quote_identifier(name.as_ptr())) },
             number,
-            storage,
+            stored_as,
             generated,
         })
     }
@@ -274,7 +247,8 @@ impl Drop for Relation<'_> {
 pub(crate) struct Column {
     pub(crate) name: Identifier,
     pub(crate) number: i16,
-    pub(crate) storage: Storage,
+    /// The type, text or bytea, whose values are stored as those of the column are.
+    pub(crate) stored_as: pg_sys::Oid,
     pub(crate) generated: bool,
 }
 
@@ -307,6 +281,18 @@ pub(crate) fn schema_of(function: pg_sys::FunctionCallInfo) -> Identifier {
 pub(crate) fn has_extension(name: &CStr) -> bool {
     // SAFETY: a C string; the result is no oid where there is no such extension.
     unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
+}
+
+/// Returns text or bytea, whichever the values of a type are stored as, or `None` if they can be no
+/// tokens.
+fn stored_as(oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    // SAFETY: looks an oid up, through domains.
+    match unsafe { pg_sys::getBaseType(oid) } {
+        pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Some(pg_sys::TEXTOID),
+        pg_sys::BYTEAOID => Some(pg_sys::BYTEAOID),
+        base if is_citext(base) => Some(pg_sys::TEXTOID),
+        _ => None,
+    }
 }
 
 /// Tells whether a type is that of the extension citext. The owner of the extension can add other
