@@ -11,7 +11,8 @@
 //! | `new_values`     | new values for rows, as a table that queries can read |
 //! | `transaction`    | commits, and waiting for the transactions of others |
 //! | `subtransaction` | subtransactions, and the errors that end them |
-//! | `guc`            | changes of settings for a while |
+//! | `setting`        | settings of our own, and their hooks |
+//! | `guc`            | changes of the server's settings for a while |
 //! | `server`         | what else the server is asked for |
 //! | `process`        | programs that the server runs, with all their descendants |
 //! | `random`         | initialisation vectors |
@@ -29,6 +30,7 @@ pub(crate) mod relation;
 pub(crate) mod report;
 pub(crate) mod row;
 pub(crate) mod server;
+pub(crate) mod setting;
 pub(crate) mod slot;
 pub(crate) mod spi;
 pub(crate) mod subtransaction;

@@ -1,0 +1,130 @@
+//! Settings of our own: strings that are looked at when they are set.
+
+use std::cell::Cell;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+
+use pgrx::prelude::*;
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+
+use super::report::{self, Report};
+use super::server;
+
+pub(crate) type Stored = GucSetting<Option<CString>>;
+
+/// A list, whose elements SET takes one by one.
+pub(crate) const LIST: GucFlags = GucFlags::from_bits_retain(pg_sys::GUC_LIST_INPUT as i32);
+/// Neither in SHOW ALL nor in pg_settings, and by name only to superusers and members of
+/// pg_read_all_settings.
+pub(crate) const SECRET: GucFlags = GucFlags::SUPERUSER_ONLY.union(GucFlags::NO_SHOW_ALL);
+
+pub(crate) trait Setting {
+    const NAME: &'static CStr;
+    const SUMMARY: &'static CStr;
+    const DETAILS: &'static CStr;
+    /// Who may set it.
+    const CONTEXT: GucContext;
+    const FLAGS: GucFlags;
+
+    fn stored() -> &'static Stored;
+
+    /// Looks at a value before it is set.
+    ///
+    /// # Errors
+    /// Where that is an error for whoever sets it, the value is refused. Elsewhere it would be a warning,
+    /// and the server would go on with the value from before: there the value is kept, and whoever uses
+    /// it has to refuse it.
+    fn check(_value: &[u8], _in_configuration: bool) -> Result<(), Report> {
+        Ok(())
+    }
+
+    /// Called when it is set, or, for a value in a configuration file, when that file is read again.
+    fn assigned();
+}
+
+thread_local! {
+    /// Whether settings are being defined, with the values that they were given before.
+    static IS_DEFINING: Cell<bool> = const { Cell::new(false) };
+}
+
+pub(crate) fn define<S: Setting>() {
+    IS_DEFINING.set(true);
+    // SAFETY: the hooks are guarded.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            S::NAME,
+            S::SUMMARY,
+            S::DETAILS,
+            S::stored(),
+            S::CONTEXT,
+            S::FLAGS,
+            Some(check::<S>),
+            Some(assign::<S>),
+            None,
+        );
+    }
+    IS_DEFINING.set(false);
+}
+
+/// Makes all other names under a prefix typing mistakes.
+pub(crate) fn reserve_prefix(prefix: &CStr) {
+    // SAFETY: a C string.
+    unsafe { pg_sys::MarkGUCPrefixReserved(prefix.as_ptr()) };
+}
+
+/// Calls `f` with the value of a setting, which pgrx would copy. It must not be set meanwhile.
+pub(crate) fn with_value<S: Setting, R>(f: impl FnOnce(Option<&[u8]>) -> R) -> R {
+    // SAFETY: `f` gets a borrow that it cannot keep, of a string that only a change of the setting frees.
+    f(unsafe { bytes(*S::stored().as_ptr()) })
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check<S: Setting>(
+    new_value: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    source: pg_sys::GucSource::Type,
+) -> bool {
+    use pg_sys::GucSource::{PGC_S_CLIENT, PGC_S_DATABASE_USER, PGC_S_FILE};
+    // SAFETY: the server passes a pointer to a C string, or to null where the setting has no value.
+    let Some(value) = (unsafe { bytes(*new_value) }) else {
+        return true;
+    };
+    let in_configuration = (PGC_S_FILE..=PGC_S_DATABASE_USER).contains(&source);
+    let Err(report) = S::check(value, in_configuration) else {
+        return true;
+    };
+    let is_told = source >= PGC_S_CLIENT || source == PGC_S_FILE && server::is_altering_system();
+    // A parallel worker takes over what its leader has.
+    if is_told && !IS_DEFINING.get() && !server::in_parallel_worker() {
+        refuse(report);
+        return false;
+    }
+    if server::is_postmaster() {
+        // The server log is told once, and not by each server process.
+        report::warn(report.message, report.detail, report.hint);
+    }
+    true
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign<S: Setting>(_new_value: *const c_char, _extra: *mut c_void) {
+    S::assigned();
+}
+
+/// Says why a value is refused, in words of our own: the server's would show it.
+fn refuse(report: Report) {
+    let message = CString::new(report.message).unwrap_or_default();
+    let hint = CString::new(report.hint).unwrap_or_default();
+    // SAFETY: the server reads these once the hook has returned; pstrdup'ed memory lasts that long.
+    unsafe {
+        pg_sys::GUC_check_errcode(report.sqlstate as c_int);
+        pg_sys::GUC_check_errmsg_string = pg_sys::pstrdup(message.as_ptr());
+        pg_sys::GUC_check_errhint_string = pg_sys::pstrdup(hint.as_ptr());
+    }
+}
+
+/// # Safety
+/// `value` must be null, or a C string that lasts as long as the result is used.
+unsafe fn bytes<'a>(value: *const c_char) -> Option<&'a [u8]> {
+    // SAFETY: see above.
+    unsafe { (!value.is_null()).then(|| CStr::from_ptr(value).to_bytes()) }
+}
