@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 from cryptography.fernet import Fernet, MultiFernet
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "pg_test"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "pg_test" / "support"))
 
 from throwaway import refuse_another_server
 

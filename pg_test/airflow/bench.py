@@ -23,7 +23,7 @@ from cryptography.fernet import Fernet
 from chart import draw
 from harness import HERE, Airflow, on_server
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from throwaway import refuse_another_server
 

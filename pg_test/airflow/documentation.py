@@ -1,12 +1,6 @@
 """The commands of docs/airflow.md, so that the tests run what a reader would."""
 
-import sys
-
-from harness import HERE
-
-sys.path.insert(0, str(HERE.parent / "documentation"))
-
-import pages  # noqa: E402, found through the path
+import pages
 
 
 def code_block(heading, language, containing=""):

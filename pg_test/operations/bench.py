@@ -4,10 +4,9 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
 from tables import NEW, OLD, census, connect, fill, rotate, value
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from throwaway import refuse_another_server
 
 WAYS = {

@@ -1,15 +1,11 @@
 """A database with the extension on the server that PGHOST and so on name, and tables of tokens."""
 
 import os
-import random
-import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
-
+from fixtures import rng  # noqa: F401, a fixture
 from tables import NEW, OLD, connect
 
 DATABASE = "pg_fernet_operations"
@@ -49,11 +45,3 @@ def db(sessions):
     # A test that failed may have left a session with a lock.
     db.execute("SET lock_timeout = '5s'")
     db.execute("DROP TABLE IF EXISTS secrets CASCADE")
-
-
-@pytest.fixture
-def rng():
-    """Random numbers. PG_FERNET_SEED repeats a run; pytest shows the seed of a test that fails."""
-    seed = int(os.environ.get("PG_FERNET_SEED", random.SystemRandom().getrandbits(32)))
-    print(f"PG_FERNET_SEED={seed}")
-    return random.Random(seed)

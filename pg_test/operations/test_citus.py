@@ -4,16 +4,12 @@ Skipped where the server has no Citus, which is not installed for these tests.""
 
 import os
 import re
-import sys
 import threading
-from pathlib import Path
 
 import psycopg
 import pytest
 from cryptography.fernet import Fernet
 from psycopg import errors
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "documentation"))
 
 from cluster import Cluster
 from pages import code_block

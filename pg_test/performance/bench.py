@@ -22,8 +22,7 @@ from cryptography.fernet import Fernet, MultiFernet
 
 from bars import draw
 
-for folder in ".", "interop":
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from postgres import memory
 from throwaway import refuse_another_server

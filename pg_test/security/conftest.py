@@ -1,15 +1,8 @@
 """A database with the extension on the server that PGHOST and so on name; keys for it, in files of the server's user."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
-
-# What the tests of interoperability have for databases, servers and keys serves here, too.
-sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
-# And the code blocks of the documentation.
-sys.path.insert(0, str(Path(__file__).parents[1] / "documentation"))
 
 from fixtures import database, db, sessions  # noqa: F401, fixtures
 from key_files import folder_for, key, write

@@ -4,15 +4,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "operations"))
 
 from key_files import folder_for, server_user, write
 from postgres import connect, value

@@ -4,14 +4,11 @@ fails or is killed, is the crash of a server process to it, so it restarts the s
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psycopg
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "operations"))
 
 from cluster import Cluster
 from key_files import key
