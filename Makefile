@@ -46,10 +46,10 @@ bench: ## measure the core and what it costs in a server, beside the targets
 	@scripts/bench
 
 bench-airflow: ## measure beside Airflow's own command
-	@scripts/bench-airflow
+	@scripts/bench airflow
 
 bench-operations: ## measure batches beside an UPDATE
-	@scripts/bench-operations
+	@scripts/bench operations
 
 package: ## make what a release consists of, in dist/: packages for Debian, tarballs (as root)
 	@scripts/package

@@ -147,6 +147,15 @@ python_environment() { # DIR REQUIREMENTS [CONSTRAINTS]
     fi
 }
 
+# Makes an environment for each Airflow that we test with.
+airflow_environments() {
+    local requirements version
+    for requirements in pg_test/airflow/requirements-*.txt; do
+        version=${requirements#*requirements-} version=${version%.txt}
+        python_environment "$cache/airflow-$version" "$requirements" "pg_test/airflow/constraints-$version.txt"
+    done
+}
+
 major_of() { "$1" --version | grep -oE '[0-9]+' | head -1; }
 
 # Whether a server, of that version, is there with its headers.
