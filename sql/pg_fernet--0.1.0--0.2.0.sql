@@ -30,7 +30,7 @@ CREATE OR REPLACE FUNCTION fernet_decrypt_bytea(token bytea, ttl interval, at ti
     AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_ttl_wrapper';
 
 -- Creation revoked from PUBLIC only: what ALTER DEFAULT PRIVILEGES granted to others besides has
--- stayed, and stands among the initial privileges. From a function that has no others, it is
+-- stayed, and is among the initial privileges. From a function that has no others, it is
 -- revoked. Where something was granted or revoked since, it is not: PostgreSQL takes all that a
 -- function has after a REVOKE of this script for initial, and pg_dump would leave out the rest.
 DO $$
@@ -62,9 +62,9 @@ BEGIN
         END IF;
     END LOOP;
     IF remaining IS NOT NULL THEN
-        RAISE WARNING 'default privileges granted functions of pg_fernet when it was created'
+        RAISE WARNING 'functions of pg_fernet are still granted because of ALTER DEFAULT PRIVILEGES'
             USING DETAIL = format('Still granted are %s.', array_to_string(remaining, '; ')),
-                  HINT = 'If that is not meant, revoke it.';
+                  HINT = 'If that is not meant: REVOKE ALL ON FUNCTION ... FROM ....';
     END IF;
 
     -- Whoever may create a function beside ours may create one that fits a call better than ours.
@@ -82,6 +82,8 @@ BEGIN
     IF creators IS NOT NULL THEN
         RAISE WARNING 'others may create functions in the schema of pg_fernet'
             USING DETAIL = format('These roles and their members may: %s.', creators),
-                  HINT = 'Move it to a schema of its own: CREATE SCHEMA fernet; ALTER EXTENSION pg_fernet SET SCHEMA fernet.';
+                  HINT = 'Move it to a schema of its own: CREATE SCHEMA fernet; ALTER EXTENSION pg_fernet SET SCHEMA fernet. '
+                         'Then grant USAGE on the schema to the roles that use the functions; '
+                         'calls without the schema no longer find them unless it is in search_path.';
     END IF;
 END $$;

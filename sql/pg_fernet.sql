@@ -232,6 +232,8 @@ BEGIN
     IF creators IS NOT NULL THEN
         RAISE WARNING 'others may create functions in the schema of pg_fernet'
             USING DETAIL = format('These roles and their members may: %s.', creators),
-                  HINT = 'Move it to a schema of its own: CREATE SCHEMA fernet; ALTER EXTENSION pg_fernet SET SCHEMA fernet.';
+                  HINT = 'Move it to a schema of its own: CREATE SCHEMA fernet; ALTER EXTENSION pg_fernet SET SCHEMA fernet. '
+                         'Then grant USAGE on the schema to the roles that use the functions; '
+                         'calls without the schema no longer find them unless it is in search_path.';
     END IF;
 END $$;

@@ -92,7 +92,7 @@ def test_a_token_of_somebody_else(airflow, old, new):
     done = airflow.psql("encrypt.sql", old)
 
     assert done.returncode == 0
-    assert "left 1 as they are" in done.stderr and "variable.val,their_token" in done.stdout
+    assert "left as they are: 1\n" in done.stderr and "variable.val,their_token" in done.stdout
     assert theirs not in done.stdout + done.stderr
     airflow.assert_reads(ENCRYPTED, rows, key=old)
     assert airflow.check(old)[1]["variable.val", "unknown key"] == ("", 1, "no")

@@ -181,7 +181,7 @@ def test_what_default_privileges_had_granted_to_0_1_0(db, provide):
             "fernet.fernet_key_index(text)": {"fernet_readers", "fernet_rotator"},
         }
         # To take it away where something else was granted would let pg_dump forget that: it is said instead.
-        assert warnings == [("default privileges granted functions of pg_fernet when it was created",
+        assert warnings == [("functions of pg_fernet are still granted because of ALTER DEFAULT PRIVILEGES",
                              "Still granted are fernet.fernet_key_index(text) to fernet_readers.")]
         dump = subprocess.run(["pg_dump", "-d", DATABASE], check=True, capture_output=True, text=True).stdout
         assert {line for line in dump.splitlines() if "TO fernet_rotator" in line} == {

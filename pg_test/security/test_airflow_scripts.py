@@ -207,7 +207,7 @@ def test_tables_of_another_schema_are_not_taken_for_airflows(admin, attacker, ke
     attacker.execute("CREATE SCHEMA postgres")
     create_tables(attacker, "postgres", tables)
     before = snapshot(admin)
-    assert "several schemas in the search path have tables of Airflow's names: postgres, public" in refusal(script, *keys)
+    assert "several schemas in the search path have tables with the same names as Airflow's: postgres, public" in refusal(script, *keys)
     assert snapshot(admin) == before
 
 
@@ -311,7 +311,7 @@ def test_a_token_that_no_key_opens_is_never_plaintext(admin, keys):
     succeed("rotate.sql", *keys)
     done = psql("encrypt.sql", *keys)
     assert done.returncode == 0
-    assert "left 4 as they are" in done.stderr and lost not in done.stdout + done.stderr
+    assert "left as they are: 4\n" in done.stderr and lost not in done.stdout + done.stderr
     assert [line.split(" | ")[1].strip() for line in done.stdout.splitlines()[-6:-2]] == ["old", "old", "ancient", "lost"]
     assert left() == before
 
@@ -322,7 +322,7 @@ def test_a_token_that_no_key_opens_is_never_plaintext(admin, keys):
 
     # What is no token of Airflow's can be encrypted by hand.
     admin.execute("UPDATE public.variable SET val = fernet_encrypt(val::text), is_encrypted = true WHERE val = %s", [lost])
-    assert "left 2 as they are" in psql("encrypt.sql", *keys).stderr
+    assert "left as they are: 2\n" in psql("encrypt.sql", *keys).stderr
 
 
 def test_one_key_in_the_list(admin, keys):

@@ -124,7 +124,7 @@ CALL fernet_rotate_column('parts', 'value');
 SELECT status, tokens FROM fernet_census('parts', 'value') WHERE tokens > 0;
 CREATE TABLE no_parts (id integer, value text) PARTITION BY LIST (id);
 CALL fernet_rotate_column('no_parts', 'value');
--- Partitioned by the tokens themselves: each new one belongs into another partition. As one UPDATE it works.
+-- Partitioned by the tokens themselves: each new one belongs to another partition. As one UPDATE it works.
 SET fernet.keys = :'old';
 CREATE TABLE hashed (value text) PARTITION BY HASH (value);
 CREATE TABLE hashed_0 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 0);

@@ -1,7 +1,7 @@
 -- Check an Airflow metadata database: under which key is every password, extra,
 -- variable and trigger? Succeeds only if all that Airflow encrypts is under the
 -- first key, so that the older keys may go; otherwise psql exits with 3, and the
--- rows of the table with "ok = no" tell why.
+-- rows of the table with "ok = no" say why.
 --
 -- Changes nothing, and runs on a standby. The keys come from fernet.keys,
 -- fernet.keys_file or fernet.keys_command.
@@ -47,9 +47,9 @@ airflow AS (
             WHERE attrelid = tables.oid AND attname = 'kwargs' AND atttypid = 'text'::regtype)), false) AS has_trigger_tokens,
          array_agg(oid::regclass ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
          CASE WHEN count(DISTINCT nspname) > 1
-              THEN ARRAY['several schemas in the search path have tables of Airflow''s names: '
+              THEN ARRAY['several schemas in the search path have tables with the same names as Airflow''s: '
                            || string_agg(DISTINCT quote_ident(nspname), ', '),
-                         'Name the one of Airflow alone: PGOPTIONS=''-c search_path=…'' psql …']
+                         'Name only Airflow''s schema: PGOPTIONS=''-c search_path=…'' psql …']
               WHEN count(*) FILTER (WHERE relname IN ('connection', 'variable', 'dag_run')) < 3
               THEN ARRAY['no Airflow tables in the search path',
                          'Connect to the metadata database, with its schema in search_path.']
@@ -149,7 +149,8 @@ SELECT count(*) > 0 AS failed FROM (:states_of_airflow) AS states WHERE NOT ok \
   DO $$ BEGIN
     RAISE EXCEPTION 'not every value is under the first key'
       USING HINT = 'Run rotate.sql for old keys and encrypt.sql for plaintext and missing flags. '
-                   'Add the missing key to the list for unknown ones, or set the value anew in Airflow.';
+                   'Add the missing key to the list for unknown ones, or set the value again in Airflow. '
+                   'For "not a token", correct the flag if the value is plaintext, then run encrypt.sql.';
   END $$;
 \endif
 

@@ -49,9 +49,9 @@ airflow AS (
             WHERE attrelid = tables.oid AND attname = 'kwargs' AND atttypid = 'text'::regtype)), false) AS has_trigger_tokens,
          array_agg(oid::regclass ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
          CASE WHEN count(DISTINCT nspname) > 1
-              THEN ARRAY['several schemas in the search path have tables of Airflow''s names: '
+              THEN ARRAY['several schemas in the search path have tables with the same names as Airflow''s: '
                            || string_agg(DISTINCT quote_ident(nspname), ', '),
-                         'Name the one of Airflow alone: PGOPTIONS=''-c search_path=…'' psql …']
+                         'Name only Airflow''s schema: PGOPTIONS=''-c search_path=…'' psql …']
               WHEN count(*) FILTER (WHERE relname IN ('connection', 'variable', 'dag_run')) < 3
               THEN ARRAY['no Airflow tables in the search path',
                          'Connect to the metadata database, with its schema in search_path.']
@@ -131,7 +131,7 @@ UPDATE :"schema".connection
         AND (NOT :"fernet".fernet_is_token(password::text) OR :"fernet".fernet_key_index(password::text) > 0))
     OR (extra <> '' AND is_extra_encrypted IS NOT TRUE
         AND (NOT :"fernet".fernet_is_token(extra::text) OR :"fernet".fernet_key_index(extra::text) > 0));
-\echo connection: :ROW_COUNT rows encrypted
+\echo connection: rows encrypted: :ROW_COUNT
 
 -- Unlike a password, an empty variable is encrypted by Airflow too.
 UPDATE :"schema".variable
@@ -139,12 +139,12 @@ UPDATE :"schema".variable
        is_encrypted = true
  WHERE is_encrypted IS NOT TRUE
    AND (NOT :"fernet".fernet_is_token(val::text) OR :"fernet".fernet_key_index(val::text) > 0);
-\echo variable: :ROW_COUNT rows encrypted
+\echo variable: rows encrypted: :ROW_COUNT
 
 -- A trigger has no flag: Airflow takes arguments that start with a brace for JSON.
 \if :has_trigger_tokens
   UPDATE :"schema".trigger SET kwargs = :"fernet".fernet_encrypt(kwargs::text) WHERE kwargs LIKE '{%';
-  \echo trigger: :ROW_COUNT rows encrypted
+  \echo trigger: rows encrypted: :ROW_COUNT
 \endif
 
 \if :has_connection_tests
@@ -161,7 +161,7 @@ UPDATE :"schema".variable
           AND (NOT :"fernet".fernet_is_token(password::text) OR :"fernet".fernet_key_index(password::text) > 0))
       OR (extra <> '' AND NOT is_extra_encrypted
           AND (NOT :"fernet".fernet_is_token(extra::text) OR :"fernet".fernet_key_index(extra::text) > 0));
-  \echo connection_test_request: :ROW_COUNT rows encrypted
+  \echo connection_test_request: rows encrypted: :ROW_COUNT
 \endif
 
 -- What still says plaintext, and is not empty, are those tokens.
@@ -187,7 +187,7 @@ $$ AS tokens_left \gset
 \endif
 SELECT count(*) AS left, count(*) > 0 AS are_left FROM (:tokens_left) AS tokens \gset
 \if :are_left
-  \warn WARNING: left :left as they are, although their flag says plaintext: tokens that no key in the list opens
+  \warn WARNING: tokens that no key in the list opens, although their flag says plaintext; left as they are: :left
   SELECT "column", name AS "left as it is" FROM (:tokens_left) AS tokens ORDER BY "column", name;
 \endif
 

@@ -49,9 +49,9 @@ airflow AS (
             WHERE attrelid = tables.oid AND attname = 'kwargs' AND atttypid = 'text'::regtype)), false) AS has_trigger_tokens,
          array_agg(oid::regclass ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
          CASE WHEN count(DISTINCT nspname) > 1
-              THEN ARRAY['several schemas in the search path have tables of Airflow''s names: '
+              THEN ARRAY['several schemas in the search path have tables with the same names as Airflow''s: '
                            || string_agg(DISTINCT quote_ident(nspname), ', '),
-                         'Name the one of Airflow alone: PGOPTIONS=''-c search_path=…'' psql …']
+                         'Name only Airflow''s schema: PGOPTIONS=''-c search_path=…'' psql …']
               WHEN count(*) FILTER (WHERE relname IN ('connection', 'variable', 'dag_run')) < 3
               THEN ARRAY['no Airflow tables in the search path',
                          'Connect to the metadata database, with its schema in search_path.']
@@ -83,6 +83,7 @@ SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables
 \echo :taken
 \echo Rotating to key 1 of:
 SELECT key_index AS key, fingerprint FROM :"fernet".fernet_keys();
+\echo If this stops at a value, run check.sql: it names the value.
 SELECT count(*) = 1 AS is_single FROM :"fernet".fernet_keys() \gset
 \if :is_single
   \warn WARNING: there is a single key in the list, so there is nothing to rotate from
@@ -126,19 +127,19 @@ UPDATE :"schema".connection
                     THEN :"fernet".fernet_rotate(extra::text) ELSE extra END
  WHERE (is_encrypted AND password <> '' AND :"fernet".fernet_key_index(password::text) IS DISTINCT FROM 1)
     OR (is_extra_encrypted AND extra <> '' AND :"fernet".fernet_key_index(extra::text) IS DISTINCT FROM 1);
-\echo connection: :ROW_COUNT rows rotated
+\echo connection: rows rotated: :ROW_COUNT
 
 UPDATE :"schema".variable
    SET val = :"fernet".fernet_rotate(val::text)
  WHERE is_encrypted AND val <> '' AND :"fernet".fernet_key_index(val::text) IS DISTINCT FROM 1;
-\echo variable: :ROW_COUNT rows rotated
+\echo variable: rows rotated: :ROW_COUNT
 
 -- A trigger has no flag: Airflow takes arguments that start with a brace for JSON.
 \if :has_trigger_tokens
   UPDATE :"schema".trigger
      SET kwargs = :"fernet".fernet_rotate(kwargs::text)
    WHERE kwargs NOT LIKE '{%' AND :"fernet".fernet_key_index(kwargs::text) IS DISTINCT FROM 1;
-  \echo trigger: :ROW_COUNT rows rotated
+  \echo trigger: rows rotated: :ROW_COUNT
 \endif
 
 \if :has_connection_tests
@@ -149,7 +150,7 @@ UPDATE :"schema".variable
                       THEN :"fernet".fernet_rotate(extra::text) ELSE extra END
    WHERE (is_encrypted AND password <> '' AND :"fernet".fernet_key_index(password::text) IS DISTINCT FROM 1)
       OR (is_extra_encrypted AND extra <> '' AND :"fernet".fernet_key_index(extra::text) IS DISTINCT FROM 1);
-  \echo connection_test_request: :ROW_COUNT rows rotated
+  \echo connection_test_request: rows rotated: :ROW_COUNT
 \endif
 
 COMMIT;

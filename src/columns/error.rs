@@ -109,7 +109,7 @@ impl From<Error> for Report {
             Error::PartitionKey { column, relation } => Self::new(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("column \"{column}\" is in the partition key of {relation}"),
-                "Each new token may belong into another partition: use UPDATE on the partitioned \
+                "Each new token may belong to another partition: use UPDATE on the partitioned \
                  table, SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
             ),
             Error::NotATable { relation, kind } => Self::new(

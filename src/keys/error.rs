@@ -35,7 +35,7 @@ impl From<Error> for Report {
             Error::Path => Self::new(
                 Code::ERRCODE_INVALID_PARAMETER_VALUE,
                 "fernet.keys_file must be the absolute path of a file",
-                "Write the keys into a file, and its path here, from / on. A list of keys belongs into \
+                "Write the keys into a file, and set this to its absolute path. A list of keys belongs in \
                  fernet.keys.",
             ),
             Error::File { path, reason } => Self::new(
