@@ -55,7 +55,6 @@ def airflow_without_keys(reader):
 
 def airflow_with_old_tokens(reader):
     reader.write("fernet.keys", OLD)
-    reader.write("new.key", NEW)
     reader.run_sql(f"""
         TRUNCATE connection, variable, trigger;
         BEGIN;

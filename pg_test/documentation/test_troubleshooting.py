@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md has every error and warning that the source can raise."""
+"""docs/troubleshooting.md has every error and warning that the source can raise, and docs/airflow.md those of the scripts."""
 
 import re
 
@@ -34,3 +34,17 @@ def test_every_message_is_there():
 
     assert len(set(messages())) > 35
     assert [message for message in messages() if not is_there(message)] == []
+
+
+def messages_of_the_scripts():
+    for path in ROOT.glob("sql/airflow/*.sql"):
+        for call in r"ARRAY\[", r"coalesce\(problem\[1\], ", "RAISE (?:EXCEPTION|NOTICE) ":
+            yield from re.findall(call + "'((?:[^']|'')+)'", path.read_text())
+        yield from re.findall(r"\\warn WARNING: ([^,;]*)", path.read_text())
+
+
+def test_every_message_of_the_scripts_is_there():
+    page = (ROOT / "docs/airflow.md").read_text().split("## The scripts")[1]
+    found = {message.replace("''", "'").strip("%: ") for message in messages_of_the_scripts()}
+    assert len(found) >= 9
+    assert [message for message in found if message not in page] == []

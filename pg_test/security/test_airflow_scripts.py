@@ -325,6 +325,67 @@ def test_a_token_that_no_key_opens_is_never_plaintext(admin, keys):
     assert "left as they are: 2\n" in psql("encrypt.sql", *keys).stderr
 
 
+#
+# What is not in order, and the cures of docs/airflow.md
+#
+
+def states(*keys):
+    """What is not in order, and the hint, as check.sql prints them."""
+    done = psql("check.sql", *keys)
+    assert done.returncode == 3
+    return {tuple(part.strip() for part in line.split(" | ")[:2]) for line in done.stdout.splitlines() if line.endswith(" | no")}, done.stderr
+
+
+@pytest.mark.parametrize("column, table, secret, flag, name", [
+    ("connection.password", "connection", "password", "is_encrypted", "conn_id"),
+    ("connection.extra", "connection", "extra", "is_extra_encrypted", "conn_id"),
+    ("variable.val", "variable", "val", "is_encrypted", "key"),
+])
+def test_plaintext_under_a_flag(admin, keys, column, table, secret, flag, name):
+    succeed("encrypt.sql", *keys)
+    succeed("rotate.sql", *keys)
+    admin.execute(f"UPDATE public.{table} SET {secret} = 'plaintext' WHERE {name} = 'old'")
+    before = snapshot(admin)
+    done = psql("rotate.sql", *keys)
+    assert done.returncode == 3 and "value is not a Fernet token" in done.stderr
+    assert "If this stops at a value, run check.sql: it names the value.\n" in done.stdout
+    assert snapshot(admin) == before
+    found, told = states(*keys)
+    assert found == {(column, "not a token")}
+    assert """For "not a token", correct the flag if the value is plaintext, then run encrypt.sql.""" in told
+
+    admin.execute(f"UPDATE public.{table} SET {flag} = false WHERE {name} = 'old' AND NOT fernet_is_token({secret}::text)")
+    run_all(keys)
+    assert value(admin, f"SELECT fernet_decrypt({secret}) FROM public.{table} WHERE {name} = 'old'") == "plaintext"
+
+
+def test_a_token_of_an_older_key_without_its_flag(admin, keys):
+    """encrypt.sql sets the flag, and rotate.sql rotates."""
+    succeed("encrypt.sql", *keys)
+    succeed("rotate.sql", *keys)
+    admin.execute("UPDATE public.variable SET val = %s, is_encrypted = false WHERE key = 'old'", [token(keys[1], "value")])
+    assert states(*keys)[0] == {("variable.val", "flag missing")}
+    succeed("encrypt.sql", *keys)
+    assert states(*keys)[0] == {("variable.val", "old key")}
+    succeed("rotate.sql", *keys)
+    succeed("check.sql", *keys)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_token_whose_key_was_missing(admin, keys, flag):
+    """With its key at the end of the list, the same two."""
+    missing = key()
+    succeed("encrypt.sql", *keys)
+    succeed("rotate.sql", *keys)
+    admin.execute("UPDATE public.variable SET val = %s, is_encrypted = %s WHERE key = 'old'", [token(missing, "value"), flag])
+    assert states(*keys)[0] == {("variable.val", "unknown key")}
+    if not flag:
+        succeed("encrypt.sql", *keys, missing)
+    assert states(*keys, missing)[0] == {("variable.val", "old key")}
+    succeed("rotate.sql", *keys, missing)
+    succeed("check.sql", *keys)
+
+
 def test_one_key_in_the_list(admin, keys):
     assert "there is a single key in the list" in psql("rotate.sql", keys[1]).stderr
     succeed("rotate.sql", *keys)
