@@ -1,8 +1,9 @@
-"""The recipes of docs/security.md: keys from where systemd, Kubernetes, Airflow and Vault put them."""
+"""The recipes of the documentation: keys from where systemd, Kubernetes, Airflow and Vault put them, and files replaced."""
 
 import json
 import os
 import struct
+import subprocess
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from key_files import key, needs_root, server_user, write
+from pages import code_block
 from postgres import connect, server
 from pyca import fingerprint
 from settings import fingerprints, refusal, reload, use_file
@@ -96,6 +98,41 @@ def test_kubernetes(db, folder):
 def test_kubernetes_with_its_default_mode(db, folder):
     use_file(db, Mount(folder, mode=0o644, owner=(0, 0)).publish(key()))
     assert "0640" in refusal(db, "F0000")
+
+
+#
+# A file that root replaces keeps its owner and its mode
+#
+
+@needs_root
+@pytest.mark.parametrize("owner, mode", [("server", 0o600), ("root", 0o640)])
+@pytest.mark.parametrize("page, heading, containing", [
+    ("docs/airflow.md", "Rotate with no downtime", "cat new.key"),
+    ("README.md", "Rotating keys", "fernet_generate_key"),
+    ("README.md", "Rotating keys", "fernet.keys.old"),
+])
+def test_root_replaces_the_file(db, folder, owner, mode, page, heading, containing):
+    user, group = server_user()
+    old, new = key(), key()
+    path = write(folder / "fernet.keys", *((new, old) if "old" in containing else (old,)), owner=(user if owner == "server" else 0, group), mode=mode)
+    write(folder / "new.key", new)
+    before = path.stat()
+    use_file(db, path)
+    recipe = code_block(page, heading, "sh", containing).replace("/etc/postgresql", str(folder))
+    subprocess.run(["bash", "-euc", recipe], env=os.environ | {"PGDATABASE": db.info.dbname}, check=True)
+
+    after = path.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    assert after.st_ino != before.st_ino
+    match containing:
+        case "cat new.key":
+            assert fingerprints(db) == prints(new, old)
+        case "fernet_generate_key":
+            assert fingerprints(db)[1:] == prints(old)
+        case "fernet.keys.old":
+            assert fingerprints(db) == prints(new)
+            kept = folder / "fernet.keys.old"
+            assert kept.read_text().split() == [new, old] and kept.stat().st_mode == before.st_mode
 
 
 #

@@ -1,6 +1,7 @@
 """What docs/security.md says and the other tests do not show: whom one must trust, and what a token shows by itself."""
 
 import base64
+import re
 import secrets
 
 import psycopg
@@ -8,6 +9,7 @@ import pytest
 
 import pyca
 from key_files import key, server_user, write
+from pages import ROOT
 from postgres import column, connect, major_version, value
 from settings import reload, use_file
 
@@ -97,6 +99,28 @@ def test_who_may_decrypt_reads_the_plaintext_and_no_key(db, role, key_file, keys
         for name in "fernet.keys", "fernet.keys_file":
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 session.execute(f"SHOW {name}")
+
+
+#
+# A schema of its own: what roles need
+#
+
+def test_a_schema_of_its_own_needs_usage_and_a_path(db, role, database):
+    page = re.sub(r"\s+", " ", (ROOT / "docs/security.md").read_text())
+    path = re.search("`(ALTER ROLE rotator IN DATABASE app [^`]*)`", page)[1].replace("rotator", "fernet_trusted").replace("app", database, 1)
+    db.execute("CREATE SCHEMA fernet; ALTER EXTENSION pg_fernet SET SCHEMA fernet")
+    try:
+        with pytest.raises(psycopg.errors.UndefinedFunction):
+            role.execute("SELECT fernet_generate_key()")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for schema fernet"):
+            role.execute("SELECT fernet.fernet_generate_key()")
+        db.execute("GRANT USAGE ON SCHEMA fernet TO fernet_trusted")
+        role.execute("SELECT fernet.fernet_generate_key()")
+        db.execute(path)
+        with connect(database, user="fernet_trusted") as session:
+            session.execute("SELECT fernet_generate_key()")
+    finally:
+        db.execute("ALTER EXTENSION pg_fernet SET SCHEMA public; DROP SCHEMA fernet")
 
 
 #
