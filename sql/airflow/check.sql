@@ -141,7 +141,7 @@ SELECT "column", state, key_index AS key, fingerprint, count(*) AS "values",
 
 SELECT count(*) > 0 AS failed FROM (:states_of_airflow) AS states WHERE NOT ok \gset
 \if :failed
-  \echo The first 20 that are not ok, those that no script can mend before the others:
+  \echo The first 20 that are not ok; first those that no script can correct:
   SELECT "column", name, state FROM (:states_of_airflow) AS states
    WHERE NOT ok
    ORDER BY state NOT IN ('unknown key', 'not a token'), "column", name LIMIT 20;
