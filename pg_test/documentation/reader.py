@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import time
-from pathlib import Path
 
 from key_files import folder_for
 from pages import ROOT

@@ -9,7 +9,8 @@ import pytest
 from cluster import Cluster, run
 from log import complaints
 from soak import count
-from tables import NEW, OLD, fill, in_background, plaintexts, value
+from postgres import value
+from tables import NEW, OLD, fill, in_background, plaintexts
 
 ROWS, LARGE = 5000, 20
 KILLS = count(3, 20)

@@ -1,6 +1,5 @@
 """Transactions, savepoints, plans that are kept, and expressions that are stored."""
 
-import psycopg
 import pytest
 from psycopg import errors
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from tables import NEW, OLD, census, connect, fill, rotate, value
+from postgres import connect, value
+from tables import NEW, OLD, census, fill, rotate
 from throwaway import refuse_another_server
 
 WAYS = {

@@ -6,7 +6,8 @@ from contextlib import ExitStack
 import pytest
 
 from fixtures import rng  # noqa: F401, a fixture
-from tables import NEW, OLD, connect
+from postgres import connect
+from tables import NEW, OLD
 
 DATABASE = "pg_fernet_operations"
 

@@ -13,7 +13,8 @@ from psycopg import errors
 
 from cluster import Cluster
 from pages import code_block
-from tables import LOST, NEW, OLD, census, fill, in_background, plaintexts, rotate, under, value, wait_until
+from postgres import value
+from tables import LOST, NEW, OLD, census, fill, in_background, plaintexts, rotate, under, wait_until
 
 with psycopg.connect() as server:
     if not value(server, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'citus')"):

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from postgres import private_memory
-from tables import OLD, census, fill, in_background, rotate, under, value
+from postgres import private_memory, value
+from tables import OLD, census, fill, in_background, rotate, under
 
 
 def peak(call, session):

@@ -7,7 +7,8 @@ import pytest
 from psycopg import errors
 
 from cluster import Cluster
-from tables import NEW, OLD, census, fill, in_background, rotate, value, wait_until, waits_for_lock
+from postgres import value
+from tables import NEW, OLD, fill, in_background, wait_until, waits_for_lock
 
 FIND = "SELECT relation::text, column_name, sampled, tokens FROM fernet_find_columns()"
 LOCKS = "SELECT count(*) FROM pg_locks WHERE pid = %s"

@@ -5,7 +5,8 @@ import time
 import pytest
 from psycopg import errors
 
-from tables import LOST, NEW, OLD, census, fill, plaintexts, rotate, rotation_held_at, under, value, wait_until
+from postgres import value
+from tables import LOST, NEW, OLD, census, fill, plaintexts, rotate, rotation_held_at, under, wait_until
 
 ROWS = 50_000
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster import Cluster, run
-from tables import LOST, NEW, OLD, census, fill, rotate, value
+from postgres import value
+from tables import LOST, NEW, OLD, census, fill, rotate
 
 
 def major(pg_config):

@@ -10,7 +10,8 @@ import pytest
 from cryptography.fernet import Fernet
 from psycopg import errors
 
-from tables import NEW, OLD, census, fill, in_background, messages, rotate, under, value, wait_until, waits_for_lock
+from postgres import notices, value
+from tables import OLD, census, fill, in_background, rotate, under, wait_until, waits_for_lock
 
 ROWS = 50_000
 LEFT = re.compile(r"(\d+) tokens? can still be read only with an older key")
@@ -62,7 +63,7 @@ def test_a_row_that_moves_all_the_time(db, sessions, statement, rows):
         db.execute(f"INSERT INTO secrets SELECT i, 1 + i % 2, fernet_encrypt('x') FROM generate_series(1, {rows}) AS i")
     db.execute("CREATE INDEX ON secrets (id)")
     caller = sessions()
-    told = messages(caller)
+    told = notices(caller, "WARNING")
     with over_and_over(sessions(), statement) as moved:
         start = moved[0]
         counts = rotate(caller)
@@ -78,7 +79,7 @@ def test_a_row_that_moves_all_the_time(db, sessions, statement, rows):
 def test_what_was_not_committed_when_the_call_began(db, sessions):
     fill(db, 10)
     writer, caller = sessions(), sessions()
-    told = messages(caller, "NOTICE")
+    told = notices(caller, "NOTICE")
     writer.execute("BEGIN")
     writer.execute("INSERT INTO secrets VALUES (11, %s)", [Fernet(OLD).encrypt(b"late").decode()])
     with in_background(rotate, caller) as call:
@@ -97,7 +98,7 @@ def test_what_was_not_committed_when_the_call_began(db, sessions):
 def test_lock_timeout_bounds_the_wait(db, sessions):
     fill(db, 10)
     writer, caller = sessions(), sessions()
-    told = messages(caller)
+    told = notices(caller, "WARNING")
     writer.execute("BEGIN")
     writer.execute("INSERT INTO secrets VALUES (11, %s)", [Fernet(OLD).encrypt(b"late").decode()])
     caller.execute("SET lock_timeout = '1200ms'")
@@ -321,7 +322,7 @@ def test_what_a_trigger_keeps_is_counted(db, sessions, function, when, body):
     db.execute(f"CREATE TRIGGER keep {when} UPDATE ON secrets FOR EACH ROW"
                " WHEN (OLD.id % 5 = 0 AND pg_trigger_depth() = 0) EXECUTE FUNCTION code()")
     caller = sessions()
-    told = messages(caller)
+    told = notices(caller, "WARNING")
     start = time.monotonic()
     assert rotate(caller) == {"rotated": 40, "current": 0, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
     assert time.monotonic() - start < 5
@@ -343,7 +344,7 @@ def test_what_a_rule_does_is_counted(db, sessions, rule, rotated):
     db.execute("CREATE TABLE secrets_log (id integer)")
     db.execute(f"CREATE RULE elsewhere AS ON UPDATE TO secrets {rule}")
     caller = sessions()
-    told = messages(caller)
+    told = notices(caller, "WARNING")
     try:
         assert rotate(caller)["rotated"] == rotated
         assert census(db).get("old key", 0) == 50 - rotated == warned_of(told)
@@ -362,7 +363,7 @@ def test_what_the_function_of_a_constraint_inserts(db, sessions, function):
         db.execute("INSERT INTO secrets SELECT i, fernet_encrypt('x') FROM generate_series(1, 50) AS i")
     db.execute("ALTER TABLE secrets ADD CHECK (code(value)) NOT VALID")
     caller = sessions()
-    told = messages(caller)
+    told = notices(caller, "WARNING")
     counts = rotate(caller)
     held = census(db)
     assert sum(held.values()) == 60
@@ -395,7 +396,7 @@ def test_what_a_deferred_trigger_puts_back_is_not_counted(db, sessions, function
     db.execute("CREATE CONSTRAINT TRIGGER back AFTER UPDATE ON secrets DEFERRABLE INITIALLY DEFERRED"
                " FOR EACH ROW WHEN (OLD.value <> NEW.value AND pg_trigger_depth() = 0) EXECUTE FUNCTION code()")
     caller = sessions()
-    told = messages(caller)
+    told = notices(caller, "WARNING")
     assert rotate(caller)["rotated"] == 0
     assert warned_of(told) == 20
 

@@ -5,7 +5,8 @@ import pytest
 from psycopg import errors
 
 from cluster import Cluster
-from tables import NEW, OLD, census, fill, rotate, rotation_held_at, value, wait_until
+from postgres import value
+from tables import NEW, OLD, census, fill, rotate, rotation_held_at, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from cryptography.fernet import Fernet
 from psycopg import errors
 
 from cluster import Cluster, run
-from tables import NEW, OLD, census, fill, in_background, plaintexts, rotate, value, wait_until, waits_for_lock
+from postgres import value
+from tables import NEW, OLD, census, fill, in_background, plaintexts, rotate, wait_until, waits_for_lock
 
 PER_SEGMENT = 2**20  # transactions, in a file of pg_xact
 

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from postgres import connect, value
 
-from tables import connect, value
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = (ROOT / "sql" / "pg_fernet.sql").read_text()

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import pytest
 from cryptography.fernet import Fernet
 
-from tables import (NEW, OLD, census, fill, full_scans, in_background, in_line, messages, plaintexts, rotate,
-                    rotation_held_at, under, value, wait_until, waits_for_lock)
+from postgres import notices, value
+from tables import (NEW, OLD, census, fill, full_scans, in_background, in_line, plaintexts, rotate,
+                    rotation_held_at, under, wait_until, waits_for_lock)
 
 # Two million rows, for instance, take some minutes.
 ROWS = int(os.environ.get("PG_FERNET_ROWS", 200_000))
@@ -276,7 +277,7 @@ def test_a_trigger_that_puts_the_old_value_back_brings_a_warning(db, sessions):
     db.execute("CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.value := OLD.value; RETURN NEW; END $$")
     db.execute("CREATE TRIGGER keep BEFORE UPDATE ON secrets FOR EACH ROW WHEN (OLD.id = 2) EXECUTE FUNCTION keep()")
     caller = sessions()
-    told = messages(caller)
+    told = notices(caller, "WARNING")
     try:
         rotate(caller)
     finally:
@@ -319,7 +320,7 @@ def test_lock_timeout_holds_for_the_last_wait(db, sessions):
     locker.execute("BEGIN")
     locker.execute("SELECT FROM secrets WHERE id = 2 FOR UPDATE")
     caller.execute("SET lock_timeout = '100ms'")
-    told = messages(caller)
+    told = notices(caller, "WARNING")
     assert rotate(caller)["rotated"] == 2
     assert told == [f"gave up waiting for process {locker.info.backend_pid}, which has written to public.secrets or locked it"]
     locker.execute("COMMIT")
@@ -373,7 +374,7 @@ def test_a_partition_that_goes_takes_its_bad_values_along(db, sessions):
         db.execute("INSERT INTO secrets VALUES (0, 'plaintext')")
         db.execute("INSERT INTO secrets SELECT i, fernet_encrypt('x') FROM generate_series(1, 1009) AS i")
     caller = sessions()
-    told = messages(caller)
+    told = notices(caller, "WARNING")
     with rotation_held_at(db, caller, 500, batch_size=100) as (call, go_on):
         with in_line(db, sessions(), "DROP TABLE secrets_0"):
             go_on()

@@ -8,9 +8,9 @@ import psycopg
 import pytest
 
 from key_files import key, write
-from postgres import connect, force_parallel, plan, server, server_log, value
+from postgres import connect, force_parallel, notices, plan, server, value
 from pyca import fingerprint
-from settings import fingerprints, notices, refusal, reload, use_file
+from settings import fingerprints, refusal, reload, use_file
 
 KEY, ANOTHER = key(), key()
 BAD_KEY = "key {} of fernet.keys is not a valid Fernet key"

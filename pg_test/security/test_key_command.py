@@ -13,9 +13,9 @@ import psycopg
 import pytest
 
 from key_files import key, write
-from postgres import connect, force_parallel, plan, server, server_log, value
+from postgres import connect, force_parallel, notices, plan, server, server_log, value
 from pyca import fingerprint
-from settings import fingerprints, notices, refusal, reload
+from settings import fingerprints, refusal, reload
 
 FAILURE = "could not get Fernet keys from fernet.keys_command: "
 

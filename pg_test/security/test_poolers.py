@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from key_files import folder_for, server_user, write
-from postgres import connect, value
-from settings import fingerprints, notices
+from postgres import connect, notices, value
+from settings import fingerprints
 from tables import in_background, wait_until
 
 PGBOUNCER = shutil.which("pgbouncer")

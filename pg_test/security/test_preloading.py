@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from key_files import key
-from postgres import column, connect, force_parallel, plan, server, value
-from settings import Configuration, notices, pg_ctl
+from postgres import column, connect, force_parallel, notices, plan, server, value
+from settings import Configuration, pg_ctl
 
 KEY = key()
 WARNING = "fernet.keys is set in the configuration, but pg_fernet is not in shared_preload_libraries"
@@ -184,7 +184,7 @@ def test_nobody_is_told_of_a_file_or_a_command(host, preload, admin, name, setti
             assert told == []
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 user.execute(f"SHOW {name}")
-            assert column(user, "SELECT name FROM pg_settings WHERE name LIKE 'fernet%%'") == []
+            assert column(user, "SELECT name FROM pg_settings WHERE name LIKE 'fernet%'") == []
 
 
 def test_what_an_ordinary_role_set_before(host, preload):

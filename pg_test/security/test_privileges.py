@@ -184,7 +184,7 @@ def test_the_matrix_has_every_function_and_setting(roles):
     functions = column(roles.admin, "SELECT objid::regprocedure::text FROM pg_depend WHERE deptype = 'e' AND classid = 'pg_proc'::regclass"
                        " AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_fernet')")
     assert {row for row in rows if row.startswith("fernet_")} == {signature(function) for function in functions}
-    settings = {*column(roles.superuser, "SELECT name FROM pg_settings WHERE name LIKE 'fernet.%%'"), "fernet.keys"}
+    settings = {*column(roles.superuser, "SELECT name FROM pg_settings WHERE name LIKE 'fernet.%'"), "fernet.keys"}
     assert {row.removeprefix("SHOW ") for row in rows if row.startswith("SHOW ")} == settings
 
 

@@ -10,7 +10,8 @@ import time
 
 import psycopg
 
-from tables import connect, wait_until
+from postgres import connect
+from tables import wait_until
 
 # The user that a server runs as: with-server tells how to become it.
 RUN = shlex.split(os.environ.get("PG_FERNET_RUN", ""))

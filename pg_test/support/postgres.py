@@ -18,8 +18,13 @@ def major_version():
     return int(re.search(r"\d+", version)[0])
 
 
-def connect(database, **options):
-    return psycopg.connect(dbname=database, autocommit=True, **options)
+def connect(database, keys=(), **options):
+    """Opens a session, which knows these keys. Each statement is a transaction."""
+    session = psycopg.connect(dbname=database, autocommit=True, **options)
+    if keys:
+        session.execute("SELECT fernet_generate_key()")  # loads the library
+        set_keys(session, *keys)
+    return session
 
 
 def create_database(name, encoding="UTF8", **options):
@@ -40,12 +45,20 @@ def set_keys(session, *keys):
 
 def value(session, query, *parameters):
     """The one value of a query's one row."""
-    (row,) = session.execute(query, parameters).fetchall()
+    (row,) = session.execute(query, parameters or None).fetchall()
     return row[0]
 
 
 def column(session, query, *parameters):
-    return [row[0] for row in session.execute(query, parameters)]
+    return [row[0] for row in session.execute(query, parameters or None)]
+
+
+def notices(session, severity=None):
+    """Collects, into a list, what notices and warnings, or those of a severity, tell the session from now on."""
+    collected = []
+    session.add_notice_handler(
+        lambda diag: collected.append(diag.message_primary) if severity in (None, diag.severity) else None)
+    return collected
 
 
 def attempts(session, expression, tokens):

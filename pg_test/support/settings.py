@@ -32,13 +32,6 @@ def refusal(session, sqlstate, query="SELECT fernet_encrypt('hello')"):
     return diag.message_primary
 
 
-def notices(session):
-    """Collects, into a list, what notices and warnings tell the session from now on."""
-    collected = []
-    session.add_notice_handler(lambda diag: collected.append(diag.message_primary))
-    return collected
-
-
 def reload(session):
     """Lets the server read its configuration again, and waits until the session has, too."""
     before = value(session, "SELECT pg_conf_load_time()")

@@ -4,22 +4,11 @@ import threading
 import time
 from contextlib import contextmanager
 
-import psycopg
 from cryptography.fernet import Fernet
 
+from postgres import value
+
 NEW, OLD, LOST = (Fernet.generate_key().decode() for _ in range(3))
-
-
-def connect(database, keys=(), **options):
-    connection = psycopg.connect(dbname=database, autocommit=True, **options)
-    if keys:
-        connection.execute("SELECT fernet_generate_key()")  # loads the library
-        connection.execute("SELECT set_config('fernet.keys', %s, false)", [",".join(keys)])
-    return connection
-
-
-def value(db, query, *arguments):
-    return db.execute(query, arguments or None).fetchone()[0]
 
 
 @contextmanager
@@ -44,14 +33,6 @@ def rotate(db, table="secrets", **arguments):
     named = "".join(f", {name} => {argument}" for name, argument in arguments.items())
     cursor = db.execute(f"CALL fernet_rotate_column('{table}', 'value'{named})")
     return dict(zip([column.name for column in cursor.description], cursor.fetchone()))
-
-
-def messages(session, severity="WARNING"):
-    """Collects, into a list, what messages of a severity tell the session from now on."""
-    collected = []
-    session.add_notice_handler(
-        lambda notice: collected.append(notice.message_primary) if notice.severity == severity else None)
-    return collected
 
 
 def census(db, table="secrets"):
