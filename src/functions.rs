@@ -245,3 +245,15 @@ impl From<fernet::Error> for Error {
         Self::Token(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::report::assert_documented;
+
+    #[test]
+    fn all_errors_are_documented() {
+        let errors = [Error::Expired, Error::FromTheFuture];
+        assert_documented(errors.map(Report::from));
+    }
+}

@@ -1,4 +1,5 @@
-"""docs/troubleshooting.md has every error and warning that the source can raise, and docs/airflow.md those of the scripts."""
+"""docs/troubleshooting.md has every warning that the source can raise, and every reason that an error can give; docs/airflow.md
+has the messages of the scripts. The errors themselves are compared with the page where they are made: `cargo test`."""
 
 import re
 
@@ -18,7 +19,7 @@ def messages():
     yield from strings("src/keys/file.rs", "fn check_private(", "Ok(())")
     yield from strings("src/columns/find.rs", "fn reason(", "fn hint(")
     for path in ROOT.glob("src/*/*.rs"):
-        for call in r"Self::new\(\s*[\w:]*ERRCODE_\w+,\s*", r"=> \{\s*(?=format!)", r"\bwarn\(\s*", r"io::ErrorKind::\w+,\s*":
+        for call in r"\bwarn\(\s*", r"io::ErrorKind::\w+,\s*":
             yield from re.findall(call + r"(?:format!\(\s*)?" + STRING, path.read_text())
     for path in ROOT.glob("sql/*.sql"):
         yield from re.findall("RAISE WARNING '(.*)'", path.read_text())
@@ -32,7 +33,7 @@ def test_every_message_is_there():
         parts = (re.escape(part.strip(": ")) for part in re.split(r"\{\w*\}", message.replace('\\"', '"')))
         return re.search("[^`|]*".join(parts), page)
 
-    assert len(set(messages())) > 35
+    assert len(set(messages())) > 15
     assert [message for message in messages() if not is_there(message)] == []
 
 

@@ -207,3 +207,71 @@ impl From<TryReserveError> for Error {
         Self::Server(error.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::report::assert_documented;
+
+    #[test]
+    fn all_are_documented() {
+        let (column, relation) = (|| "value".into(), || "public.connection".into());
+        let kinds = [
+            Kind::View,
+            Kind::MaterializedView,
+            Kind::ForeignTable,
+            Kind::Other,
+        ];
+        let not_tables = kinds.map(|kind| Error::NotATable {
+            relation: relation(),
+            kind,
+        });
+        let values = [fernet::Error::NotAToken, fernet::Error::Unauthenticated];
+        let values = values.map(|refusal| Error::Value {
+            place: "(0,1) of public.connection".into(),
+            refusal,
+        });
+        let errors = [
+            Error::Keys(keys::Error::Unset),
+            Error::Server(pg::Error::OutOfMemory),
+            Error::Null("relation"),
+            Error::LessThanOne("batch_size"),
+            Error::InTransaction,
+            Error::NoRelation(pg_sys::Oid::from(1234)),
+            Error::NoRows {
+                relation: relation(),
+            },
+            Error::Generated {
+                column: column(),
+                relation: relation(),
+            },
+            Error::PartitionKey {
+                column: column(),
+                relation: relation(),
+            },
+            Error::AccessMethod {
+                relation: relation(),
+            },
+            Error::HiddenRows {
+                relation: relation(),
+            },
+            Error::Replicated {
+                relation: relation(),
+            },
+            Error::OtherKeys,
+            Error::UnexpectedResponse,
+            Error::Shards {
+                failed: 4,
+                all: 8,
+                failures: vec!["worker2:5432: keys are not those of the calling node".into()],
+            },
+        ];
+        assert_documented(
+            errors
+                .into_iter()
+                .chain(not_tables)
+                .chain(values)
+                .map(Report::from),
+        );
+    }
+}

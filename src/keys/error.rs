@@ -77,3 +77,29 @@ impl From<Error> for ErrorReport {
         Report::from(error).into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::report::assert_documented;
+
+    #[test]
+    fn all_are_documented() {
+        let list = |setting, refusal| Error::List { setting, refusal };
+        let errors = [
+            Error::Unset,
+            Error::Path,
+            Error::File {
+                path: "…".into(),
+                reason: "No such file or directory".into(),
+            },
+            Error::Command {
+                reason: "it ended with exit status: 1".into(),
+            },
+            list("fernet.keys", fernet::Error::InvalidKey { position: 2 }),
+            list("fernet.keys", fernet::Error::EmptyKeyList),
+            list("fernet.keys_file", fernet::Error::OutOfMemory),
+        ];
+        assert_documented(errors.map(Report::from));
+    }
+}

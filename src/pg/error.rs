@@ -99,3 +99,35 @@ impl From<TryReserveError> for Error {
         Self::OutOfMemory
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fernet;
+    use crate::pg::report::assert_documented;
+
+    #[test]
+    fn all_are_documented() {
+        let (column, relation) = (|| "value".into(), || "public.connection".into());
+        let errors = [
+            Error::NotUtf8,
+            Error::NotText,
+            Error::TooLarge,
+            Error::OutOfMemory,
+            Error::NoRandomness,
+            Error::ReplicationCancelled,
+            Error::NoColumn {
+                column: column(),
+                relation: relation(),
+            },
+            Error::ColumnType {
+                column: "id".into(),
+                relation: relation(),
+                type_name: "integer".into(),
+            },
+        ];
+        assert_documented(errors.map(Report::from));
+        use fernet::Error::{BadPadding, NotAToken, Unauthenticated};
+        assert_documented([NotAToken, Unauthenticated, BadPadding].map(Report::from));
+    }
+}

@@ -99,3 +99,23 @@ pub(crate) fn reason(error: &io::Error) -> String {
     // It is in the language of lc_messages.
     printable(reason.as_bytes())
 }
+
+/// Checks that docs/troubleshooting.md has each of these in a row, with its SQLSTATE.
+#[cfg(test)]
+pub(crate) fn assert_documented(reports: impl IntoIterator<Item = Report>) {
+    let page = include_str!("../../docs/troubleshooting.md").replace('`', "");
+    for report in reports {
+        // Five characters of six bits.
+        let code = report.sqlstate as u32;
+        let sqlstate: String = (0..5)
+            .map(|at| char::from(b'0' + (code >> (6 * at) & 0x3f) as u8))
+            .collect();
+        let is_its_row = |row: &str| row.contains(&sqlstate) && row.contains(&report.message);
+        assert!(
+            page.lines().any(is_its_row),
+            "{sqlstate} {}",
+            report.message
+        );
+        assert!(report.hint.ends_with('.'), "{}", report.message);
+    }
+}
