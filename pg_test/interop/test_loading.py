@@ -83,6 +83,10 @@ def test_an_ordinary_role_sets_no_keys(user, preload, rng):
         # Taken at first, and dropped with a warning when the library is loaded.
         user.execute(set_own, [pyca.key_of(rng)])
         assert 'permission denied to set parameter "fernet.keys"' in warnings_of(user, "SELECT fernet_is_token('x')")
+        # Nor are other keys used in their place.
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            user.execute(FINGERPRINTS_NOW)
+        return
     else:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             user.execute(set_own, [pyca.key_of(rng)])

@@ -116,6 +116,74 @@ def test_in_a_session_before_the_library_was_loaded(sessions, configuration, key
         session.execute("DROP TABLE bad_sources")
 
 
+DROPPED = "{} was set before pg_fernet was loaded, and is not in force"
+
+
+@pytest.fixture
+def ordinary(db):
+    db.execute("CREATE ROLE fernet_ordinary LOGIN")
+    db.execute("GRANT EXECUTE ON FUNCTION fernet_keys() TO fernet_ordinary")
+    yield "fernet_ordinary"
+    db.execute("DROP OWNED BY fernet_ordinary")
+    db.execute("DROP ROLE fernet_ordinary")
+
+
+@pytest.mark.parametrize("way", ["SET", "connection option"])
+@pytest.mark.parametrize("name, next_source", [("fernet.keys", "fernet.keys_file"), ("fernet.keys_file", "fernet.keys_command")])
+def test_what_a_role_may_not_set(sessions, configured, key_file, ordinary, way, name, next_source):
+    """The server drops it, and with a connection option what the configuration had for it."""
+    before = key_file if name == "fernet.keys_file" else KEY
+    configured(f"{name} = '{before}'", f"{next_source} = '{'cat /nonexistent' if 'command' in next_source else key_file}'")
+    session = sessions(user=ordinary, options=f"-c {name}={ANOTHER}" if way == "connection option" else "")
+    if way == "SET":
+        session.execute(f"SET {name} = '{ANOTHER}'")
+    told = notices(session)
+    for _ in range(2):
+        assert refusal(session, "55000", "SELECT * FROM fernet_keys()") == DROPPED.format(name)
+    assert f'permission denied to set parameter "{name}"' in told
+    # Not for others.
+    assert len(fingerprints(sessions(user=ordinary))) > 0
+
+
+def test_what_somebody_elses_code_has_set(db, sessions, configured, key_file, ordinary):
+    """A superuser's own list is lost then, and no other is used."""
+    configured(f"fernet.keys_file = '{key_file}'")
+    db.execute("CREATE FUNCTION planted() RETURNS text LANGUAGE sql SECURITY DEFINER"
+               " AS $$ SELECT set_config('fernet.keys', 'x', false) $$")
+    db.execute(f"ALTER FUNCTION planted() OWNER TO {ordinary}")
+    session = sessions()
+    session.execute(f"SET fernet.keys = '{KEY}'")
+    session.execute("SELECT planted()")
+    assert refusal(session, "55000") == DROPPED.format("fernet.keys")
+    session.execute(f"SET fernet.keys = '{KEY}'")
+    assert fingerprints(session) == [fingerprint(KEY)]
+    db.execute("DROP FUNCTION planted()")
+
+
+def test_where_the_library_is_loaded_by_a_parallel_worker(sessions, configured, database, key_file):
+    """There the server takes no value for a setting, and would drop it for the session."""
+    configured(f"fernet.keys = '{KEY}'", f"fernet.keys_file = '{key_file}'")
+    session = sessions()
+    session.execute("CREATE FUNCTION called_by_name(token text) RETURNS text PARALLEL SAFE LANGUAGE plpgsql"
+                    " AS $$ DECLARE plaintext text; BEGIN EXECUTE 'SELECT fernet_decrypt($1)' INTO plaintext USING token;"
+                    " RETURN plaintext; END $$")
+    session.execute("CREATE TABLE parallel_tokens AS SELECT fernet_encrypt(n::text) AS token FROM generate_series(1, 1000) AS n")
+    try:
+        for leader in "off", "on":
+            session = sessions()
+            force_parallel(session)
+            session.execute(f"SET parallel_leader_participation = {leader}")
+            query = "SELECT count(called_by_name(token)) FROM parallel_tokens"
+            assert refusal(session, "25000", query) == (
+                "cannot load pg_fernet during a parallel operation, since fernet.keys is set")
+            assert fingerprints(session) == [fingerprint(KEY)]
+            _, workers = plan(session, query)
+            assert workers > 0
+    finally:
+        session.execute("DROP TABLE parallel_tokens")
+        session.execute("DROP FUNCTION called_by_name(text)")
+
+
 @pytest.mark.parametrize("bad, message", LISTS)
 def test_whoever_sets_it_is_told(db, database, bad, message):
     """In a session that has the library; what was set before stays."""

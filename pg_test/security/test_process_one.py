@@ -17,16 +17,19 @@ from pyca import fingerprint
 from settings import refusal
 
 KEY = key()
-# By this, the processes of a command are recognised.
-SLEEP = "sleep 12345"
+# By this, the processes of a command are recognised, beside those of another run of these tests.
+SLEEP = f"sleep {1_000_000 + os.getpid()}"
 
 
 def in_namespace(proc):
     """A prefix that makes a command process 1, as the server's user."""
-    unshare = ["unshare", "--pid", "--fork", "--kill-child", *["--mount-proc"] * (proc == "own")]
+    unshare = ["unshare", "--pid", "--fork", "--kill-child", *["--mount-proc"] * (proc != "machine's")]
     if os.geteuid():
-        return [*unshare, "--user", "--map-current-user"]
-    return [*unshare, "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        unshare += ["--user", "--map-current-user"]
+    if proc == "hidden":
+        # As systemd has it with ProtectProc=invisible.
+        unshare += ["sh", "-c", 'mount -o remount,hidepid=2 /proc && exec "$@"', "sh"]
+    return unshare if os.geteuid() else [*unshare, "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
 
 
 class Container(Cluster):
@@ -54,7 +57,7 @@ class Container(Cluster):
         return self.log().count("ready to accept connections")
 
 
-@pytest.fixture(scope="module", params=["own", "machine's"])
+@pytest.fixture(scope="module", params=["own", "hidden", "machine's"])
 def server(request):
     if not shutil.which("unshare") or not shutil.which("setpriv"):
         pytest.skip("no unshare and setpriv here")
@@ -160,6 +163,16 @@ def test_what_a_command_leaves_behind(server, bystander, session, command):
 def test_a_command_that_fails(server, bystander, session, command):
     server.set_command(session, command)
     refusal(session, "F0000")
+    assert not left()
+
+
+def test_a_program_that_nobody_may_look_into(server, bystander, session):
+    """Such are also those with capabilities. A /proc with hidepid does not show them, not even to their parent."""
+    program = Path(server.dir, "sleep")
+    shutil.copy(shutil.which("sleep"), program)
+    program.chmod(0o111)
+    server.set_command(session, f"export PATH={server.dir}:$PATH; {SLEEP} & (setsid {SLEEP} &); echo {KEY}")
+    assert value(session, "SELECT fingerprint FROM fernet_keys()") == fingerprint(KEY)
     assert not left()
 
 

@@ -1,3 +1,5 @@
+use std::ffi::CStr;
+
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -9,6 +11,8 @@ use crate::pg::Report;
 pub(crate) enum Error {
     /// No setting holds keys.
     Unset,
+    /// The server has dropped what this setting was given before the library was loaded.
+    Dropped(&'static CStr),
     /// `fernet.keys_file` is not the path of a file.
     Path,
     /// The file of `fernet.keys_file` cannot be read, or others can read it.
@@ -31,6 +35,15 @@ impl From<Error> for Report {
                 "no Fernet keys are configured",
                 "Set fernet.keys_file to a file that holds the keys, or fernet.keys to a \
                  comma-separated list of them, the newest first. fernet_generate_key() makes a key.",
+            ),
+            Error::Dropped(setting) => Self::new(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!(
+                    "{} was set before pg_fernet was loaded, and is not in force",
+                    setting.to_string_lossy()
+                ),
+                "A warning said why when pg_fernet was loaded. Begin another session, or set it again as \
+                 a role that may.",
             ),
             Error::Path => Self::new(
                 Code::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -88,6 +101,7 @@ mod tests {
         let list = |setting, refusal| Error::List { setting, refusal };
         let errors = [
             Error::Unset,
+            Error::Dropped(c"fernet.keys"),
             Error::Path,
             Error::File {
                 path: "…".into(),

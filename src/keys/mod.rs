@@ -45,6 +45,7 @@ pub(crate) fn keyring() -> Result<Rc<Keyring>, Error> {
 fn read(source: Source<'_>) -> Result<(Keyring, Option<file::Stamp>), Error> {
     Ok(match source {
         Source::None => return Err(Error::Unset),
+        Source::Dropped(setting) => return Err(Error::Dropped(setting)),
         Source::Keys(list) => (settings::parse_list(list)?, None),
         Source::File(path) => {
             let (text, stamp) = file::read(path)?;

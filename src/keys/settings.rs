@@ -17,6 +17,8 @@ use crate::pg::setting::{self, Setting, Stored};
 pub(super) enum Source<'a> {
     /// No setting tells.
     None,
+    /// This setting did, until the server dropped its value.
+    Dropped(&'static CStr),
     /// The list itself.
     Keys(&'a [u8]),
     File(&'a Path),
@@ -26,6 +28,9 @@ pub(super) enum Source<'a> {
 /// Defines the settings, and reserves their prefix.
 pub(crate) fn init() {
     PRELOADED.set(server::is_preloading());
+    setting::refuse_in_parallel_operation::<Keys>();
+    setting::refuse_in_parallel_operation::<KeysFile>();
+    setting::refuse_in_parallel_operation::<KeysCommand>();
     setting::define::<Keys>();
     setting::define::<KeysFile>();
     setting::define::<KeysCommand>();
@@ -40,10 +45,16 @@ pub(crate) fn init() {
 /// Calls `f` with the first of the settings that is set.
 pub(super) fn with_source<R>(f: impl FnOnce(Source<'_>) -> R) -> R {
     let is_set = |value: Option<&[u8]>| value.is_some_and(|value| !value.is_empty());
-    if setting::with_value::<Keys, _>(|list| list.is_some()) {
+    if setting::is_dropped::<Keys>() {
+        f(Source::Dropped(Keys::NAME))
+    } else if setting::with_value::<Keys, _>(|list| list.is_some()) {
         setting::with_value::<Keys, _>(|list| f(Source::Keys(list.unwrap_or_default())))
+    } else if setting::is_dropped::<KeysFile>() {
+        f(Source::Dropped(KeysFile::NAME))
     } else if setting::with_value::<KeysFile, _>(is_set) {
         setting::with_value::<KeysFile, _>(|path| f(Source::File(Path::new(os_str(path)))))
+    } else if setting::is_dropped::<KeysCommand>() {
+        f(Source::Dropped(KeysCommand::NAME))
     } else if setting::with_value::<KeysCommand, _>(is_set) {
         setting::with_value::<KeysCommand, _>(|command| f(Source::Command(os_str(command))))
     } else {

@@ -19,8 +19,8 @@ use std::ptr;
 use pgrx::prelude::*;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    Pid, Signal, WaitOptions, getpid, getppid, kill_process, set_child_subreaper,
-    set_parent_process_death_signal, setpgid, wait, waitpid,
+    Pid, Signal, WaitOptions, getpid, getppid, kill_process, kill_process_group,
+    set_child_subreaper, set_parent_process_death_signal, setpgid, wait, waitpid,
 };
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
@@ -110,7 +110,8 @@ fn become_keeper(files: &[RawFd], server: Pid) -> io::Result<()> {
     set_child_subreaper(Some(getpid()))?;
     set_parent_process_death_signal(Some(Signal::TERM))?;
     if getppid() != Some(server) {
-        return Err(io::ErrorKind::NotFound.into()); // it has ended before we asked to be told
+        // It has ended before we asked to be told.
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
@@ -185,7 +186,9 @@ fn run(command: &OsStr, output: PipeWriter, mask: Signals) -> io::Result<i32> {
             }
         }
         if awaited.wait() == libc::SIGTERM {
-            return Err(io::ErrorKind::Interrupted.into());
+            // The group, for the sake of a system without /proc. The shell is not reaped yet: it is its.
+            let _ = kill_process_group(Pid::from_child(&shell), Signal::KILL);
+            return Err(io::Error::from_raw_os_error(libc::EINTR));
         }
     }
 }
@@ -195,33 +198,39 @@ fn end_descendants() {
     while let Ok(reaped) = wait(WaitOptions::NOHANG) {
         if reaped.is_none() {
             // Where they cannot be told, or killed, they end in their own time, and we after them.
-            let _ = kill_children();
+            for child in children().unwrap_or_default() {
+                let _ = kill_process(child, Signal::KILL);
+            }
             let _ = wait(WaitOptions::empty());
         }
     }
 }
 
-fn kill_children() -> io::Result<()> {
+/// Returns children of this process. It may lack some while others end.
+fn children() -> io::Result<Vec<Pid>> {
     let own = fs::read_to_string("/proc/self/status")?;
     // A /proc may be that of an outer namespace, with other numbers: it tells ours behind its own.
-    let (Some(id), Some(depth)) = (
-        ids(&own, "Pid:").next(),
-        ids(&own, "NSpid:").count().checked_sub(1),
-    ) else {
-        return Ok(());
-    };
+    let depth = ids(&own, "NSpid:").count().saturating_sub(1);
+    let in_ours = |status: &str| ids(status, "NSpid:").nth(depth).and_then(Pid::from_raw);
+    // The kernel's list has those, too, that hidepid hides from us.
+    if let Ok(list) = fs::read_to_string("/proc/thread-self/children") {
+        let children = list.split_ascii_whitespace().filter_map(|id| match depth {
+            0 => id.parse().ok().and_then(Pid::from_raw),
+            _ => in_ours(&fs::read_to_string(format!("/proc/{id}/status")).ok()?),
+        });
+        return Ok(children.collect());
+    }
+    // Not every kernel makes that list.
+    let mut children = Vec::new();
     for entry in fs::read_dir("/proc")? {
         // Not every entry is a process, and one may have ended.
-        let Ok(status) = fs::read_to_string(entry?.path().join("status")) else {
-            continue;
-        };
-        if ids(&status, "PPid:").eq([id])
-            && let Some(child) = ids(&status, "NSpid:").nth(depth).and_then(Pid::from_raw)
+        if let Ok(status) = fs::read_to_string(entry?.path().join("status"))
+            && ids(&status, "PPid:").eq(ids(&own, "Pid:"))
         {
-            let _ = kill_process(child, Signal::KILL);
+            children.extend(in_ours(&status));
         }
     }
-    Ok(())
+    Ok(children)
 }
 
 /// Returns the numbers in a line of a process's status.

@@ -1,10 +1,13 @@
 //! Settings of our own: strings that are looked at when they are set.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+
+use zeroize::Zeroizing;
 
 use super::report::{self, Report};
 use super::server;
@@ -44,9 +47,12 @@ pub(crate) trait Setting {
 thread_local! {
     /// Whether settings are being defined, with the values that they were given before.
     static IS_DEFINING: Cell<bool> = const { Cell::new(false) };
+    /// The names of settings whose values from before the server has dropped.
+    static DROPPED: RefCell<Vec<&'static CStr>> = const { RefCell::new(Vec::new()) };
 }
 
 pub(crate) fn define<S: Setting>() {
+    let before = undefined_value::<S>();
     IS_DEFINING.set(true);
     // SAFETY: the hooks are guarded.
     unsafe {
@@ -63,6 +69,39 @@ pub(crate) fn define<S: Setting>() {
         );
     }
     IS_DEFINING.set(false);
+    // The server drops, with a warning, what it would have refused from whoever set it.
+    if before.is_some_and(|before| with_value::<S, _>(|value| value != Some(&before[..]))) {
+        DROPPED.with_borrow_mut(|dropped| dropped.push(S::NAME));
+    }
+}
+
+/// Tells whether the server has dropped what a setting was given before it was defined, and nobody has
+/// set it since.
+pub(crate) fn is_dropped<S: Setting>() -> bool {
+    DROPPED.with_borrow(|dropped| dropped.contains(&S::NAME))
+}
+
+/// Refuses to define settings where the server would drop what they were given before: it takes no
+/// values during a parallel operation.
+pub(crate) fn refuse_in_parallel_operation<S: Setting>() {
+    // SAFETY: no arguments, no side effects.
+    if unsafe { pg_sys::IsInParallelMode() } && undefined_value::<S>().is_some() {
+        let name = S::NAME.to_string_lossy();
+        let report = Report::new(
+            PgSqlErrorCode::ERRCODE_INVALID_TRANSACTION_STATE,
+            format!("cannot load pg_fernet during a parallel operation, since {name} is set"),
+            "Add pg_fernet to shared_preload_libraries and restart the server, or call \
+             fernet_generate_key() first in the session.",
+        );
+        ErrorReport::from(report).report(PgLogLevel::ERROR);
+    }
+}
+
+/// Returns what a setting has been given that is not defined yet.
+fn undefined_value<S: Setting>() -> Option<Zeroizing<Vec<u8>>> {
+    // SAFETY: a C string; the result is null, or one that lasts until the setting changes.
+    let value = unsafe { bytes(pg_sys::GetConfigOption(S::NAME.as_ptr(), true, false)) };
+    value.map(|value| Zeroizing::new(value.to_vec()))
 }
 
 /// Makes all other names under a prefix typing mistakes.
@@ -90,6 +129,7 @@ unsafe extern "C-unwind" fn check<S: Setting>(
     };
     let in_configuration = (PGC_S_FILE..=PGC_S_DATABASE_USER).contains(&source);
     let Err(report) = S::check(value, in_configuration) else {
+        DROPPED.with_borrow_mut(|dropped| dropped.retain(|&name| name != S::NAME));
         return true;
     };
     let is_told = source >= PGC_S_CLIENT || source == PGC_S_FILE && server::is_altering_system();
