@@ -9,6 +9,7 @@ import pytest
 import pyca
 from key_files import key
 from postgres import ROOT, column, connect, create_database, drop_database, set_keys, value
+from tables import in_background, wait_until
 from test_planted_objects import PLANT
 
 DATABASE = "fernet_airflow"
@@ -421,6 +422,73 @@ def test_psqlrc(admin, attacker, keys, settings, tmp_path):
     assert psql("check.sql", keys[1], psqlrc=rc).returncode == 3
     assert psql("rotate.sql", keys[2], psqlrc=rc).returncode == 3
     assert column(admin, "SELECT fernet_key_index(password) FROM public.connection") == [1, 1]
+
+
+#
+# Strangers who could put something in the place of what is there, or have attached something to it
+#
+
+STRANGER = "belongs to fernet_attacker, who is neither a superuser nor the owner of Airflow's tables"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("what", ["DATABASE fernet_airflow", "SCHEMA public", "SCHEMA fernet"])
+def test_a_stranger_owns_the_schema(admin, keys, script, what):
+    if what == "SCHEMA fernet":
+        admin.execute("CREATE SCHEMA fernet; ALTER EXTENSION pg_fernet SET SCHEMA fernet")
+    admin.execute(f"ALTER {what} OWNER TO fernet_attacker")
+    schema = "fernet" if "fernet" in what.split()[1:] else "public"
+    assert f"schema {schema} {STRANGER}" in refusal(script, *keys)
+    # It is right with the owner of the tables, and with the server's user.
+    for owner in "fernet_airflow", "postgres":
+        admin.execute(f"ALTER {what} OWNER TO {owner}")
+        assert "Airflow 3 in schema public of fernet_airflow" in psql(script, *keys).stdout
+
+
+@pytest.mark.parametrize("script", ["rotate.sql", "encrypt.sql"])
+@pytest.mark.parametrize("planted", ["function", "condition"])
+def test_a_strangers_trigger(admin, attacker, keys, script, planted):
+    admin.execute("GRANT TRIGGER ON public.connection TO fernet_attacker")
+    admin.execute("CREATE FUNCTION public.harmless() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+                  "GRANT EXECUTE ON FUNCTION public.harmless() TO PUBLIC")
+    attacker.execute("CREATE FUNCTION traps.spring() RETURNS trigger LANGUAGE plpgsql"
+                     " AS $$ BEGIN INSERT INTO traps.sprung VALUES ('trigger', current_user); RETURN NEW; END $$;"
+                     "CREATE FUNCTION traps.spring_when(text) RETURNS boolean LANGUAGE plpgsql"
+                     " AS $$ BEGIN INSERT INTO traps.sprung VALUES ('when', current_user); RETURN true; END $$")
+    attacker.execute("CREATE TRIGGER t BEFORE UPDATE ON public.connection FOR EACH ROW "
+                     + ("EXECUTE FUNCTION traps.spring()" if planted == "function"
+                        else "WHEN (traps.spring_when(OLD.conn_id)) EXECUTE FUNCTION public.harmless()"))
+    assert "trigger t on public.connection runs code of fernet_attacker" in refusal(script, *keys)
+    assert sprung(admin) == []
+    admin.execute("ALTER TABLE public.connection DISABLE TRIGGER t")
+    assert psql(script, *keys).returncode == 0
+    # The owner's own runs.
+    admin.execute("ALTER TABLE public.connection ENABLE TRIGGER t")
+    admin.execute("ALTER FUNCTION traps.spring() OWNER TO fernet_airflow; ALTER FUNCTION traps.spring_when(text) OWNER TO fernet_airflow")
+    assert psql(script, *keys).returncode == 0
+
+
+@pytest.mark.parametrize("script", ["rotate.sql", "encrypt.sql"])
+def test_a_table_that_is_replaced_while_the_script_waits(admin, keys, script):
+    with connect(DATABASE) as other:
+        other.execute("BEGIN")
+        other.execute("DROP TABLE public.connection")
+        other.execute("SET ROLE fernet_airflow")
+        create_tables(other, "public", ["connection"])
+        with in_background(refusal, script, *keys) as call:
+            wait_until(lambda: value(admin, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = %s AND query LIKE %s"
+                                            " AND pid <> pg_backend_pid())", DATABASE, "%are_locked boolean%"))
+            other.execute("COMMIT")
+            assert "Airflow's tables were replaced while this waited for them" in call.result()
+
+
+@pytest.mark.parametrize("encoding", ["EUC_JP", "GBK", "BIG5", "LATIN1"])
+def test_encodings_of_the_client(admin, keys, encoding):
+    admin.execute(f"ALTER DATABASE {DATABASE} SET client_encoding = '{encoding}'")
+    for script in "encrypt.sql", "rotate.sql", "check.sql":
+        done = psql(script, *keys)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert "All that Airflow encrypts is under the first key." in psql("check.sql", *keys).stdout
 
 
 #

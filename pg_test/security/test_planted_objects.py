@@ -232,7 +232,7 @@ def test_the_statements_of_the_documentation_for_a_superuser(attacker, victim, t
     """Those that docs/security.md calls safe, on columns of varchar, where an attacker creates what fits these better."""
     statements = [block.text for block in blocks("docs/security.md")
                   if block.language == "sql" and block.heading in ("Privileges", "Planted code") and "fernet.fernet" in block.text]
-    assert len(statements) == 2
+    assert len(statements) == 3
     for schema in "public", "fernet":
         victim.execute(f"GRANT CREATE ON SCHEMA {schema} TO fernet_attacker")
         for name, result in ("fernet_decrypt", "text"), ("fernet_rotate", "varchar"), ("fernet_key_index", "integer"):
@@ -251,6 +251,7 @@ def test_the_statements_of_the_documentation_for_a_superuser(attacker, victim, t
         victim.execute("RESET search_path")
         [function] = column(victim, "SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'my_password'")
         victim.execute(f"ALTER DATABASE {DATABASE} SET fernet.keys = '{value(victim, 'SHOW fernet.keys')}'")
+        victim.execute(f"GRANT EXECUTE ON FUNCTION {function} TO fernet_attacker")
         with connect(DATABASE, user="fernet_attacker") as session:
             session.execute("SET search_path = traps, public, pg_catalog")
             assert value(session, f"SELECT {function.split('(')[0]}(1)") == "hello"
@@ -265,6 +266,30 @@ def test_the_statements_of_the_documentation_for_a_superuser(attacker, victim, t
         victim.execute(f"ALTER DATABASE {DATABASE} RESET fernet.keys")
         victim.execute("DROP TABLE public.connection")
         victim.execute("REVOKE CREATE ON SCHEMA fernet FROM fernet_attacker")
+        victim.execute("DROP OWNED BY password_reader; DROP ROLE password_reader")
+
+
+def test_the_recipe_for_certain_rows_makes_nobody_a_superuser(attacker, victim):
+    """Whoever owns the table can put a view in its place, whose functions run with the rights of the function's owner."""
+    victim.execute("CREATE TABLE public.connection (id integer, password varchar(1000), owner name);"
+                   "ALTER TABLE public.connection OWNER TO fernet_attacker;"
+                   "GRANT CREATE ON SCHEMA public TO fernet_attacker")
+    try:
+        for block in blocks("docs/security.md"):
+            if block.language == "sql" and block.heading == "Privileges" and "password_reader" in block.text:
+                victim.execute(block.text)
+        victim.execute("GRANT EXECUTE ON FUNCTION my_password(int) TO fernet_attacker")
+        attacker.execute("ALTER TABLE public.connection RENAME TO moved;"
+                         "CREATE FUNCTION public.climb() RETURNS text LANGUAGE plpgsql"
+                         " AS $$ BEGIN EXECUTE 'ALTER ROLE fernet_attacker SUPERUSER'; RETURN NULL; END $$;"
+                         "CREATE VIEW public.connection AS SELECT 1 AS id, public.climb()::varchar AS password, session_user AS owner;"
+                         "GRANT SELECT ON public.connection TO PUBLIC")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            attacker.execute("SELECT public.my_password(1)")
+        assert not value(victim, "SELECT rolsuper FROM pg_roles WHERE rolname = 'fernet_attacker'")
+    finally:
+        victim.execute("DROP VIEW public.connection; DROP FUNCTION public.climb(); DROP TABLE public.moved")
+        victim.execute("DROP OWNED BY password_reader; DROP ROLE password_reader")
 
 
 def test_conversions(keys):

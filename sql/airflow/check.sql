@@ -30,9 +30,11 @@ SET LOCAL row_security = off;
 
 -- Tell Airflow by its tables: dag_bundle came with 3.0, connection_test_request
 -- with 3.3, and trigger.kwargs is text, so that it can hold a token, since 2.9.
--- They are all in one schema and of one owner: others are somebody else's.
+-- They are all in one schema and of one owner: others are somebody else's. Whoever
+-- owns the schema, or that of the extension, can put others in the place of what
+-- is in it at any time: a superuser trusts no stranger there.
 WITH tables AS (
-  SELECT c.oid, relname, nspname, relowner, format('%I.%I', nspname, relname) AS name,
+  SELECT c.oid, relname, nspname, nspowner, relowner, format('%I.%I', nspname, relname) AS name,
          relkind IN ('r', 'p') AND relpersistence <> 't' AS is_table,
          relname IN ('connection', 'variable', 'trigger', 'connection_test_request') AS has_tokens
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
@@ -45,11 +47,12 @@ airflow AS (
          coalesce(bool_or(relname = 'trigger' AND EXISTS (
            SELECT FROM pg_attribute
             WHERE attrelid = tables.oid AND attname = 'kwargs' AND atttypid = 'text'::regtype)), false) AS has_trigger_tokens,
-         array_agg(oid::regclass ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
+         array_agg(oid ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
+         min(relowner) AS tables_owner, min(nspowner) AS schema_owner,
          CASE WHEN count(DISTINCT nspname) > 1
               THEN ARRAY['several schemas in the search path have tables with the same names as Airflow''s: '
                            || string_agg(DISTINCT quote_ident(nspname), ', '),
-                         'Name only Airflow''s schema: PGOPTIONS=''-c search_path=…'' psql …']
+                         'Name only Airflow''s schema: PGOPTIONS=''-c search_path=...'' psql ...']
               WHEN count(*) FILTER (WHERE relname IN ('connection', 'variable', 'dag_run')) < 3
               THEN ARRAY['no Airflow tables in the search path',
                          'Connect to the metadata database, with its schema in search_path.']
@@ -59,21 +62,31 @@ airflow AS (
               WHEN count(DISTINCT relowner) > 1
               THEN ARRAY['Airflow''s tables have several owners: '
                            || string_agg(format('%s of %s', name, relowner::regrole), ', ' ORDER BY relname),
-                         'See that none is a stranger''s, and give them all to one: ALTER TABLE … OWNER TO …']
+                         'See that none is a stranger''s, and give them all to one: ALTER TABLE ... OWNER TO ...']
           END AS problem
     FROM tables),
 extension AS (
-  SELECT nspname AS fernet, extversion AS version
+  SELECT nspname AS fernet, nspowner AS fernet_owner, extversion AS version
     FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace
-   WHERE extname = 'pg_fernet')
+   WHERE extname = 'pg_fernet'),
+stranger AS (
+  SELECT min(format('schema %I belongs to %I, who is neither a superuser nor the owner of Airflow''s tables', name, rolname)) AS problem
+    FROM airflow LEFT JOIN extension ON true
+    CROSS JOIN LATERAL (VALUES (schema, schema_owner), (fernet, fernet_owner)) AS schemas (name, holder)
+    JOIN pg_database ON datname = current_database()
+    JOIN pg_roles AS r ON r.oid = CASE holder WHEN 'pg_database_owner'::regrole THEN datdba ELSE holder END
+   WHERE current_setting('is_superuser')::boolean AND NOT rolsuper AND r.oid <> tables_owner)
 SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables,
        format('Airflow %s in schema %s of %s, pg_fernet %s in schema %s',
               airflow, quote_ident(schema), owner, version, quote_ident(fernet)) AS taken,
        format('BEGIN RAISE EXCEPTION USING MESSAGE = %L, HINT = %L; END',
-              coalesce(problem[1], 'pg_fernet is not installed in this database'),
-              coalesce(problem[2], 'As a superuser: CREATE SCHEMA fernet; CREATE EXTENSION pg_fernet SCHEMA fernet')) AS refusal,
-       problem IS NOT NULL OR fernet IS NULL AS is_refused
-  FROM airflow LEFT JOIN extension ON true
+              coalesce(airflow.problem[1], stranger.problem, 'pg_fernet is not installed in this database'),
+              CASE WHEN airflow.problem IS NOT NULL THEN airflow.problem[2]
+                   WHEN stranger.problem IS NOT NULL
+                   THEN 'Run this as the owner of the tables, or give the schema to that role: ALTER SCHEMA ... OWNER TO ...'
+                   ELSE 'As a superuser: CREATE SCHEMA fernet; CREATE EXTENSION pg_fernet SCHEMA fernet' END) AS refusal,
+       airflow.problem IS NOT NULL OR stranger.problem IS NOT NULL OR fernet IS NULL AS is_refused
+  FROM airflow LEFT JOIN extension ON true CROSS JOIN stranger
 \gset
 \if :is_refused
   DO :'refusal';

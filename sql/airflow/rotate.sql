@@ -32,9 +32,11 @@ SET LOCAL row_security = off;
 
 -- Tell Airflow by its tables: dag_bundle came with 3.0, connection_test_request
 -- with 3.3, and trigger.kwargs is text, so that it can hold a token, since 2.9.
--- They are all in one schema and of one owner: others are somebody else's.
+-- They are all in one schema and of one owner: others are somebody else's. Whoever
+-- owns the schema, or that of the extension, can put others in the place of what
+-- is in it at any time: a superuser trusts no stranger there.
 WITH tables AS (
-  SELECT c.oid, relname, nspname, relowner, format('%I.%I', nspname, relname) AS name,
+  SELECT c.oid, relname, nspname, nspowner, relowner, format('%I.%I', nspname, relname) AS name,
          relkind IN ('r', 'p') AND relpersistence <> 't' AS is_table,
          relname IN ('connection', 'variable', 'trigger', 'connection_test_request') AS has_tokens
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
@@ -47,11 +49,12 @@ airflow AS (
          coalesce(bool_or(relname = 'trigger' AND EXISTS (
            SELECT FROM pg_attribute
             WHERE attrelid = tables.oid AND attname = 'kwargs' AND atttypid = 'text'::regtype)), false) AS has_trigger_tokens,
-         array_agg(oid::regclass ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
+         array_agg(oid ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
+         min(relowner) AS tables_owner, min(nspowner) AS schema_owner,
          CASE WHEN count(DISTINCT nspname) > 1
               THEN ARRAY['several schemas in the search path have tables with the same names as Airflow''s: '
                            || string_agg(DISTINCT quote_ident(nspname), ', '),
-                         'Name only Airflow''s schema: PGOPTIONS=''-c search_path=…'' psql …']
+                         'Name only Airflow''s schema: PGOPTIONS=''-c search_path=...'' psql ...']
               WHEN count(*) FILTER (WHERE relname IN ('connection', 'variable', 'dag_run')) < 3
               THEN ARRAY['no Airflow tables in the search path',
                          'Connect to the metadata database, with its schema in search_path.']
@@ -61,21 +64,31 @@ airflow AS (
               WHEN count(DISTINCT relowner) > 1
               THEN ARRAY['Airflow''s tables have several owners: '
                            || string_agg(format('%s of %s', name, relowner::regrole), ', ' ORDER BY relname),
-                         'See that none is a stranger''s, and give them all to one: ALTER TABLE … OWNER TO …']
+                         'See that none is a stranger''s, and give them all to one: ALTER TABLE ... OWNER TO ...']
           END AS problem
     FROM tables),
 extension AS (
-  SELECT nspname AS fernet, extversion AS version
+  SELECT nspname AS fernet, nspowner AS fernet_owner, extversion AS version
     FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace
-   WHERE extname = 'pg_fernet')
+   WHERE extname = 'pg_fernet'),
+stranger AS (
+  SELECT min(format('schema %I belongs to %I, who is neither a superuser nor the owner of Airflow''s tables', name, rolname)) AS problem
+    FROM airflow LEFT JOIN extension ON true
+    CROSS JOIN LATERAL (VALUES (schema, schema_owner), (fernet, fernet_owner)) AS schemas (name, holder)
+    JOIN pg_database ON datname = current_database()
+    JOIN pg_roles AS r ON r.oid = CASE holder WHEN 'pg_database_owner'::regrole THEN datdba ELSE holder END
+   WHERE current_setting('is_superuser')::boolean AND NOT rolsuper AND r.oid <> tables_owner)
 SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables,
        format('Airflow %s in schema %s of %s, pg_fernet %s in schema %s',
               airflow, quote_ident(schema), owner, version, quote_ident(fernet)) AS taken,
        format('BEGIN RAISE EXCEPTION USING MESSAGE = %L, HINT = %L; END',
-              coalesce(problem[1], 'pg_fernet is not installed in this database'),
-              coalesce(problem[2], 'As a superuser: CREATE SCHEMA fernet; CREATE EXTENSION pg_fernet SCHEMA fernet')) AS refusal,
-       problem IS NOT NULL OR fernet IS NULL AS is_refused
-  FROM airflow LEFT JOIN extension ON true
+              coalesce(airflow.problem[1], stranger.problem, 'pg_fernet is not installed in this database'),
+              CASE WHEN airflow.problem IS NOT NULL THEN airflow.problem[2]
+                   WHEN stranger.problem IS NOT NULL
+                   THEN 'Run this as the owner of the tables, or give the schema to that role: ALTER SCHEMA ... OWNER TO ...'
+                   ELSE 'As a superuser: CREATE SCHEMA fernet; CREATE EXTENSION pg_fernet SCHEMA fernet' END) AS refusal,
+       airflow.problem IS NOT NULL OR stranger.problem IS NOT NULL OR fernet IS NULL AS is_refused
+  FROM airflow LEFT JOIN extension ON true CROSS JOIN stranger
 \gset
 \if :is_refused
   DO :'refusal';
@@ -92,17 +105,30 @@ SELECT count(*) = 1 AS is_single FROM :"fernet".fernet_keys() \gset
 -- Lock the tables against writers: all at once or none, so that we never wait
 -- for a lock while we hold another, and no transaction of Airflow's, in whatever
 -- order it writes, can meet a deadlock with us. Readers are not held up.
+SET LOCAL airflow.schema = :'schema';
 SET LOCAL airflow.tables = :'tables';
 DO $$
 DECLARE
-  tables regclass[] := current_setting('airflow.tables');
-  names text := array_to_string(tables, ', ');
+  tables oid[] := current_setting('airflow.tables');
+  names text := array_to_string(tables::regclass[], ', ');
+  are_locked boolean := false;
   attempts integer := 0;
+  stranger text;
 BEGIN
   LOOP
+    -- Before and after, the names are those of the tables that were found.
+    IF tables IS DISTINCT FROM (
+      SELECT array_agg(c.oid ORDER BY relname)
+        FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
+       WHERE nspname = current_setting('airflow.schema')
+         AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request')) THEN
+      RAISE EXCEPTION 'Airflow''s tables were replaced while this waited for them'
+        USING HINT = 'See by whom, then run this again.';
+    END IF;
+    EXIT WHEN are_locked;
     BEGIN
       EXECUTE 'LOCK TABLE ' || names || ' IN EXCLUSIVE MODE NOWAIT';
-      EXIT;
+      are_locked := true;
     EXCEPTION WHEN lock_not_available THEN
       attempts := attempts + 1;
       IF attempts = 50 THEN
@@ -116,6 +142,21 @@ BEGIN
       PERFORM pg_sleep(0.02);
     END;
   END LOOP;
+
+  -- Who has the TRIGGER privilege on a table may have attached code to it.
+  SELECT format('trigger %I on %s runs code of %I', tgname, c.oid::regclass, rolname) INTO stranger
+    FROM pg_trigger AS t
+    JOIN pg_class AS c ON c.oid = tgrelid
+    JOIN pg_depend AS d ON classid = 'pg_trigger'::regclass AND objid = t.oid AND refclassid = 'pg_proc'::regclass
+    JOIN pg_proc AS p ON p.oid = refobjid
+    JOIN pg_roles AS r ON r.oid = proowner
+   WHERE c.oid = ANY (tables) AND NOT tgisinternal AND tgenabled <> 'D'
+     AND NOT rolsuper AND r.oid <> relowner AND rolname <> current_user
+   ORDER BY 1 LIMIT 1;
+  IF stranger IS NOT NULL THEN
+    RAISE EXCEPTION '%', stranger
+      USING HINT = 'It would run with your rights. Drop it, disable it, or give its functions to the owner of the table.';
+  END IF;
 END $$;
 
 -- IS DISTINCT FROM 1 takes the tokens under older keys, and also the values
