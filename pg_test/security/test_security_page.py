@@ -130,7 +130,7 @@ def test_a_schema_of_its_own_needs_usage_and_a_path(db, role, database):
 def replacing(path, new):
     """SQL that replaces the file in the midst of other statements, the first time it runs."""
     write(path.with_name("replacement"), new)
-    return f"COPY (SELECT) TO PROGRAM 'mv -f {path.with_name('replacement')} {path} || true'"
+    return f"COPY (SELECT) TO PROGRAM 'cat >/dev/null; mv -f {path.with_name('replacement')} {path} || true'"
 
 
 def test_several_statements_in_one_message(db, folder, keys):
