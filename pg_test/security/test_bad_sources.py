@@ -122,7 +122,7 @@ DROPPED = "{} was set before pg_fernet was loaded, and is not in force"
 @pytest.fixture
 def ordinary(db):
     db.execute("CREATE ROLE fernet_ordinary LOGIN")
-    db.execute("GRANT EXECUTE ON FUNCTION fernet_keys() TO fernet_ordinary")
+    db.execute("GRANT EXECUTE ON FUNCTION fernet_keys(), fernet_key_index(text) TO fernet_ordinary")
     yield "fernet_ordinary"
     db.execute("DROP OWNED BY fernet_ordinary")
     db.execute("DROP ROLE fernet_ordinary")
@@ -141,6 +141,13 @@ def test_what_a_role_may_not_set(sessions, configured, key_file, ordinary, way, 
     for _ in range(2):
         assert refusal(session, "55000", "SELECT * FROM fernet_keys()") == DROPPED.format(name)
     assert f'permission denied to set parameter "{name}"' in told
+    reload(sessions())
+    assert refusal(session, "55000", "SELECT * FROM fernet_keys()") == DROPPED.format(name)
+    # Nor by parallel workers, and not after RESET.
+    force_parallel(session)
+    assert refusal(session, "55000", "SELECT count(fernet_key_index(proname::text)) FROM pg_proc") == DROPPED.format(name)
+    session.execute("RESET ALL")
+    assert refusal(session, "55000", "SELECT * FROM fernet_keys()") == DROPPED.format(name)
     # Not for others.
     assert len(fingerprints(sessions(user=ordinary))) > 0
 

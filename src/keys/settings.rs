@@ -44,26 +44,29 @@ pub(crate) fn init() {
 
 /// Calls `f` with the first of the settings that is set.
 pub(super) fn with_source<R>(f: impl FnOnce(Source<'_>) -> R) -> R {
-    let is_set = |value: Option<&[u8]>| value.is_some_and(|value| !value.is_empty());
-    if setting::is_dropped::<Keys>() {
-        f(Source::Dropped(Keys::NAME))
-    } else if setting::with_value::<Keys, _>(|list| list.is_some()) {
-        setting::with_value::<Keys, _>(|list| f(Source::Keys(list.unwrap_or_default())))
-    } else if setting::is_dropped::<KeysFile>() {
-        f(Source::Dropped(KeysFile::NAME))
-    } else if setting::with_value::<KeysFile, _>(is_set) {
-        setting::with_value::<KeysFile, _>(|path| f(Source::File(Path::new(os_str(path)))))
-    } else if setting::is_dropped::<KeysCommand>() {
-        f(Source::Dropped(KeysCommand::NAME))
-    } else if setting::with_value::<KeysCommand, _>(is_set) {
-        setting::with_value::<KeysCommand, _>(|command| f(Source::Command(os_str(command))))
-    } else {
-        f(Source::None)
-    }
+    setting::with_value::<Keys, _>(|list| {
+        setting::with_value::<KeysFile, _>(|path| {
+            setting::with_value::<KeysCommand, _>(|command| f(first_of(list, path, command)))
+        })
+    })
 }
 
-fn os_str(value: Option<&[u8]>) -> &OsStr {
-    OsStr::from_bytes(value.unwrap_or_default())
+/// Empty paths and commands are as if they were not set; an empty list is a list.
+fn first_of<'a>(
+    list: Option<&'a [u8]>,
+    path: Option<&'a [u8]>,
+    command: Option<&'a [u8]>,
+) -> Source<'a> {
+    let is_dropped = |value: &[u8]| value == setting::DROPPED.to_bytes();
+    match (list, path.unwrap_or_default(), command.unwrap_or_default()) {
+        (Some(list), ..) if is_dropped(list) => Source::Dropped(Keys::NAME),
+        (Some(list), ..) => Source::Keys(list),
+        (_, path, _) if is_dropped(path) => Source::Dropped(KeysFile::NAME),
+        (_, path @ [_, ..], _) => Source::File(Path::new(OsStr::from_bytes(path))),
+        (.., command) if is_dropped(command) => Source::Dropped(KeysCommand::NAME),
+        (.., command @ [_, ..]) => Source::Command(OsStr::from_bytes(command)),
+        _ => Source::None,
+    }
 }
 
 struct Keys;

@@ -1,12 +1,11 @@
 //! Settings of our own: strings that are looked at when they are set.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
-
 use zeroize::Zeroizing;
 
 use super::report::{self, Report};
@@ -47,8 +46,6 @@ pub(crate) trait Setting {
 thread_local! {
     /// Whether settings are being defined, with the values that they were given before.
     static IS_DEFINING: Cell<bool> = const { Cell::new(false) };
-    /// The names of settings whose values from before the server has dropped.
-    static DROPPED: RefCell<Vec<&'static CStr>> = const { RefCell::new(Vec::new()) };
 }
 
 pub(crate) fn define<S: Setting>() {
@@ -68,18 +65,29 @@ pub(crate) fn define<S: Setting>() {
             None,
         );
     }
-    IS_DEFINING.set(false);
     // The server drops, with a warning, what it would have refused from whoever set it.
     if before.is_some_and(|before| with_value::<S, _>(|value| value != Some(&before[..]))) {
-        DROPPED.with_borrow_mut(|dropped| dropped.push(S::NAME));
+        // So that parallel workers know, and neither a rollback nor a reload makes up for it.
+        // SAFETY: name and value are C strings, which the server copies.
+        unsafe {
+            pg_sys::set_config_option(
+                S::NAME.as_ptr(),
+                DROPPED.as_ptr(),
+                pg_sys::GucContext::PGC_POSTMASTER,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+                pg_sys::GucAction::GUC_ACTION_SET,
+                true,
+                0,
+                false,
+            );
+        }
     }
+    IS_DEFINING.set(false);
 }
 
-/// Tells whether the server has dropped what a setting was given before it was defined, and nobody has
-/// set it since.
-pub(crate) fn is_dropped<S: Setting>() -> bool {
-    DROPPED.with_borrow(|dropped| dropped.contains(&S::NAME))
-}
+/// What a setting is given in the place of a value from before it was defined, which the server has
+/// dropped.
+pub(crate) const DROPPED: &CStr = c"(dropped)";
 
 /// Refuses to define settings where the server would drop what they were given before: it takes no
 /// values during a parallel operation.
@@ -129,7 +137,6 @@ unsafe extern "C-unwind" fn check<S: Setting>(
     };
     let in_configuration = (PGC_S_FILE..=PGC_S_DATABASE_USER).contains(&source);
     let Err(report) = S::check(value, in_configuration) else {
-        DROPPED.with_borrow_mut(|dropped| dropped.retain(|&name| name != S::NAME));
         return true;
     };
     let is_told = source >= PGC_S_CLIENT || source == PGC_S_FILE && server::is_altering_system();
