@@ -152,6 +152,16 @@ def test_what_a_role_may_not_set(sessions, configured, key_file, ordinary, way, 
     assert len(fingerprints(sessions(user=ordinary))) > 0
 
 
+def test_what_was_taken_out_of_the_configuration(sessions, configured, key_file, keys):
+    """Later servers show what has no value any more as if it were empty, which a list must not be."""
+    with connect("postgres") as old:
+        configured(f"fernet.keys = '{KEY}'", f"fernet.keys_file = '{key_file}'")
+        assert value(old, "SHOW fernet.keys") == KEY
+        configured(f"fernet.keys_file = '{key_file}'")
+        assert value(old, "SELECT pg_backend_pid()")
+    assert fingerprints(sessions()) == [fingerprint(key) for key in keys]
+
+
 def test_what_somebody_elses_code_has_set(db, sessions, configured, key_file, ordinary):
     """A superuser's own list is lost then, and no other is used."""
     configured(f"fernet.keys_file = '{key_file}'")

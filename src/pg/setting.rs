@@ -108,7 +108,16 @@ pub(crate) fn refuse_in_parallel_operation<S: Setting>() {
 /// Returns what a setting has been given that is not defined yet.
 fn undefined_value<S: Setting>() -> Option<Zeroizing<Vec<u8>>> {
     // SAFETY: a C string; the result is null, or one that lasts until the setting changes.
+    #[cfg(feature = "pg15")]
     let value = unsafe { bytes(pg_sys::GetConfigOption(S::NAME.as_ptr(), true, false)) };
+    // Later servers show what has no value as if it were empty.
+    // SAFETY: the same, of a placeholder, which is a string.
+    #[cfg(not(feature = "pg15"))]
+    let value = unsafe {
+        let setting = pg_sys::find_option(S::NAME.as_ptr(), false, true, 0);
+        let setting = setting.cast::<pg_sys::config_string>().as_ref();
+        setting.and_then(|setting| bytes(*setting.variable))
+    };
     value.map(|value| Zeroizing::new(value.to_vec()))
 }
 
