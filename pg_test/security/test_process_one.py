@@ -12,9 +12,10 @@ import pytest
 
 from cluster import Cluster
 from key_files import key
-from postgres import value
+from postgres import force_parallel, value
 from pyca import fingerprint
 from settings import refusal
+from tables import wait_until
 
 KEY = key()
 # By this, the processes of a command are recognised, beside those of another run of these tests.
@@ -83,7 +84,7 @@ def bystander(server):
     with server.connect() as session:
         starts = server.starts()
         yield session
-        wait_until(lambda: not left(), "something outlives the command")
+        wait_until(lambda: not left(), 10)
         time.sleep(0.2)
         assert value(session, "SELECT 1") == 1
         assert server.starts() == starts
@@ -101,18 +102,11 @@ def command_line(pid):
         return []
 
 
-def wait_until(condition, message):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, message
-        time.sleep(0.01)
-
-
 def start(server, session, command):
     """Lets a session run the command, and waits until it has started all that it starts."""
     server.set_command(session, command)
     session.pgconn.send_query(b"SELECT fernet_encrypt('hello')")
-    wait_until(lambda: len(left()) == command.count(SLEEP), f"not {command.count(SLEEP)} of {command}")
+    wait_until(lambda: len(left()) == command.count(SLEEP), 10)
 
 
 # What a command has started when it is ended: children, children of theirs, sessions of their own.
@@ -181,9 +175,8 @@ def test_parallel_workers(server, bystander, session):
     server.set_command(session, f"echo {KEY}")
     session.execute("CREATE TABLE tokens AS SELECT fernet_encrypt(n::text) AS token FROM generate_series(1, 1000) AS n")
     server.set_command(session, f"{SLEEP} | cat")
-    for setting in ("parallel_setup_cost = 0", "parallel_tuple_cost = 0", "min_parallel_table_scan_size = 0",
-                    "parallel_leader_participation = off", "statement_timeout = '1s'"):
-        session.execute("SET " + setting)
+    force_parallel(session)
+    session.execute("SET statement_timeout = '1s'")
     with pytest.raises(psycopg.errors.QueryCanceled):
         session.execute("SELECT count(fernet_decrypt(token)) FROM tokens")
     session.execute("DROP TABLE tokens")
@@ -198,8 +191,8 @@ def test_a_server_process_that_is_killed(server):
         other.execute("CREATE TEMP TABLE nothing ()")
         other.execute(f"COPY nothing FROM PROGRAM 'kill -9 {session.info.backend_pid}'")
         other.execute("SELECT pg_sleep(10)")
-    wait_until(lambda: server.starts() > starts, "no restart")
-    wait_until(lambda: not left(), "something outlives the server process")
+    wait_until(lambda: server.starts() > starts, 10)
+    wait_until(lambda: not left(), 10)
     time.sleep(0.5)
     assert server.starts() == starts + 1
     with server.connect() as other:
