@@ -4,8 +4,8 @@
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
 
 .DEFAULT_GOAL := help
-.PHONY: help all demo test soak test-airflow fuzz mutants audit install installcheck lint bench bench-airflow \
-	bench-operations package test-package clean
+.PHONY: help all demo test soak test-airflow test-applications fuzz mutants audit install installcheck lint bench \
+	bench-airflow bench-operations package test-package clean
 
 export PG PG_CONFIG
 
@@ -26,6 +26,9 @@ soak: ## run the long form of the hardening tests (hours)
 
 test-airflow: ## run the tests on real Airflow, 2.11 and 3.3
 	@scripts/test-airflow
+
+test-applications: ## run the tests on the larger applications of docs/applications.md
+	@scripts/test-applications
 
 fuzz: ## fuzz the core, ten seconds for each target
 	@scripts/fuzz

@@ -156,6 +156,15 @@ airflow_environments() {
     done
 }
 
+# Makes an environment for each application that we test with, of exactly what its list has: what it
+# declares besides, and does not need here, can be gigabytes.
+application_environments() {
+    local requirements
+    for requirements in pg_test/applications/*/requirements.txt; do
+        PIP_NO_DEPS=1 python_environment "$cache/applications/$(basename "$(dirname "$requirements")")" "$requirements"
+    done
+}
+
 major_of() { "$1" --version | grep -oE '[0-9]+' | head -1; }
 
 # Whether a server, of that version, is there with its headers.
