@@ -33,16 +33,16 @@ pub(super) fn decode_strict(encoded: &[u8], buf: &mut [u8]) -> Option<usize> {
     BASE64URL.decode_slice(encoded, buf).ok()
 }
 
-/// Decodes characters of the two alphabets whose padding, if they need any, is not with them.
-/// `None` for foreign bytes, and for one character more than a multiple of four.
+/// Decodes characters of the two alphabets whose padding, if they need any, is not with them. A `\`
+/// between them is passed over. `None` for one character more than a multiple of four.
 pub(super) fn decode_unpadded(chars: &[u8], buf: &mut [u8]) -> Option<usize> {
     let (groups, rest) = chars.split_at(chars.len() / 4 * 4);
-    let len =
-        decode_strict(groups, buf).or_else(|| decode_lenient(groups, buf).map(|(len, _)| len))?;
-    let mut last = *b"====";
-    last[..rest.len()].copy_from_slice(rest);
-    let (rest, _) = decode_lenient(&last, &mut buf[len..])?;
-    Some(len + rest)
+    let (done, rest) = match decode_strict(groups, buf) {
+        Some(len) => (len, rest),
+        None => (0, chars),
+    };
+    let (len, _) = decode_lenient(rest.iter().chain(b"=="), &mut buf[done..])?;
+    Some(done + len)
 }
 
 /// Decodes as CPython's `binascii.a2b_base64` does when it is not strict, with both alphabets.
@@ -52,7 +52,10 @@ pub(super) fn decode_unpadded(chars: &[u8], buf: &mut [u8]) -> Option<usize> {
 ///
 /// Foreign bytes are skipped. A `=` ends the input once it completes a group that has at least two
 /// characters; before that it is skipped too. Bits that fill no byte are dropped.
-pub(super) fn decode_lenient(encoded: &[u8], out: &mut [u8]) -> Option<(usize, usize)> {
+pub(super) fn decode_lenient<'a>(
+    encoded: impl IntoIterator<Item = &'a u8>,
+    out: &mut [u8],
+) -> Option<(usize, usize)> {
     let mut written = 0;
     let mut end = 0;
     let mut put = |byte: u8| {
@@ -62,7 +65,7 @@ pub(super) fn decode_lenient(encoded: &[u8], out: &mut [u8]) -> Option<(usize, u
     };
     // The current group: its last character's value, its characters so far, the `=` since then.
     let (mut last, mut chars, mut pads) = (0u8, 0, 0);
-    for (at, &byte) in encoded.iter().enumerate() {
+    for (at, &byte) in encoded.into_iter().enumerate() {
         let value = match byte {
             b'A'..=b'Z' => byte - b'A',
             b'a'..=b'z' => byte - b'a' + 26,
@@ -201,6 +204,13 @@ mod tests {
         assert_eq!(unpadded(b"-_+/").unwrap(), [0xfb, 0xff, 0xbf]);
         assert_eq!(unpadded(b"-_-_+/").unwrap(), [0xfb, 0xff, 0xbf, 0xfb]);
         assert_eq!(unpadded(b"Zm9vZ"), None);
+        // As PHP, and others, write a slash in JSON.
+        assert_eq!(unpadded(br"-_+\/").unwrap(), [0xfb, 0xff, 0xbf]);
+        assert_eq!(unpadded(br"Zm9v\/g").unwrap(), b"foo\xfe");
+        assert_eq!(
+            unpadded(br"-_+\/-_+\\/Zm8").unwrap(),
+            [0xfb, 0xff, 0xbf, 0xfb, 0xff, 0xbf, b'f', b'o']
+        );
     }
 
     #[test]

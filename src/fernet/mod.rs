@@ -25,5 +25,5 @@ mod token;
 pub use error::Error;
 pub use key::Key;
 pub use keyring::{Keyring, overwrite_traces};
-pub use scan::count_tokens;
+pub use scan::{count_tokens, may_hold_tokens};
 pub use token::{BLOCK, IV, Token, sealed_len};

@@ -7,7 +7,8 @@
 //!    all.
 //! 2. What pyca makes of the value, which skips foreign bytes and ends at the padding, is a token if
 //!    a key opens it. Line breaks may stand in such a token. What else stands before its padding stays.
-//! 3. Behind that, each run of characters of the two alphabets may end in a token.
+//! 3. Behind that, each run of characters of the two alphabets may end in a token. Where none in a
+//!    stretch of runs with an escaped `/` between them does, as in JSON, the stretch may end in one.
 //!
 //! Whatever is no token's stays where it is, byte for byte.
 
@@ -106,30 +107,49 @@ impl Keyring {
             }
         }
 
-        let (mut unauthenticated, mut badly_padded) = (0, 0);
-        let mut refuse = |refusal| match refusal {
-            Error::BadPadding => badly_padded += 1,
-            _ => unauthenticated += 1,
+        let mut refused = Refused::default();
+        let mut attempt = |run: Range<usize>| {
+            let (place, len, key) = match self.open_in(value, run, &mut output) {
+                Some(Ok(opened)) => opened,
+                Some(Err(refusal)) => return Ok(Some(Err(refusal))),
+                None => return Ok(None),
+            };
+            each(Ok(key));
+            let buf = output.at(place.start);
+            if let Some(len) = change(Token { buf, len }, key)? {
+                // The value's own padding is behind it.
+                let chars = count_chars(&value[place.clone()]);
+                output.replace(place, len.min(chars));
+            }
+            Ok(Some(Ok(())))
         };
-        for run in runs(value, next) {
-            match self.open_in(value, run, &mut output) {
-                None => continue,
-                Some(Err(refusal)) => refuse(refusal),
-                Some(Ok((place, len, key))) => {
-                    each(Ok(key));
-                    let buf = output.at(place.start);
-                    if let Some(len) = change(Token { buf, len }, key)? {
-                        output.replace(place, len);
-                    }
+        for stretch in stretches(value, next) {
+            let before = refused;
+            let mut opened = false;
+            for run in runs(value, &stretch) {
+                match attempt(run)? {
+                    Some(Ok(())) => opened = true,
+                    Some(Err(refusal)) => refused.add(refusal),
+                    None => {}
                 }
             }
-            found = true;
+            if !opened && has_escapes(&value[stretch.clone()]) {
+                match attempt(stretch)? {
+                    Some(Ok(())) => (opened, refused) = (true, before),
+                    Some(Err(refusal)) => {
+                        refused = before;
+                        refused.add(refusal);
+                    }
+                    None => {}
+                }
+            }
+            found |= opened;
         }
-        if !found && whole != Error::NotAToken {
-            refuse(whole);
+        if !found && refused == Refused::default() && whole != Error::NotAToken {
+            refused.add(whole);
         }
-        iter::repeat_n(Error::Unauthenticated, unauthenticated)
-            .chain(iter::repeat_n(Error::BadPadding, badly_padded))
+        iter::repeat_n(Error::Unauthenticated, refused.unauthenticated)
+            .chain(iter::repeat_n(Error::BadPadding, refused.badly_padded))
             .for_each(|refusal| each(Err(refusal)));
         Ok(output.finish())
     }
@@ -163,9 +183,38 @@ impl Keyring {
 /// # Panics
 /// If `buf` is shorter than `value`.
 pub fn count_tokens(value: &[u8], buf: &mut [u8]) -> usize {
-    match runs(value, 0).filter(|run| has_form(value, run)).count() {
+    let tokens = stretches(value, 0).map(|stretch| {
+        if has_form(value, &stretch) {
+            1
+        } else {
+            let runs = runs(value, &stretch);
+            runs.filter(|run| has_form(value, run)).count()
+        }
+    });
+    match tokens.sum() {
         0 => usize::from(Token::decode(value, buf).is_ok()),
         tokens => tokens,
+    }
+}
+
+/// Tells whether there may be a token in a document, JSON for instance, which as a whole is none.
+pub fn may_hold_tokens(document: &[u8]) -> bool {
+    memmem::find(document, START).is_some()
+}
+
+/// Counts the tokens that no key opens.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Refused {
+    unauthenticated: usize,
+    badly_padded: usize,
+}
+
+impl Refused {
+    fn add(&mut self, refusal: Error) {
+        match refusal {
+            Error::BadPadding => self.badly_padded += 1,
+            _ => self.unauthenticated += 1,
+        }
     }
 }
 
@@ -183,15 +232,48 @@ fn own_len(decoded: &[u8]) -> usize {
     }
 }
 
-/// Returns the runs of characters from `from` on in which a token may begin.
-fn runs(value: &[u8], mut from: usize) -> impl Iterator<Item = Range<usize>> {
+/// Returns the stretches from `from` on in which a token may begin: runs of characters, with an escaped
+/// `/` between one and the next.
+fn stretches(value: &[u8], mut from: usize) -> impl Iterator<Item = Range<usize>> {
     iter::from_fn(move || {
         let found = from + memmem::find(&value[from..], START)?;
-        let (before, behind) = value.split_at(found);
-        let chars_before = before[from..].iter().rev().take_while(is_char).count();
-        from = found + behind.iter().take_while(is_char).count();
-        Some(found - chars_before..from)
+        let chars_before = value[from..found].iter().rev().take_while(is_char);
+        let start = found - chars_before.count();
+        from = found;
+        loop {
+            from += value[from..].iter().take_while(is_char).count();
+            match slashes(&value[from..]) {
+                0 => return Some(start..from),
+                slashes if value.get(from + slashes) == Some(&b'/') => from += slashes,
+                _ => return Some(start..from),
+            }
+        }
     })
+}
+
+/// Returns the runs of characters in a stretch in which a token may begin.
+fn runs<'v>(
+    value: &'v [u8],
+    stretch: &Range<usize>,
+) -> impl Iterator<Item = Range<usize>> + use<'v> {
+    let mut start = stretch.start;
+    value[stretch.clone()]
+        .split(|&byte| byte == b'\\')
+        .map(move |run| {
+            let run = start..start + run.len();
+            start = run.end + 1;
+            run
+        })
+        .filter(|run| may_hold_tokens(&value[run.clone()]))
+}
+
+fn has_escapes(stretch: &[u8]) -> bool {
+    stretch.contains(&b'\\')
+}
+
+/// Counts the `\` at the front: an escape begins with several where JSON is a string in other JSON.
+fn slashes(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|&&byte| byte == b'\\').count()
 }
 
 fn is_char(byte: &&u8) -> bool {
@@ -201,7 +283,8 @@ fn is_char(byte: &&u8) -> bool {
 /// How many times the length of a run is spent on the tokens that may be at its end.
 const EFFORT: usize = 4;
 
-/// Returns what may be a token at the end of a run: from any `gAAA` on, the shortest first.
+/// Returns what may be a token at the end of a run, or of a stretch: from any `gAAA` on, the shortest
+/// first.
 ///
 /// A run of nothing but `gAAA` holds so many of them that to try all would be quadratic; so, but for
 /// the run as a whole, they are given up once they have taken several times its length. That misses
@@ -212,23 +295,34 @@ const EFFORT: usize = 4;
 fn candidates(value: &[u8], run: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let padding = padding(&value[run.end..]);
     let mut effort = EFFORT * run.len();
+    let (mut counted, mut chars) = (run.end, 0);
     memmem::rfind_iter(&value[run.clone()], START)
-        .map(move |at| run.start + at..run.end)
-        .filter(move |chars| fits(chars, padding))
-        .filter(move |chars| {
-            effort = effort.saturating_sub(chars.len());
-            effort > 0 || chars.start == run.start
+        .map(move |at| run.start + at)
+        .filter(move |&start| {
+            chars += count_chars(&value[start..counted]);
+            counted = start;
+            fits(chars, padding)
+        })
+        .map(move |start| start..run.end)
+        .filter(move |place| {
+            effort = effort.saturating_sub(place.len());
+            effort > 0 || place.start == run.start
         })
 }
 
-/// Tells whether a run as a whole has the form of a token.
+/// Tells whether a run, or a stretch, as a whole has the form of a token.
 fn has_form(value: &[u8], run: &Range<usize>) -> bool {
-    value[run.clone()].starts_with(UNKNOWN_START) && fits(run, padding(&value[run.end..]))
+    let (run, behind) = (&value[run.clone()], &value[run.end..]);
+    run.starts_with(UNKNOWN_START) && fits(count_chars(run), padding(behind))
 }
 
-/// Tells whether characters, with so much padding behind them, have the length of a token.
-fn fits(chars: &Range<usize>, padding: usize) -> bool {
-    let chars = chars.len();
+/// Counts the characters in a run or a stretch: all bytes but the `\` that escape some of them.
+fn count_chars(run: &[u8]) -> usize {
+    run.iter().filter(|&&byte| byte != b'\\').count()
+}
+
+/// Tells whether so many characters, with so much padding behind them, have the length of a token.
+fn fits(chars: usize, padding: usize) -> bool {
     chars.next_multiple_of(4) - chars <= padding && Token::has_len(chars * 3 / 4)
 }
 
@@ -238,13 +332,10 @@ fn padding(bytes: &[u8]) -> usize {
     fn strip(bytes: &[u8]) -> Option<&[u8]> {
         match bytes {
             [b'=', rest @ ..] | [b'%', b'3', b'D' | b'd', rest @ ..] => Some(rest),
-            [b'\\', rest @ ..] => {
-                let slashes = rest.iter().take_while(|&&byte| byte == b'\\').count();
-                match &rest[slashes..] {
-                    [b'u', b'0', b'0', b'3', b'D' | b'd', rest @ ..] => Some(rest),
-                    _ => None,
-                }
-            }
+            [b'\\', ..] => match &bytes[slashes(bytes)..] {
+                [b'u', b'0', b'0', b'3', b'D' | b'd', rest @ ..] => Some(rest),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -311,8 +402,11 @@ mod tests {
 
     /// Counts the characters that are decoded and authenticated.
     fn effort(value: &[u8]) -> usize {
-        runs(value, 0)
-            .flat_map(|run| candidates(value, run))
+        let runs = stretches(value, 0).flat_map(|stretch| {
+            let runs: Vec<_> = runs(value, &stretch).chain([stretch]).collect();
+            runs
+        });
+        runs.flat_map(|run| candidates(value, run))
             .map(|chars| chars.len())
             .sum()
     }
@@ -325,9 +419,11 @@ mod tests {
                 ("gAAAAA", "=="),
                 ("gAAAA", "="),
                 ("gAAA,", ""),
+                (r"gAAA\/", ""),
+                (r"gAAAA\\", "/"),
             ] {
                 let value = hostile.repeat(size / hostile.len()) + padding;
-                assert!(effort(value.as_bytes()) <= (EFFORT + 1) * value.len());
+                assert!(effort(value.as_bytes()) <= 2 * (EFFORT + 1) * value.len());
             }
         }
     }
@@ -343,7 +439,7 @@ mod tests {
         assert_eq!(lengths.len(), 20);
         assert_eq!(lengths.iter().sum::<usize>(), 14_960);
         // 73 bytes are the least: one block. 4000 characters are 3000 bytes, which is no length.
-        assert!(!fits(&(0..96), 2) && fits(&(0..98), 2) && !Token::has_len(3000));
+        assert!(!fits(96, 2) && fits(98, 2) && !Token::has_len(3000));
         let value = "gAAA".repeat(1011);
         let longest = candidates(value.as_bytes(), 0..value.len()).last();
         assert_eq!(longest, Some(0..value.len()));
@@ -376,7 +472,9 @@ mod tests {
     #[test]
     fn runs_are_as_long_as_they_can_be() {
         let found = |value: &str, from| {
-            let runs = runs(value.as_bytes(), from);
+            let stretches = stretches(value.as_bytes(), from);
+            let runs =
+                stretches.flat_map(|stretch| runs(value.as_bytes(), &stretch).collect::<Vec<_>>());
             runs.map(|run| (run.start, run.end)).collect::<Vec<_>>()
         };
         assert_eq!(found("gAAA", 0), [(0, 4)]);
@@ -385,5 +483,11 @@ mod tests {
         // As behind a token.
         assert_eq!(found("==xgAAA", 2), [(2, 7)]);
         assert_eq!(found("gaaa gAA A", 0), []);
+        // An escaped slash is between two runs, and inside of a stretch.
+        assert_eq!(found(r"gAAA\/xgAAA\n", 0), [(0, 4), (5, 11)]);
+        let stretches = |value: &str| stretches(value.as_bytes(), 0).collect::<Vec<_>>();
+        assert_eq!(stretches(r"gAAA\/xgAAA\n"), [0..11]);
+        assert_eq!(stretches(r"a\/gAAA\\\/x\x"), [2..12]);
+        assert_eq!(stretches(r"gAAA\\"), [0..4]);
     }
 }
