@@ -15,6 +15,31 @@ COMMENT ON FUNCTION fernet_census(regclass, name) IS
 COMMENT ON FUNCTION fernet_find_columns(integer) IS
     'the columns that hold Fernet tokens, as far as the caller may read them: how many values were sampled, and how many tokens are in them';
 
+-- Tokens in JSON.
+CREATE FUNCTION fernet_rotate(document json) RETURNS json
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_rotate_json_wrapper';
+COMMENT ON FUNCTION fernet_rotate(json) IS
+    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+
+CREATE FUNCTION fernet_rotate(document jsonb) RETURNS jsonb
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_rotate_jsonb_wrapper';
+COMMENT ON FUNCTION fernet_rotate(jsonb) IS
+    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+
+CREATE FUNCTION fernet_key_index(document json) RETURNS integer
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_key_index_json_wrapper';
+COMMENT ON FUNCTION fernet_key_index(json) IS
+    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+
+CREATE FUNCTION fernet_key_index(document jsonb) RETURNS integer
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_key_index_jsonb_wrapper';
+COMMENT ON FUNCTION fernet_key_index(jsonb) IS
+    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+
 -- A time to live counts until the statement, not until the transaction.
 CREATE OR REPLACE FUNCTION fernet_decrypt(token text, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE
@@ -40,6 +65,21 @@ DECLARE
     creators text;
 BEGIN
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+
+    -- What is new is for those to whom somebody will grant it.
+    FOR routine IN
+        SELECT p.oid::regprocedure AS signature,
+               string_agg(DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END, ', ') AS grantees
+        FROM pg_extension AS e
+        JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+        JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+        CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner)))
+        WHERE e.extname = 'pg_fernet' AND grantee <> p.proowner
+          AND p.proargtypes[0] IN ('json'::regtype, 'jsonb'::regtype)
+        GROUP BY p.oid
+    LOOP
+        EXECUTE format('REVOKE ALL ON ROUTINE %s FROM %s', routine.signature, routine.grantees);
+    END LOOP;
 
     FOR routine IN
         SELECT p.oid::regprocedure AS signature,

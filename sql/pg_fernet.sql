@@ -85,6 +85,18 @@ CREATE FUNCTION fernet_rotate(token bytea) RETURNS bytea
 COMMENT ON FUNCTION fernet_rotate(bytea) IS
     're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
 
+CREATE FUNCTION fernet_rotate(document json) RETURNS json
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_rotate_json_wrapper';
+COMMENT ON FUNCTION fernet_rotate(json) IS
+    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+
+CREATE FUNCTION fernet_rotate(document jsonb) RETURNS jsonb
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_rotate_jsonb_wrapper';
+COMMENT ON FUNCTION fernet_rotate(jsonb) IS
+    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+
 --
 -- Inspect
 --
@@ -100,6 +112,18 @@ CREATE FUNCTION fernet_key_index(token bytea) RETURNS integer
     AS 'MODULE_PATHNAME', 'fernet_key_index_wrapper';
 COMMENT ON FUNCTION fernet_key_index(bytea) IS
     'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
+
+CREATE FUNCTION fernet_key_index(document json) RETURNS integer
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_key_index_json_wrapper';
+COMMENT ON FUNCTION fernet_key_index(json) IS
+    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+
+CREATE FUNCTION fernet_key_index(document jsonb) RETURNS integer
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'fernet_key_index_jsonb_wrapper';
+COMMENT ON FUNCTION fernet_key_index(jsonb) IS
+    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
 
 CREATE FUNCTION fernet_is_token(value text) RETURNS boolean
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE

@@ -6,10 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::fernet::{self, Token, sealed_len};
+use crate::fernet::{self, Keyring, Token, sealed_len};
 use crate::keys::fingerprint::{self, sql_index};
 use crate::keys::{self, keyring};
+use crate::pg::document::Document;
 use crate::pg::value::{Buffer, Value};
+use crate::pg::value_type::ValueType;
 use crate::pg::{self, Report, encoding, random};
 
 type Result<T, E = ErrorReport> = std::result::Result<T, E>;
@@ -72,18 +74,28 @@ fn fernet_rotate<'fcx>(token: Value<'fcx>) -> Result<Value<'fcx>> {
 }
 
 #[pg_extern(sql = false)]
+fn fernet_rotate_json<'fcx>(document: Document<'fcx>) -> Result<Document<'fcx>> {
+    Ok(rotate_document(document, &ValueType::json())?)
+}
+
+#[pg_extern(sql = false)]
+fn fernet_rotate_jsonb<'fcx>(document: Document<'fcx>) -> Result<Document<'fcx>> {
+    Ok(rotate_document(document, &ValueType::jsonb())?)
+}
+
+#[pg_extern(sql = false)]
 fn fernet_key_index(token: Value<'_>) -> Result<Option<i32>> {
-    let keyring = keyring()?;
-    let mut buffer = Buffer::new(token.len())?;
-    let mut highest = None;
-    // Tokens that are refused come last.
-    keyring.inspect_value(&token, &mut buffer, |opener| {
-        highest = match opener {
-            Ok(index) => highest.max(Some(index)),
-            Err(_) => None,
-        };
-    });
-    Ok(highest.map(sql_index))
+    Ok(highest_key(&*keyring()?, &token)?)
+}
+
+#[pg_extern(sql = false)]
+fn fernet_key_index_json(document: Document<'_>) -> Result<Option<i32>> {
+    Ok(highest_key_in_document(document, &ValueType::json())?)
+}
+
+#[pg_extern(sql = false)]
+fn fernet_key_index_jsonb(document: Document<'_>) -> Result<Option<i32>> {
+    Ok(highest_key_in_document(document, &ValueType::jsonb())?)
 }
 
 #[pg_extern(sql = false)]
@@ -141,6 +153,52 @@ fn open(
     let len = keyring.open(token)?;
     check(timestamp)?;
     Ok((buffer, len))
+}
+
+/// Rotates the tokens in a document, in which there need not be any.
+fn rotate_document<'fcx>(
+    document: Document<'fcx>,
+    value_type: &ValueType,
+) -> Result<Document<'fcx>, Error> {
+    let keyring = keyring()?;
+    let mut refusal = None;
+    let rotated = document.change(value_type, |text, room| {
+        // Tokens that are refused come last.
+        let each = |opener: Result<_, _>| refusal = opener.err();
+        keyring.rotate_value(text, room, random::iv, each)
+    })?;
+    match refusal {
+        Some(refusal) => Err(refusal.into()),
+        None => Ok(rotated.unwrap_or(document)),
+    }
+}
+
+/// Returns the highest place of the keys that open the tokens in a value, or `None` if there is no
+/// token, or one that no key opens.
+fn highest_key(keyring: &Keyring, value: &[u8]) -> Result<Option<i32>, pg::Error> {
+    let mut buffer = Buffer::new(value.len())?;
+    let mut highest = None;
+    // Tokens that are refused come last.
+    keyring.inspect_value(value, &mut buffer, |opener| {
+        highest = match opener {
+            Ok(index) => highest.max(Some(index)),
+            Err(_) => None,
+        };
+    });
+    Ok(highest.map(sql_index))
+}
+
+fn highest_key_in_document(
+    document: Document<'_>,
+    value_type: &ValueType,
+) -> Result<Option<i32>, Error> {
+    let keyring = keyring()?;
+    let mut highest = None;
+    document.read(value_type, |text| {
+        highest = highest_key(&keyring, text)?;
+        Ok(())
+    })?;
+    Ok(highest)
 }
 
 fn scratch(token: &[u8]) -> Result<Buffer, Error> {

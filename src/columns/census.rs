@@ -16,6 +16,7 @@ use crate::pg::relation::{Kind, Lock, Relation, literal, schema_of};
 use crate::pg::server;
 use crate::pg::spi::Connection;
 use crate::pg::value::Buffer;
+use crate::pg::value_type::Stored;
 
 type Result<T, E = ErrorReport> = std::result::Result<T, E>;
 
@@ -86,7 +87,7 @@ fn fernet_census(
     }
     while let Some(rows) = cursor.fetch() {
         for row in rows.iter() {
-            row.with_bytes(1, |value| census.count(value))?;
+            census.count(row.stored(1, &column.value_type))?;
         }
     }
     drop(cursor);
@@ -105,17 +106,20 @@ impl<'a> Census<'a> {
         Ok(Self { keyring, tally })
     }
 
-    fn count(&mut self, value: Option<&[u8]>) -> Result<(), Error> {
+    fn count(&mut self, value: Option<Stored<'_>>) -> Result<(), Error> {
         let Some(value) = value else {
             self.tally.nulls += 1;
             return Ok(());
         };
-        let mut buffer = Buffer::new(value.len())?;
         let mut tokens = 0;
-        self.keyring.inspect_value(value, &mut buffer, |opener| {
-            tokens += 1;
-            self.tally.add_token(opener);
-        });
+        value.read(|part| {
+            let mut buffer = Buffer::new(part.len())?;
+            self.keyring.inspect_value(part, &mut buffer, |opener| {
+                tokens += 1;
+                self.tally.add_token(opener);
+            });
+            Ok(())
+        })?;
         self.tally.not_a_token += i64::from(tokens == 0);
         Ok(())
     }

@@ -28,6 +28,7 @@ use crate::pg::report::notice;
 use crate::pg::row::{Tid, Xid};
 use crate::pg::transaction::Transaction;
 use crate::pg::value::Buffer;
+use crate::pg::value_type::Stored;
 use crate::pg::{random, server};
 
 pub(super) struct Rotation<'a> {
@@ -198,10 +199,9 @@ impl Rotation<'_> {
                 let id = version.id;
                 let place = || table.place(id);
                 let batch_for_new = rotates.then_some(&mut batch);
-                version.with_bytes(|value| {
-                    let (writer, is_untouched) = (version.writer, version.is_untouched);
-                    self.rotate(id, writer, is_untouched, value, batch_for_new, place, look)
-                })?;
+                let value = version.stored(&table.column.value_type);
+                let (writer, is_untouched) = (version.writer, version.is_untouched);
+                self.rotate(id, writer, is_untouched, value, batch_for_new, place, look)?;
                 look.report.rows += 1;
                 reader.progress.advance(id.block);
                 if batch.is_full(self.batch_size) {
@@ -225,7 +225,7 @@ impl Rotation<'_> {
         id: Tid,
         writer: Xid,
         is_untouched: bool,
-        value: Option<&[u8]>,
+        value: Option<Stored<'_>>,
         batch: Option<&mut Batch>,
         place: impl Fn() -> String,
         look: &mut Look,
@@ -236,7 +236,7 @@ impl Rotation<'_> {
             return Ok(());
         };
         let (mut tokens, mut old, mut refusal) = (0, 0, None);
-        let each = |opener: Result<usize, fernet::Error>| {
+        let mut each = |opener: Result<usize, fernet::Error>| {
             tokens += 1;
             old += i64::from(opener.is_ok_and(|index| index > 0));
             refusal = refusal.or_else(|| opener.err());
@@ -245,8 +245,8 @@ impl Rotation<'_> {
         let strict = self.strict && batch.is_some();
         match batch {
             Some(batch) => {
-                let new_value = batch.values.push(value.len(), |buf| {
-                    self.keyring.rotate_value(value, buf, random::iv, each)
+                let new_value = value.change(&mut batch.values, |part, room| {
+                    self.keyring.rotate_value(part, room, random::iv, &mut each)
                 })?;
                 if let Some(value) = new_value {
                     batch.push(NewRow {
@@ -259,8 +259,11 @@ impl Rotation<'_> {
                 }
             }
             None => {
-                let mut buffer = Buffer::new(value.len())?;
-                self.keyring.inspect_value(value, &mut buffer, each);
+                value.read(|part| {
+                    let mut buffer = Buffer::new(part.len())?;
+                    self.keyring.inspect_value(part, &mut buffer, &mut each);
+                    Ok(())
+                })?;
             }
         }
         look.found += usize::from(old > 0);
@@ -366,18 +369,21 @@ impl Rotation<'_> {
     fn count_written(
         &mut self,
         row: &NewRow,
-        value: Option<&[u8]>,
+        value: Option<Stored<'_>>,
         look: &mut Look,
     ) -> Result<(), Error> {
         let (mut old, mut current) = (0, 0);
         if let Some(value) = value {
-            let mut buffer = Buffer::new(value.len())?;
-            self.keyring
-                .inspect_value(value, &mut buffer, |token| match token {
-                    Ok(0) => current += 1,
-                    Ok(_) => old += 1,
-                    Err(_) => {}
-                });
+            value.read(|part| {
+                let mut buffer = Buffer::new(part.len())?;
+                self.keyring
+                    .inspect_value(part, &mut buffer, |token| match token {
+                        Ok(0) => current += 1,
+                        Ok(_) => old += 1,
+                        Err(_) => {}
+                    });
+                Ok(())
+            })?;
         }
         if old > 0 {
             look.kept += 1;

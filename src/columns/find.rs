@@ -13,6 +13,7 @@ use crate::pg::report::warn;
 use crate::pg::spi::{Argument, Connection, Row};
 use crate::pg::subtransaction::in_subtransaction;
 use crate::pg::value::Buffer;
+use crate::pg::value_type::Stored;
 
 type Result<T, E = ErrorReport> = std::result::Result<T, E>;
 
@@ -37,13 +38,15 @@ type FoundRow = (
 /// There may be many tables, so nothing here looks at all of them for each of them.
 const CANDIDATES: &[u8] = b"
     WITH RECURSIVE types (oid) AS (
-        (SELECT unnest('{text,varchar,bpchar,bytea}'::regtype[])::oid
+        (SELECT unnest('{text,varchar,bpchar,bytea,xml,json,jsonb}'::regtype[])::oid
         UNION ALL
         SELECT d.objid FROM pg_extension AS e
         JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
-        WHERE e.extname = 'citext' AND d.classid = 'pg_type'::regclass AND d.deptype = 'e')
+        WHERE e.extname IN ('citext', 'hstore') AND d.classid = 'pg_type'::regclass AND d.deptype = 'e')
         UNION ALL
-        SELECT d.oid FROM types AS t JOIN pg_type AS d ON d.typbasetype = t.oid),
+        SELECT d.oid FROM types AS t
+        JOIN pg_type AS d ON t.oid = CASE WHEN d.typtype = 'd' THEN d.typbasetype
+                                          WHEN d.typsubscript = 'array_subscript_handler'::regproc THEN d.typelem END),
     tables AS (
         SELECT c.oid, n.nspname, c.relname, c.relkind, coalesce(pg_partition_root(c.oid), c.oid) AS root,
                has_schema_privilege(n.oid, 'USAGE') AS is_named,
@@ -114,7 +117,7 @@ fn fernet_find_columns(
         Err(keys::Error::Unset) => None,
         Err(error) => return Err(error.into()),
     };
-    let count = |value: &[u8]| count_tokens(keyring.as_deref(), value);
+    let count = |value: Stored<'_>| count_tokens(keyring.as_deref(), &value);
     let mut found = Vec::new();
     for relation in candidates(sample_rows).chunk_by_mut(|a, b| a.relation == b.relation) {
         let mut rows_left = i64::from(sample_rows);
@@ -199,13 +202,16 @@ fn sums(columns: &[Candidate]) -> impl Iterator<Item = FoundRow> + use<> {
 
 /// Counts the tokens in a value: what a key opens and what has the form, or without keys the latter
 /// alone.
-fn count_tokens(keyring: Option<&Keyring>, value: &[u8]) -> Result<i64, Error> {
-    let mut buffer = Buffer::new(value.len())?;
-    let Some(keyring) = keyring else {
-        return Ok(fernet::count_tokens(value, &mut buffer) as i64);
-    };
+fn count_tokens(keyring: Option<&Keyring>, value: &Stored<'_>) -> Result<i64, Error> {
     let mut tokens = 0;
-    keyring.inspect_value(value, &mut buffer, |_| tokens += 1);
+    value.read(|part| {
+        let mut buffer = Buffer::new(part.len())?;
+        match keyring {
+            Some(keyring) => keyring.inspect_value(part, &mut buffer, |_| tokens += 1),
+            None => tokens += fernet::count_tokens(part, &mut buffer) as i64,
+        }
+        Ok(())
+    })?;
     Ok(tokens)
 }
 
@@ -217,7 +223,7 @@ fn look_at(
     columns: &mut [Candidate],
     rows: i64,
     seed: u32,
-    count: impl Fn(&[u8]) -> Result<i64, Error>,
+    count: impl Fn(Stored<'_>) -> Result<i64, Error>,
 ) -> Result<i64, Error> {
     let table_name = columns[0].table_name.clone();
     let looked_at = in_subtransaction(
@@ -255,17 +261,18 @@ fn sample(
     columns: &mut [Candidate],
     rows: i64,
     seed: u32,
-    count: impl Fn(&[u8]) -> Result<i64, Error>,
+    count: impl Fn(Stored<'_>) -> Result<i64, Error>,
 ) -> Result<i64, Error> {
     let percent = columns[0].percent;
-    let mut names = Vec::new();
-    for column in columns.iter() {
-        match table.column(column.name.as_cstr()) {
-            Ok(column) => names.push(column.name),
-            // Somebody has dropped or changed it meanwhile.
-            Err(_) => names.push(b"NULL::pg_catalog.text".to_vec()),
-        }
-    }
+    // Those that nobody has dropped or changed meanwhile.
+    let mut columns: Vec<_> = columns
+        .iter_mut()
+        .filter_map(|candidate| {
+            let column = table.column(candidate.name.as_cstr()).ok()?;
+            Some((candidate, column))
+        })
+        .collect();
+    let names: Vec<_> = columns.iter().map(|(_, column)| &column.name[..]).collect();
     let names = names.join(&b", "[..]);
     let is_partitioned = table.kind() == Kind::PartitionedTable;
     let from: &[u8] = if is_partitioned {
@@ -281,10 +288,11 @@ fn sample(
         while let Some(rows) = cursor.fetch() {
             for row in rows.iter() {
                 sampled += 1;
-                for (column, number) in columns.iter_mut().zip(1..) {
-                    let tokens = row.with_bytes(number, |value| value.map(&count).transpose())?;
-                    column.sampled += i64::from(tokens.is_some());
-                    column.tokens += tokens.unwrap_or(0);
+                for ((candidate, column), number) in columns.iter_mut().zip(1..) {
+                    if let Some(value) = row.stored(number, &column.value_type) {
+                        candidate.sampled += 1;
+                        candidate.tokens += count(value)?;
+                    }
                 }
             }
         }

@@ -14,6 +14,7 @@ use crate::pg::row::{Tid, Xid};
 use crate::pg::slot::{self, Slot};
 use crate::pg::spi::{Argument, Connection, Cursor};
 use crate::pg::transaction::{Transaction, VirtualXid};
+use crate::pg::value_type::Stored;
 
 /// A relation and all that inherit from it, partitions included, but for temporary tables of other
 /// sessions, which no query sees. To be run with a safe search path.
@@ -160,16 +161,16 @@ pub(crate) fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<bool, E
 /// A table with rows of its own, open and locked until the transaction ends.
 pub(crate) struct Table<'c> {
     pub(crate) relation: Relation<'c>,
+    pub(crate) column: Column,
     name: Identifier,
-    column: Column,
 }
 
 /// What became of a row since it was read.
 pub(crate) enum Fate<'v> {
     /// This transaction has written it, with that value.
-    Ours(Option<&'v [u8]>),
+    Ours(Option<Stored<'v>>),
     /// Its newest version has that place, writer and value, and is locked now.
-    Held(Tid, Xid, Option<&'v [u8]>),
+    Held(Tid, Xid, Option<Stored<'v>>),
     /// Somebody else has locked it.
     Locked,
     /// It was deleted, or is in another partition now.
@@ -255,7 +256,7 @@ impl<'c> Table<'c> {
 
     /// Returns room for new values of the column.
     pub(crate) fn new_values<'tx>(&self, transaction: &'tx Transaction) -> NewValues<'tx> {
-        NewValues::new(transaction, self.column.stored_as)
+        NewValues::new(transaction, &self.column.value_type)
     }
 
     /// Writes the values that queries see, for so many rows in a range, to those of the rows that are
@@ -296,15 +297,14 @@ impl<'c> Table<'c> {
     /// Tells what became of a row that this transaction has read, and maybe written; locks it, if it can
     /// be had.
     pub(crate) fn fate<R>(&self, id: Tid, may_be_ours: bool, f: impl FnOnce(Fate<'_>) -> R) -> R {
-        let column = self.column.number;
         let mut slot = Slot::new(&self.relation);
         if may_be_ours && slot.fetch_our_newest(id) {
-            return slot.with_bytes(column, |value| f(Fate::Ours(value)));
+            return f(Fate::Ours(slot.stored(&self.column)));
         }
-        match slot.lock_newest(id, self.relation.is_key(column)) {
+        match slot.lock_newest(id, self.relation.is_key(self.column.number)) {
             slot::Lock::Held => {
-                let (id, writer) = (slot.id(), slot.writer());
-                slot.with_bytes(column, |value| f(Fate::Held(id, writer, value)))
+                let value = slot.stored(&self.column);
+                f(Fate::Held(slot.id(), slot.writer(), value))
             }
             slot::Lock::NotAvailable => f(Fate::Locked),
             slot::Lock::Gone => f(Fate::Gone),

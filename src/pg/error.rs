@@ -81,8 +81,8 @@ impl From<Error> for Report {
                 format!(
                     "column \"{column}\" of {relation} is of type {type_name}, which cannot hold tokens"
                 ),
-                "Tokens are kept in columns of type text, varchar, char, citext or bytea, or of a \
-                 domain over one of them.",
+                "Tokens are kept in columns of type text, varchar, char, citext, bytea, json, jsonb, xml \
+                 or hstore, and in arrays of and domains over these.",
             ),
         }
     }

@@ -3,6 +3,9 @@
 //! | module           | what it holds |
 //! |------------------|---------------|
 //! | `value`          | text and bytea, in and out |
+//! | `document`       | JSON, in and out |
+//! | `value_type`     | the types whose values can hold tokens, and where in such a value they may be |
+//! | `array`          | arrays: the elements of one, and another one of the same shape |
 //! | `name`           | names, in and out |
 //! | `encoding`       | from the encoding of the database to UTF-8, and back |
 //! | `relation`       | relations: open, inspect, name |
@@ -19,6 +22,8 @@
 //! | `report`         | errors, warnings and notices as the server has them |
 //! | `error`          | what the server, or the operating system, does not give |
 
+mod array;
+pub(crate) mod document;
 pub(crate) mod encoding;
 mod error;
 mod guc;
@@ -36,6 +41,7 @@ pub(crate) mod spi;
 pub(crate) mod subtransaction;
 pub(crate) mod transaction;
 pub(crate) mod value;
+pub(crate) mod value_type;
 
 pub(crate) use error::Error;
 pub(crate) use report::Report;

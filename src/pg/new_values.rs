@@ -9,6 +9,7 @@ use pgrx::prelude::*;
 use super::row::{Tid, Xid};
 use super::spi::{Connection, fail};
 use super::value::Value;
+use super::value_type::ValueType;
 
 /// New values for rows, which a query can read as the table `fernet_new_values`: the place of a row,
 /// its writer, and the value.
@@ -22,12 +23,11 @@ pub(crate) struct NewValues<'c> {
 impl<'c> NewValues<'c> {
     const NAME: &'static CStr = c"fernet_new_values";
 
-    /// `value_type` is text or bytea.
-    pub(crate) fn new(_: &'c Connection, value_type: pg_sys::Oid) -> Self {
+    pub(crate) fn new(_: &'c Connection, value_type: &ValueType) -> Self {
         let columns = [
             (c"id", pg_sys::TIDOID),
             (c"writer", pg_sys::XIDOID),
-            (c"value", value_type),
+            (c"value", value_type.oid),
         ];
         // SAFETY: as many columns are described as there are. What is made here is in memory of the
         // connection; what exceeds work_mem is in a file that `drop` closes.

@@ -10,6 +10,7 @@ use pgrx::prelude::*;
 use super::Error;
 use super::encoding::printable;
 use super::spi::Connection;
+use super::value_type::ValueType;
 
 /// A name as it stands in SQL, quoted where it must be.
 pub(crate) type Identifier = Vec<u8>;
@@ -216,7 +217,7 @@ impl<'c> Relation<'c> {
                 pg_sys::get_attgenerated(self.oid(), number) != 0,
             )
         };
-        let stored_as = stored_as(oid).ok_or_else(|| Error::ColumnType {
+        let value_type = ValueType::of(oid).ok_or_else(|| Error::ColumnType {
             column: printable(name.to_bytes()),
             relation: self.printable_name(),
             // SAFETY: the oid is that of the column's type; the result is a C string.
@@ -226,7 +227,7 @@ impl<'c> Relation<'c> {
             // SAFETY: the name is a C string, and so is the result.
             name: unsafe { bytes(pg_sys::quote_identifier(name.as_ptr())) },
             number,
-            stored_as,
+            value_type,
             generated,
         })
     }
@@ -247,8 +248,7 @@ impl Drop for Relation<'_> {
 pub(crate) struct Column {
     pub(crate) name: Identifier,
     pub(crate) number: i16,
-    /// The type, text or bytea, whose values are stored as those of the column are.
-    pub(crate) stored_as: pg_sys::Oid,
+    pub(crate) value_type: ValueType,
     pub(crate) generated: bool,
 }
 
@@ -281,30 +281,6 @@ pub(crate) fn schema_of(function: pg_sys::FunctionCallInfo) -> Identifier {
 pub(crate) fn has_extension(name: &CStr) -> bool {
     // SAFETY: a C string; the result is no oid where there is no such extension.
     unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
-}
-
-/// Returns text or bytea, whichever the values of a type are stored as, or `None` if they can be no
-/// tokens.
-fn stored_as(oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
-    // SAFETY: looks an oid up, through domains.
-    match unsafe { pg_sys::getBaseType(oid) } {
-        pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Some(pg_sys::TEXTOID),
-        pg_sys::BYTEAOID => Some(pg_sys::BYTEAOID),
-        base if is_citext(base) => Some(pg_sys::TEXTOID),
-        _ => None,
-    }
-}
-
-/// Tells whether a type is that of the extension citext. The owner of the extension can add other
-/// types to it, but only a superuser can declare that a type is stored as text is.
-fn is_citext(oid: pg_sys::Oid) -> bool {
-    // SAFETY: a C string, and lookups of oids; where there is no such extension, both are no oid.
-    unsafe {
-        let citext = pg_sys::get_extension_oid(c"citext".as_ptr(), true);
-        citext != pg_sys::InvalidOid
-            && pg_sys::getExtensionOfObject(pg_sys::TypeRelationId, oid) == citext
-            && pg_sys::IsBinaryCoercible(oid, pg_sys::TEXTOID)
-    }
 }
 
 /// Tells whether a relation is in the schema `public`.

@@ -6,8 +6,9 @@ use std::thread;
 
 use pgrx::prelude::*;
 
-use super::relation::Relation;
-use super::row::{Tid, Xid, with_bytes_of};
+use super::relation::{Column, Relation};
+use super::row::{Tid, Xid};
+use super::value_type::Stored;
 
 /// Room for one row version of a relation that is open.
 pub(crate) struct Slot<'r> {
@@ -140,14 +141,14 @@ impl<'r> Slot<'r> {
         }
     }
 
-    /// Calls `f` with the bytes of a column, of text or bytea, of the version in the slot.
-    pub(crate) fn with_bytes<R>(&self, column: i16, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
+    /// Returns the value of a column in the version in the slot, or `None` if it is null.
+    pub(crate) fn stored<'v>(&'v self, column: &'v Column) -> Option<Stored<'v>> {
+        let number = i32::from(column.number);
         let mut is_null = false;
-        // SAFETY: the slot holds a row with that column, which is of such a type.
+        // SAFETY: the slot holds a row with that column.
         unsafe {
-            let datum =
-                pg_sys::slot_getattr(self.slot.as_ptr(), i32::from(column), &raw mut is_null);
-            with_bytes_of(datum, is_null, f)
+            let datum = pg_sys::slot_getattr(self.slot.as_ptr(), number, &raw mut is_null);
+            Stored::new((datum, is_null), &column.value_type)
         }
     }
 }

@@ -16,6 +16,7 @@ use super::guc::with_settings;
 use super::name::Name;
 use super::row::{Tid, Xid, with_bytes_of};
 use super::subtransaction::in_subtransaction;
+use super::value_type::{Stored, ValueType};
 
 /// A connection to SPI. What it makes lives no longer than it does.
 pub(crate) struct Connection(());
@@ -241,8 +242,8 @@ impl Row<'_> {
         unsafe { T::from_datum(datum, is_null) }
     }
 
-    /// Returns the columns of a query for versions of rows: the place, `xmin`, `xmax`, and a value of
-    /// text or bytea. All at once: for each by itself it would take longer.
+    /// Returns the columns of a query for versions of rows: the place, `xmin`, `xmax`, and a value
+    /// that can hold tokens. All at once: for each by itself it would take longer.
     pub(crate) fn version(&self) -> Version<'_> {
         let (mut datums, mut nulls) = ([pg_sys::Datum::null(); 4], [false; 4]);
         // SAFETY: row and shape belong together; the queries for versions have these columns.
@@ -263,6 +264,17 @@ impl Row<'_> {
                 rows: PhantomData,
             }
         }
+    }
+
+    /// Returns a value that can hold tokens, or `None` if it is null.
+    pub(crate) fn stored<'v>(
+        &'v self,
+        column: i32,
+        value_type: &'v ValueType,
+    ) -> Option<Stored<'v>> {
+        // SAFETY: the queries of this crate read columns as what they are. The value is inside the row,
+        // or refers to one that the cursor's snapshot holds.
+        unsafe { Stored::new(self.datum(column), value_type) }
     }
 
     /// Calls `f` with the bytes of a value of text or bytea.
@@ -292,10 +304,10 @@ pub(crate) struct Version<'r> {
 }
 
 impl Version<'_> {
-    /// Calls `f` with the bytes of the value.
-    pub(crate) fn with_bytes<R>(&self, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
-        // SAFETY: as for `Row::with_bytes`.
-        unsafe { with_bytes_of(self.value.0, self.value.1, f) }
+    /// Returns the value, or `None` if it is null.
+    pub(crate) fn stored<'v>(&'v self, value_type: &'v ValueType) -> Option<Stored<'v>> {
+        // SAFETY: as for `Row::stored`.
+        unsafe { Stored::new(self.value, value_type) }
     }
 }
 

@@ -1,0 +1,110 @@
+//! Arrays: the elements of one, and another one of the same shape.
+
+use std::ffi::{c_char, c_int};
+use std::{ptr, slice};
+
+use pgrx::prelude::*;
+
+/// A copy of an array in the current memory context, and its elements.
+pub(super) struct Array {
+    array: *mut pg_sys::ArrayType,
+    element_type: pg_sys::Oid,
+    length: i16,
+    is_by_value: bool,
+    alignment: c_char,
+    elements: *mut pg_sys::Datum,
+    nulls: *mut bool,
+    count: c_int,
+}
+
+impl Array {
+    /// # Safety
+    /// The datum must be an array.
+    pub(super) unsafe fn open(datum: pg_sys::Datum) -> Self {
+        // SAFETY: what is an array begins with such a header. The server fills in the rest.
+        unsafe {
+            let array: *mut pg_sys::ArrayType =
+                pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast();
+            let mut opened = Self {
+                array,
+                element_type: (*array).elemtype,
+                length: 0,
+                is_by_value: false,
+                alignment: 0,
+                elements: ptr::null_mut(),
+                nulls: ptr::null_mut(),
+                count: 0,
+            };
+            pg_sys::get_typlenbyvalalign(
+                opened.element_type,
+                &raw mut opened.length,
+                &raw mut opened.is_by_value,
+                &raw mut opened.alignment,
+            );
+            pg_sys::deconstruct_array(
+                array,
+                opened.element_type,
+                c_int::from(opened.length),
+                opened.is_by_value,
+                opened.alignment,
+                &raw mut opened.elements,
+                &raw mut opened.nulls,
+                &raw mut opened.count,
+            );
+            opened
+        }
+    }
+
+    /// Returns each element, and whether it is null.
+    pub(super) fn elements(&mut self) -> impl Iterator<Item = (&mut pg_sys::Datum, &bool)> {
+        let count = self.count as usize;
+        // SAFETY: both arrays have that many members, if any.
+        let (elements, nulls) = unsafe {
+            match count {
+                0 => (&mut [][..], &[][..]),
+                _ => (
+                    slice::from_raw_parts_mut(self.elements, count),
+                    slice::from_raw_parts(self.nulls, count),
+                ),
+            }
+        };
+        elements.iter_mut().zip(nulls)
+    }
+
+    /// Makes an array of the same shape from what the elements are now.
+    ///
+    /// # Safety
+    /// They must be of the type of the elements.
+    pub(super) unsafe fn close(mut self) -> pg_sys::Datum {
+        // SAFETY: the numbers of elements in each dimension are behind the header, and their lower
+        // bounds behind these.
+        unsafe {
+            if pg_sys::getBaseType(self.element_type) != self.element_type {
+                let domain = self.element_type;
+                for (element, is_null) in self.elements() {
+                    pg_sys::domain_check(
+                        *element,
+                        *is_null,
+                        domain,
+                        ptr::null_mut(),
+                        ptr::null_mut(),
+                    );
+                }
+            }
+            let dimensions = (*self.array).ndim;
+            let sizes: *mut c_int = self.array.add(1).cast();
+            let array = pg_sys::construct_md_array(
+                self.elements,
+                self.nulls,
+                dimensions,
+                sizes,
+                sizes.add(dimensions as usize),
+                self.element_type,
+                c_int::from(self.length),
+                self.is_by_value,
+                self.alignment,
+            );
+            array.into()
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! JSON, in and out.
+
+use std::marker::PhantomData;
+
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
+use pgrx::prelude::*;
+
+use super::Error;
+use super::value_type::ValueType;
+
+/// An argument of json or jsonb, which is not read from where it is stored until it must be; or a result.
+#[derive(Clone, Copy)]
+pub(crate) struct Document<'fcx> {
+    datum: pg_sys::Datum,
+    call: PhantomData<&'fcx ()>,
+}
+
+impl<'fcx> Document<'fcx> {
+    /// Calls `f` with the document's text, unless there can be no token in it.
+    pub(crate) fn read(
+        self,
+        value_type: &ValueType,
+        mut f: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        // SAFETY: `sql/pg_fernet.sql` declares the argument as what the caller takes it for.
+        unsafe { value_type.read(self.datum, &mut f) }
+    }
+
+    /// Gives `f` the document's text, and as much room, where it may put something else and return the
+    /// length of that. Returns the new document, if there is one.
+    pub(crate) fn change(
+        self,
+        value_type: &ValueType,
+        mut f: impl FnMut(&[u8], &mut [u8]) -> Result<Option<usize>, Error>,
+    ) -> Result<Option<Self>, Error> {
+        // SAFETY: as above. The new value is in the memory context of the call.
+        let changed = unsafe { value_type.change(self.datum, &mut f) }?;
+        Ok(changed.map(|datum| Self { datum, ..self }))
+    }
+}
+
+// `sql/pg_fernet.sql` declares every function itself.
+impl_sql_translatable!(Document<'_>, "jsonb");
+
+impl FromDatum for Document<'_> {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _: pg_sys::Oid,
+    ) -> Option<Self> {
+        let call = PhantomData;
+        (!is_null).then_some(Self { datum, call })
+    }
+}
+
+// SAFETY: as for FromDatum.
+unsafe impl<'fcx> ArgAbi<'fcx> for Document<'fcx> {
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+        // SAFETY: every function is STRICT, so the argument is not null.
+        let document = unsafe { arg.unbox_arg_using_from_datum() };
+        document.expect("the function is STRICT")
+    }
+}
+
+// SAFETY: the datum is an argument, or in the function call's memory context.
+unsafe impl BoxRet for Document<'_> {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        // SAFETY: see above.
+        unsafe { fcinfo.return_raw_datum(self.datum) }
+    }
+}

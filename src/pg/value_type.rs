@@ -1,0 +1,302 @@
+//! The types whose values can hold tokens, and where in such a value they may be.
+
+use std::ffi::CStr;
+
+use pgrx::prelude::*;
+
+use super::Error;
+use super::array::Array;
+use super::row::with_bytes_of;
+use super::value::{Buffer, Value, Values};
+use crate::fernet::may_hold_tokens;
+
+/// A type whose values can hold tokens.
+pub(crate) struct ValueType {
+    /// The type, or what it is a domain over.
+    pub(crate) oid: pg_sys::Oid,
+    form: Form,
+}
+
+/// Where in a value tokens may be. What is looked at on its own is called a part below.
+enum Form {
+    /// In its bytes: text, bytea, and what is laid out as they are.
+    Bytes,
+    /// In its bytes, which as a whole are no token.
+    Document,
+    /// In what the type's output function prints, from which the input function makes the value.
+    Printed {
+        output: pg_sys::Oid,
+        input: pg_sys::Oid,
+        input_argument: pg_sys::Oid,
+    },
+    /// In each element.
+    Array(Box<ValueType>),
+}
+
+/// Gets a part of a value, and as much room, where it may put something else and return the length
+/// of that.
+type Change<'f> = dyn FnMut(&[u8], &mut [u8]) -> Result<Option<usize>, Error> + 'f;
+
+impl ValueType {
+    /// Returns `None` if values of the type can hold no tokens.
+    pub(crate) fn of(oid: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: look oids up; what is no array has elements of no type.
+        let (oid, element) = unsafe {
+            let oid = pg_sys::getBaseType(oid);
+            (oid, pg_sys::get_element_type(oid))
+        };
+        let form = match oid {
+            pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Form::Bytes,
+            pg_sys::BYTEAOID | pg_sys::XMLOID => Form::Bytes,
+            pg_sys::JSONOID => Form::Document,
+            pg_sys::JSONBOID => Form::printed(oid),
+            _ if element != pg_sys::InvalidOid => Form::Array(Box::new(Self::of(element)?)),
+            _ if is_citext(oid) => Form::Bytes,
+            _ if is_hstore(oid) => Form::printed(oid),
+            _ => return None,
+        };
+        Some(Self { oid, form })
+    }
+
+    pub(crate) fn json() -> Self {
+        Self {
+            oid: pg_sys::JSONOID,
+            form: Form::Document,
+        }
+    }
+
+    pub(crate) fn jsonb() -> Self {
+        Self {
+            oid: pg_sys::JSONBOID,
+            form: Form::printed(pg_sys::JSONBOID),
+        }
+    }
+
+    /// Calls `f` with each part of a value.
+    ///
+    /// # Safety
+    /// The datum must be a value of the type.
+    pub(super) unsafe fn read(
+        &self,
+        datum: pg_sys::Datum,
+        f: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        // SAFETY: the value is of the type.
+        unsafe {
+            match &self.form {
+                Form::Bytes | Form::Document => with_bytes_of(datum, false, |bytes| {
+                    let bytes = bytes.filter(|bytes| self.form.may_hold_tokens(bytes));
+                    bytes.map_or(Ok(()), f)
+                }),
+                Form::Printed { output, .. } => print(*output, datum).map_or(Ok(()), f),
+                Form::Array(element_type) => Array::open(datum)
+                    .elements()
+                    .filter(|(_, is_null)| !**is_null)
+                    .try_for_each(|(element, _)| element_type.read(*element, f)),
+            }
+        }
+    }
+
+    /// Calls `f` with each part of a value. Returns the new value, if there is one, in the current memory
+    /// context.
+    ///
+    /// # Safety
+    /// The datum must be a value of the type.
+    pub(super) unsafe fn change(
+        &self,
+        datum: pg_sys::Datum,
+        f: &mut Change<'_>,
+    ) -> Result<Option<pg_sys::Datum>, Error> {
+        // SAFETY: the value is of the type.
+        unsafe {
+            match &self.form {
+                Form::Bytes | Form::Document => with_bytes_of(datum, false, |bytes| {
+                    let bytes = bytes.filter(|bytes| self.form.may_hold_tokens(bytes));
+                    let Some(bytes) = bytes else {
+                        return Ok(None);
+                    };
+                    let mut buffer = Buffer::new(bytes.len())?;
+                    let len = f(bytes, &mut buffer)?;
+                    Ok(len.map(|len| buffer.finish(len).datum()))
+                }),
+                Form::Printed {
+                    output,
+                    input,
+                    input_argument,
+                } => {
+                    let Some(text) = print(*output, datum) else {
+                        return Ok(None);
+                    };
+                    // With the zero that ends a C string.
+                    let mut buffer = Buffer::larger_than_a_value(text.len() + 1);
+                    let Some(len) = f(text, &mut buffer[..text.len()])? else {
+                        return Ok(None);
+                    };
+                    buffer[len] = 0;
+                    let text = buffer.as_mut_ptr().cast();
+                    let value = pg_sys::OidInputFunctionCall(*input, text, *input_argument, -1);
+                    Ok(Some(value))
+                }
+                Form::Array(element_type) => {
+                    let mut array = Array::open(datum);
+                    let mut is_changed = false;
+                    for (element, _) in array.elements().filter(|(_, is_null)| !**is_null) {
+                        if let Some(new) = element_type.change(*element, f)? {
+                            *element = new;
+                            is_changed = true;
+                        }
+                    }
+                    Ok(is_changed.then(|| array.close()))
+                }
+            }
+        }
+    }
+}
+
+impl Form {
+    /// Tells whether there may be tokens in the bytes of a value. Those of a document need not be copied
+    /// to be scanned, as most hold none.
+    fn may_hold_tokens(&self, bytes: &[u8]) -> bool {
+        matches!(self, Self::Bytes) || may_hold_tokens(bytes)
+    }
+
+    /// That of a type with a form of its own in memory, which has tokens in it as they are.
+    fn printed(oid: pg_sys::Oid) -> Self {
+        let mut functions = [pg_sys::InvalidOid; 3];
+        let [output, input, input_argument] = &mut functions;
+        let mut is_varlena = false;
+        // SAFETY: there is such a type, and it is complete.
+        unsafe {
+            pg_sys::getTypeOutputInfo(oid, output, &raw mut is_varlena);
+            pg_sys::getTypeInputInfo(oid, input, input_argument);
+        }
+        let [output, input, input_argument] = functions;
+        Self::Printed {
+            output,
+            input,
+            input_argument,
+        }
+    }
+}
+
+/// Prints a value, unless no token can be in it: in memory, too, its strings are as they are.
+///
+/// # Safety
+/// The function must be the output function of the value's type, which is a varlena. The result is in
+/// the current memory context.
+unsafe fn print<'a>(output: pg_sys::Oid, datum: pg_sys::Datum) -> Option<&'a [u8]> {
+    // SAFETY: the function takes the value; what it returns is a C string.
+    unsafe {
+        let value = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+        may_hold_tokens(pgrx::varlena_to_byte_slice(value)).then(|| {
+            let text = pg_sys::OidOutputFunctionCall(output, value.into());
+            CStr::from_ptr(text).to_bytes()
+        })
+    }
+}
+
+/// A value of a row in which tokens may be.
+pub(crate) struct Stored<'v> {
+    datum: pg_sys::Datum,
+    value_type: &'v ValueType,
+}
+
+impl<'v> Stored<'v> {
+    /// Returns `None` for a null.
+    ///
+    /// # Safety
+    /// The datum must be a value of the type, or null, and last as long as `'v`.
+    pub(super) unsafe fn new(
+        (datum, is_null): (pg_sys::Datum, bool),
+        value_type: &'v ValueType,
+    ) -> Option<Self> {
+        (!is_null).then_some(Self { datum, value_type })
+    }
+
+    /// Calls `f` with each part of the value.
+    pub(crate) fn read(&self, mut f: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
+        // SAFETY: the value is of the type.
+        let mut read = || unsafe { self.value_type.read(self.datum, &mut f) };
+        match self.value_type.form {
+            Form::Bytes | Form::Document => read(),
+            _ => with_memory_of_its_own(read),
+        }
+    }
+
+    /// Calls `f` with each part of the value, and as much room, where it may put something else and return
+    /// the length of that. Keeps the new value, if there is one, and returns what it is found by in
+    /// `values`.
+    pub(crate) fn change(
+        &self,
+        values: &mut Values,
+        mut f: impl FnMut(&[u8], &mut [u8]) -> Result<Option<usize>, Error>,
+    ) -> Result<Option<usize>, Error> {
+        if let Form::Bytes = self.value_type.form {
+            // Nearly all are: straight to where it is kept.
+            let keep = |bytes: Option<&[u8]>| {
+                let bytes = bytes.unwrap_or_default();
+                values.push(bytes.len(), |room| f(bytes, room))
+            };
+            // SAFETY: the value is of the type.
+            return unsafe { with_bytes_of(self.datum, false, keep) };
+        }
+        with_memory_of_its_own(|| {
+            // SAFETY: the value is of the type; of all these types, values are varlenas.
+            let changed = unsafe {
+                let changed = self.value_type.change(self.datum, &mut f)?;
+                changed.and_then(|datum| Value::from_datum(datum, false))
+            };
+            let Some(value) = changed else {
+                return Ok(None);
+            };
+            values.push(value.len(), |room| {
+                room.copy_from_slice(&value);
+                Ok(Some(room.len()))
+            })
+        })
+    }
+}
+
+/// Calls `f` with a memory context that is deleted afterwards.
+fn with_memory_of_its_own<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: whoever catches an error of the server sets the context back; what `f` returns does not
+    // refer to the memory.
+    unsafe {
+        let caller = pg_sys::CurrentMemoryContext;
+        let own = pg_sys::AllocSetContextCreateInternal(
+            caller,
+            c"pg_fernet value".as_ptr(),
+            pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+        );
+        pg_sys::MemoryContextSwitchTo(own);
+        let result = f();
+        pg_sys::MemoryContextSwitchTo(caller);
+        pg_sys::MemoryContextDelete(own);
+        result
+    }
+}
+
+/// Tells whether a type is that of the extension citext. The owner of the extension can add other
+/// types to it, but only a superuser can declare that a type is stored as text is.
+fn is_citext(oid: pg_sys::Oid) -> bool {
+    // SAFETY: looks oids up.
+    is_of_extension(c"citext", oid) && unsafe { pg_sys::IsBinaryCoercible(oid, pg_sys::TEXTOID) }
+}
+
+/// Tells whether a type is that of the extension hstore, or one that its owner has added to it, of
+/// which nothing more is needed than that it is printed and read.
+fn is_hstore(oid: pg_sys::Oid) -> bool {
+    // SAFETY: looks an oid up.
+    is_of_extension(c"hstore", oid) && unsafe { pg_sys::get_typlen(oid) } == -1
+}
+
+fn is_of_extension(name: &CStr, oid: pg_sys::Oid) -> bool {
+    // SAFETY: a C string, and lookups of oids; where there is no such extension, both are no oid.
+    unsafe {
+        let extension = pg_sys::get_extension_oid(name.as_ptr(), true);
+        extension != pg_sys::InvalidOid
+            && pg_sys::getExtensionOfObject(pg_sys::TypeRelationId, oid) == extension
+    }
+}
