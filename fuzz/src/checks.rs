@@ -183,7 +183,9 @@ pub fn scan(data: &[u8]) {
             &value[at..found.place.start]
         );
         let canonical = rules::encode(&found.record).len();
-        let token = take(&mut rest, canonical.min(found.place.len()));
+        let old = value[found.place.clone()].iter();
+        let old = old.filter(|&&byte| rules::digit(byte).is_some() || byte == b'=');
+        let token = take(&mut rest, canonical.min(old.count()));
         let record = rules::record(padded(str::from_utf8(token).unwrap()).as_bytes()).unwrap();
         assert!(
             rules::encode(&record).as_bytes().starts_with(token),
@@ -320,6 +322,9 @@ fn spell(record: &[u8], how: u8) -> Vec<u8> {
     let mut token = rules::encode(record);
     if how & 1 != 0 {
         token = token.replace('-', "+").replace('_', "/");
+    }
+    if how & 16 != 0 {
+        token = token.replace('/', r"\/");
     }
     if how & 2 != 0 {
         token.truncate(token.trim_end_matches('=').len());

@@ -155,17 +155,50 @@ pub fn tokens(keys: &[Key], value: &[u8]) -> Vec<Found> {
         tokens.push(whole.clone());
     }
     while at < value.len() {
-        let run = value[at..]
+        let runs = runs(value, at);
+        let end = runs.last().map_or(at, |run| run.end);
+        let is_escaped = runs.len() > 1;
+        let stretch = runs
             .iter()
-            .take_while(|&&byte| digit(byte).is_some());
-        let end = at + run.count();
-        tokens.extend(token_at_the_end(keys, value, at..end));
+            .find(|run| contains(&value[(*run).clone()], b"gAAA"));
+        let stretch = stretch.map_or(end, |run| run.start)..end;
+        let mut found: Vec<_> = runs
+            .into_iter()
+            .filter_map(|run| token_at_the_end(keys, value, run))
+            .collect();
+        if is_escaped
+            && found.iter().all(|found| found.outcome.is_err())
+            && let Some(joined) = token_at_the_end(keys, value, stretch)
+        {
+            found = vec![joined];
+        }
+        tokens.extend(found);
         at = end + 1;
     }
     if tokens.is_empty() {
         tokens.extend(whole);
     }
     tokens
+}
+
+/// Returns the run of digits at `at`, and those that an escaped `/` joins to it.
+fn runs(value: &[u8], at: usize) -> Vec<Range<usize>> {
+    let count =
+        |at: usize, f: &dyn Fn(u8) -> bool| value[at..].iter().take_while(|&&byte| f(byte)).count();
+    let mut runs = Vec::new();
+    let mut start = at;
+    loop {
+        let end = start + count(start, &|byte| digit(byte).is_some());
+        runs.push(start..end);
+        start = end + count(end, &|byte| byte == b'\\');
+        if start == end || value.get(start) != Some(&b'/') {
+            return runs;
+        }
+    }
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
 }
 
 /// Leaves the padding out if it is not the token's own: if other text than white space is before it.
@@ -191,7 +224,8 @@ fn token_at_the_end(keys: &[Key], value: &[u8], run: Range<usize>) -> Option<Fou
         if !digits.starts_with(b"gAAA") {
             continue;
         }
-        let padding = ["", "", "==", "="][digits.len() % 4];
+        let count = digits.iter().filter(|&&byte| byte != b'\\').count();
+        let padding = ["", "", "==", "="][count % 4];
         let bytes = decode(&[digits, padding.as_bytes()].concat());
         let Some(record) = bytes.filter(|bytes| is_record(bytes)) else {
             continue;

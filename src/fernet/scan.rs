@@ -117,9 +117,7 @@ impl Keyring {
             each(Ok(key));
             let buf = output.at(place.start);
             if let Some(len) = change(Token { buf, len }, key)? {
-                // The value's own padding is behind it.
-                let chars = count_chars(&value[place.clone()]);
-                output.replace(place, len.min(chars));
+                output.replace(place, len);
             }
             Ok(Some(Ok(())))
         };
@@ -370,13 +368,14 @@ impl<'a> Output<'a> {
         &mut self.buf[place - self.gap..]
     }
 
-    /// Takes the new token that is in the buffer at the start of `place` instead of what the value
-    /// has there. Padding that is more than the place has room for is not taken: the value's own is
-    /// behind it.
+    /// Takes the new token that is in the buffer at the start of `place` instead of the old one that the
+    /// value has there. Padding that the old one has not in its place is not taken: it is behind it.
     fn replace(&mut self, place: Range<usize>, len: usize) {
+        let old = self.value[place.clone()].iter();
+        let len = len.min(old.filter(|byte| is_char(byte) || **byte == b'=').count());
         self.copy_to(place.start);
         self.done = place.end;
-        self.gap += place.len().saturating_sub(len);
+        self.gap += place.len() - len;
     }
 
     /// Takes what the value has, up to there.
