@@ -1,0 +1,194 @@
+"""All types of columns that can hold tokens: found, counted, rotated, and otherwise as they were."""
+
+import re
+
+import pytest
+from psycopg import errors
+
+import pyca
+from postgres import notices, value
+from tables import LOST, NEW, OLD, in_background, rotate, under, wait_until
+
+TOKEN = re.compile(r"gAAAAA[A-Za-z0-9_=-]+")
+DOMAINS = """
+    CREATE DOMAIN token AS text CHECK (VALUE LIKE 'gAAA%' OR length(VALUE) < 10);
+    CREATE DOMAIN tokens AS token[];
+    CREATE DOMAIN document AS jsonb CHECK (VALUE ? 'a')"""
+# By type: a value with so many tokens, which are $1, $2 and so on.
+TYPES = {
+    "text": (1, "$1"),
+    "varchar(300)": (2, "$1 || ', ' || $2"),
+    "char(150)": (1, "$1"),
+    "bytea": (1, r"'\x00ff'::bytea || convert_to('fernet:' || $1, 'UTF8') || '\x00'::bytea"),
+    "json": (3, """('{"a" : "' || $1 || '", "a":1.0,"b":["' || $2 || '", "' || $3 || '"]}')::json"""),
+    "jsonb": (2, "jsonb_build_object('a', $1::text, 'b', jsonb_build_array(1.50, null, $2::text))"),
+    "xml": (1, "('<a b=\"&amp;\"><!-- x -->' || $1 || '</a>')::xml"),
+    "aside.hstore": (2, r"""aside.hstore(ARRAY['a', 'b', 'c " \', 'd'], ARRAY[$1::text, NULL, ' , => "\', $2::text])"""),
+    "aside.citext": (1, "$1::aside.citext"),
+    "text[]": (2, "ARRAY[$1, NULL, '', 'x', $2]"),
+    "varchar(150)[]": (4, "ARRAY[[$1, $2], [$3, $4]]"),
+    "char(150)[]": (1, "ARRAY[$1, NULL]"),
+    "bytea[]": (2, r"ARRAY[$1::bytea, '\x00ff'::bytea || $2::bytea || '\x00'::bytea, NULL]"),
+    "json[]": (2, """ARRAY[('{"a" :"' || $1 || '"}')::json, to_json($2::text), NULL]"""),
+    "jsonb[]": (2, "ARRAY[jsonb_build_array($1::text), '{}', to_jsonb($2::text)]"),
+    "xml[]": (1, "ARRAY[('<a>' || $1 || '</a>')::xml]"),
+    "aside.hstore[]": (1, "ARRAY[aside.hstore('a', $1), NULL]"),
+    "aside.citext[]": (1, "ARRAY[$1::aside.citext]"),
+    "token": (1, "$1"),
+    "token[]": (2, "ARRAY[$1, 'x', NULL, $2]::token[]"),
+    "tokens": (1, "ARRAY[$1, 'x']"),
+    "document": (1, "jsonb_build_object('a', $1::text)"),
+}
+
+
+@pytest.fixture
+def db(sessions):
+    """A session in a schema of its own, with all extensions that the server has, in one that is in no path."""
+    db = sessions()
+    db.execute("CREATE SCHEMA types; CREATE SCHEMA aside; SET search_path = types, public; SET bytea_output = escape")
+    for extension in "hstore", "citext":
+        if value(db, "SELECT count(*) FROM pg_available_extensions WHERE name = %s", extension):
+            db.execute(f"CREATE EXTENSION {extension} SCHEMA aside")
+    db.execute(DOMAINS)
+    yield db
+    db.execute("DROP SCHEMA types, aside CASCADE")
+
+
+def make(db, type, rows=10):
+    """A table of such values under the old key, but for a null and an empty value, if there is such."""
+    count, expression = TYPES[type]
+    if "." in type and value(db, "SELECT to_regtype(%s) IS NULL", type):
+        pytest.skip(f"no {type} here")
+    tokens = [f"fernet_encrypt(id || ' secret {n}')" for n in range(1, count + 1)]
+    expression = re.sub(r"\$(\d)", lambda number: f"t.v[{number[1]}]", expression)
+    db.execute(f"CREATE TABLE secrets (id integer, value {type})")
+    try:
+        with under(db, OLD):
+            db.execute(f"INSERT INTO secrets SELECT id, {expression} FROM generate_series(1, {rows}) AS id,"
+                       f" LATERAL (SELECT ARRAY[{', '.join(tokens)}] AS v) AS t")
+    except errors.FeatureNotSupported:
+        pytest.skip(f"no {type} here")
+    db.execute("INSERT INTO secrets VALUES (0)")
+    return count
+
+
+def contents(db, keys):
+    """For each row, the value without its tokens, and their plaintexts under these keys."""
+    rows = db.execute("SELECT value::text FROM secrets WHERE id > 0 ORDER BY id").fetchall()
+    return [(TOKEN.sub("", text), [pyca.decrypt(keys, token) for token in TOKEN.findall(text)]) for (text,) in rows]
+
+
+def census(db):
+    rows = db.execute("SELECT status, tokens FROM fernet_census('secrets', 'value') WHERE tokens > 0")
+    return dict(rows.fetchall())
+
+
+@pytest.mark.parametrize("trigger", [False, True], ids=["alone", "with a trigger"])
+@pytest.mark.parametrize("type", TYPES)
+def test_a_column(db, type, trigger):
+    count = make(db, type)
+    if trigger:
+        # What it leaves is looked at.
+        db.execute("CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;"
+                   " CREATE TRIGGER watch BEFORE UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION watch()")
+    before = contents(db, [OLD])
+    assert all(plaintexts == [f"{id} secret {n}".encode() for n in range(1, count + 1)]
+               for id, (_, plaintexts) in enumerate(before, 1))
+    found = "SELECT column_name, sampled, tokens FROM fernet_find_columns() WHERE relation = 'secrets'::regclass"
+    assert db.execute(found).fetchall() == [("value", 10, 10 * count)]
+    with db.transaction():
+        # Without keys, by the form.
+        db.execute("SET LOCAL fernet.keys TO DEFAULT")
+        assert db.execute(found).fetchall() == [("value", 10, 10 * count)]
+    assert census(db) == {"old key": 10 * count, "null": 1}
+
+    warnings = notices(db, "WARNING")
+    assert rotate(db) == {"rotated": 10 * count, "current": 0, "unknown_key": 0, "not_a_token": 0, "nulls": 1}
+    assert contents(db, [NEW]) == before
+    assert census(db) == {"current": 10 * count, "null": 1}
+    assert rotate(db) == {"rotated": 0, "current": 10 * count, "unknown_key": 0, "not_a_token": 0, "nulls": 1}
+    assert warnings == []
+
+
+@pytest.mark.parametrize("type", ["jsonb", "text[]", "json"])
+def test_unknown_keys_and_no_tokens(db, type):
+    """Each token counts, and what no key opens does not keep the others of its value from a rotation."""
+    make(db, "jsonb")
+    unknown = pyca.encrypt(LOST, b"secret", 1_700_000_000).decode()
+    db.execute("UPDATE secrets SET value = jsonb_set(value, '{c}', to_jsonb(%s::text)) WHERE id = 1", [unknown])
+    db.execute("INSERT INTO secrets VALUES (11, '{\"a\": \"x\", \"b\": []}')")
+    if type == "text[]":
+        db.execute("ALTER TABLE secrets ALTER value TYPE text[]"
+                   " USING CASE WHEN value IS NOT NULL THEN ARRAY[value->>'a', value->'b'->>2, value->>'c'] END")
+    else:
+        db.execute(f"ALTER TABLE secrets ALTER value TYPE {type}")
+    assert census(db) == {"old key": 20, "unknown key": 1, "not a token": 1, "null": 1}
+    warnings = notices(db, "WARNING")
+    assert rotate(db) == {"rotated": 20, "current": 0, "unknown_key": 1, "not_a_token": 1, "nulls": 1}
+    assert len(warnings) == 1
+    assert unknown in value(db, "SELECT value::text FROM secrets WHERE id = 1")
+    assert census(db) == {"current": 20, "unknown key": 1, "not a token": 1, "null": 1}
+
+
+def test_shapes_of_arrays(db):
+    make(db, "text[]", rows=1)
+    token, plaintext = db.execute("SELECT value[1], value FROM secrets WHERE id = 1").fetchone()
+    for shape in "{}", "[-3:-2][5:5]={{%s},{%s}}", "[0:2]={NULL,%s,\"\"}", "{{{%s}}}":
+        db.execute("UPDATE secrets SET value = %s WHERE id = 1", [shape.replace("%s", token)])
+        rotate(db)
+        rotated = value(db, "SELECT value::text FROM secrets WHERE id = 1")
+        assert TOKEN.sub("%s", rotated) == shape
+        assert all(pyca.decrypt([NEW], token) == b"1 secret 1" for token in TOKEN.findall(rotated))
+
+
+def test_a_row_that_somebody_changes(db, sessions):
+    """Its newest version is what is rotated."""
+    make(db, "jsonb")
+    writer, caller = sessions(), sessions()
+    caller.execute("SET search_path = types, public")
+    writer.execute("BEGIN; UPDATE types.secrets SET value = value || '{\"new\": true}' WHERE id = 5")
+    with in_background(rotate, caller) as call:
+        wait_until(lambda: value(db, "SELECT count(*) FROM types.secrets WHERE fernet_key_index(value) = 1") == 9)
+        writer.execute("COMMIT")
+    assert call.result()["rotated"] == 20
+    assert census(db) == {"current": 20, "null": 1}
+    assert value(db, "SELECT count(*) FROM secrets WHERE value ? 'new'") == 1
+
+
+def test_constraints_of_elements(db):
+    """An element is checked by its domain, as if a statement had written it."""
+    make(db, "token[]")
+    db.execute("ALTER DOMAIN token ADD CONSTRAINT short CHECK (length(VALUE) < 20) NOT VALID")
+    with pytest.raises(errors.CheckViolation, match='domain token violates check constraint "short"'):
+        rotate(db)
+    assert census(db) == {"old key": 20, "null": 1}
+
+
+@pytest.mark.parametrize("type", ["integer", "integer[]", "name", "tsvector", "jsonpath", "int4range", "name[]"])
+def test_what_cannot_hold_tokens(db, type):
+    db.execute(f"CREATE TABLE secrets (id integer, value {type})")
+    for statement in "SELECT fernet_census('secrets', 'value')", "CALL fernet_rotate_column('secrets', 'value')":
+        with pytest.raises(errors.DatatypeMismatch, match="which cannot hold tokens"):
+            db.execute(statement)
+    assert db.execute("SELECT FROM fernet_find_columns() WHERE relation = 'secrets'::regclass").fetchall() == []
+
+
+@pytest.mark.parametrize("definition", ["AS ENUM ('x')", "AS (x text)", "AS RANGE (SUBTYPE = text)"])
+def test_a_type_that_somebody_has_added_to_hstore(db, definition):
+    """Whoever owns the extension may add types to it: such a column is read, or refused, but nothing breaks."""
+    if not value(db, "SELECT count(*) FROM pg_extension WHERE extname = 'hstore'"):
+        pytest.skip("no hstore here")
+    db.execute(f"CREATE TYPE added {definition}; ALTER EXTENSION hstore ADD TYPE added")
+    try:
+        db.execute("CREATE TABLE secrets (value added)")
+        example = {"AS E": "'x'", "AS (": "ROW('x')", "AS R": "'[a,b]'"}[definition[:4]]
+        db.execute(f"INSERT INTO secrets VALUES ({example})")
+        db.execute("SELECT FROM fernet_find_columns()")
+        for statement in "SELECT FROM fernet_census('secrets', 'value')", "CALL fernet_rotate_column('secrets', 'value')":
+            try:
+                db.execute(statement)
+            except errors.DatatypeMismatch:
+                assert "ENUM" in definition
+        assert value(db, "SELECT value::text FROM secrets") in ("x", "(x)", "[a,b]")
+    finally:
+        db.execute("ALTER EXTENSION hstore DROP TYPE added")
