@@ -61,6 +61,8 @@ CALLS = [
     "fernet_encrypt('hello')", "fernet_encrypt('hello'::bytea)", "fernet_decrypt(old)", "fernet_decrypt(old::bytea)",
     "fernet_decrypt(old, '100 years')", "fernet_decrypt(old, '1000000 years')", "fernet_decrypt_bytea(old)",
     "fernet_decrypt_bytea(old::bytea, '100 years')", "fernet_rotate(old)", "fernet_rotate(old::bytea)", "fernet_key_index(old)",
+    "fernet_rotate(to_json(old))", "fernet_rotate(jsonb_build_array(old, NULL, large))", "fernet_key_index(to_jsonb(lost))",
+    "(SELECT sum(tokens) FROM fernet_census('samples', 'list'))", "(SELECT sum(tokens) FROM fernet_census('samples', 'document'))",
     "fernet_key_index(lost)", "fernet_is_token(old)", "fernet_timestamp(old)", "fernet_generate_key()",
     "fernet_encrypt(repeat(old, 1000))", "fernet_decrypt(fernet_rotate(large))",
     "(SELECT count(*) FROM fernet_keys())", "(SELECT sum(tokens) FROM fernet_census('samples', 'old'))",
@@ -81,6 +83,8 @@ def test_leaks(memcheck, rng):
         db.execute("CREATE EXTENSION pg_fernet")
         db.execute("CREATE TABLE samples AS SELECT %s::text AS old, %s::text AS lost, %s::text AS large",
                    [pyca.encrypt(key, plaintext, 1_700_000_000).decode() for key, plaintext in [(old, b"hello"), (lost, b"hello"), (old, b"x" * 50_000)]])
+        db.execute("ALTER TABLE samples ADD list text[], ADD document jsonb;"
+                   " UPDATE samples SET list = ARRAY[[old, NULL], [lost, large]], document = jsonb_build_object('a', old, 'b', large)")
         db.execute("CREATE VIEW failing AS SELECT (1 / length(left(old, 0)))::text AS token FROM samples")
         db.execute("""
             CREATE FUNCTION repeatedly(call text, times integer) RETURNS void LANGUAGE plpgsql AS $$
@@ -100,7 +104,8 @@ def test_leaks(memcheck, rng):
             for call in CALLS:
                 value(session, "SELECT repeatedly(%s, %s)", call, times)
             for turn in range(times // 20):
-                session.execute("CALL fernet_rotate_column('samples', 'old')")
+                for column in "old", "list", "document":
+                    session.execute("CALL fernet_rotate_column('samples', %s)", [column])
                 set_keys(session, *((old, new) if turn % 2 else (new, old)))
             pid = session.info.backend_pid
         while is_alive(pid):

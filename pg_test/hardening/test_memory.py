@@ -42,6 +42,8 @@ def growth(db, run, calls):
 
 @pytest.mark.parametrize("call", [
     "fernet_rotate(new)", "fernet_rotate(old)", "fernet_rotate(old::bytea)",
+    "fernet_rotate(to_jsonb(old))::text", "fernet_rotate(to_json(old))::text", "fernet_key_index(jsonb_build_array(old, new))",
+    "coalesce(fernet_key_index(to_json(plaintext)), 0)",
     "fernet_encrypt(plaintext)", "fernet_encrypt(plaintext::bytea)",
     "fernet_decrypt(old)", "fernet_decrypt(old::bytea)", "fernet_decrypt_bytea(old)", "fernet_decrypt_bytea(old::bytea)",
     "fernet_decrypt(old, '100 years', clock_timestamp())", "fernet_decrypt(old::bytea, '100 years', clock_timestamp())",
@@ -68,6 +70,7 @@ def test_every_function(db, tokens, call):
     ("F0000", "fernet_decrypt(old)"),
     ("22P02", "fernet_rotate(plaintext)"),
     ("39000", "fernet_decrypt(lost)"),
+    ("39000", "fernet_rotate(jsonb_build_array(old, lost))"),
     ("39000", "fernet_decrypt_bytea(badly_padded::bytea)"),
     ("22000", "fernet_decrypt(old, '1 s')"),
     ("22000", "fernet_decrypt_bytea(late, '1 s')"),
@@ -100,14 +103,17 @@ def test_every_error_caught(db, tokens, code, call):
         assert value(db, "SELECT fernet_key_index(fernet_encrypt('x'))") == 1
 
 
+@pytest.mark.parametrize("type", ["text", "jsonb", "text[]"])
 @pytest.mark.parametrize("call", [
     "SELECT sum(tokens) FROM fernet_census('hundred', 'token')",
     "SELECT sum(sampled) FROM fernet_find_columns() WHERE relation = 'hundred'::regclass",
     "CALL fernet_rotate_column('hundred', 'token', 40)",
 ])
-def test_whole_columns(db, tokens, call):
+def test_whole_columns(db, tokens, call, type):
     """Of a hundred values, so that as many are looked at."""
     db.execute("CREATE TEMP TABLE hundred AS SELECT CASE WHEN n % 10 = 0 THEN lost ELSE old END AS token FROM tokens, generate_series(1, 100) AS n")
+    using = {"text": "token", "jsonb": "to_jsonb(token)", "text[]": "ARRAY[token]"}[type]
+    db.execute(f"ALTER TABLE hundred ALTER token TYPE {type} USING {using}")
     db.execute("SET client_min_messages = error")
 
     def run(values):

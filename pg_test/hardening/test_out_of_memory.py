@@ -27,6 +27,9 @@ LARGE = [
     "SELECT length(fernet_decrypt_bytea(bytes)) FROM large",
     "SELECT length(fernet_rotate(token)) FROM large",
     "SELECT length(fernet_rotate(bytes)) FROM large",
+    "SELECT length(fernet_rotate(json)::text) FROM large",
+    "SELECT length(fernet_rotate(jsonb)::text) FROM large",
+    "SELECT fernet_key_index(jsonb) FROM large",
     "SELECT fernet_key_index(token) FROM large",
     "SELECT fernet_is_token(bytes) FROM large",
     "SELECT fernet_timestamp(token) FROM large",
@@ -34,6 +37,8 @@ LARGE = [
     "SELECT * FROM fernet_find_columns()",
     "UPDATE large SET token = fernet_rotate(token)",
     "CALL fernet_rotate_column('large', 'bytes')",
+    "CALL fernet_rotate_column('large', 'jsonb')",
+    "CALL fernet_rotate_column('large', 'list')",
 ]
 MANY_KEYS = [
     "SELECT count(fingerprint) FROM fernet_keys()",
@@ -92,7 +97,8 @@ def session(healthy, sessions):
 def test_large_values(db, session, rng, limit, statement):
     new, old = pyca.key_of(rng), pyca.key_of(rng)
     set_keys(db, old)
-    db.execute("CREATE TABLE large AS SELECT token, token::bytea AS bytes FROM fernet_encrypt(repeat('x', 6 << 20)) AS token")
+    db.execute("CREATE TABLE large AS SELECT token, token::bytea AS bytes, to_json(token) AS json, to_jsonb(token) AS jsonb,"
+               " ARRAY[token] AS list FROM fernet_encrypt(repeat('x', 6 << 20)) AS token")
     try:
         set_keys(session, new, old)
         codes(session, limit, statement, count(4 * MEGABYTE, MEGABYTE // 4), 40 * MEGABYTE)

@@ -16,7 +16,7 @@ DATABASE = "fernet_privileges"
 ROLES = {
     "superuser": [],
     "owner": [],  # of the database
-    "rotator": ["EXECUTE ON FUNCTION fernet_rotate(text), fernet_rotate(bytea)"],
+    "rotator": ["EXECUTE ON FUNCTION fernet_rotate(text), fernet_rotate(bytea), fernet_rotate(json), fernet_rotate(jsonb)"],
     "decryptor": ["EXECUTE ON FUNCTION fernet_decrypt(text), fernet_decrypt(bytea)",
                   "EXECUTE ON FUNCTION fernet_decrypt(text, interval, timestamptz), fernet_decrypt(bytea, interval, timestamptz)"],
     "operator": ["EXECUTE ON FUNCTION fernet_census, fernet_find_columns", "EXECUTE ON PROCEDURE fernet_rotate_column, fernet_rotate_shard"],
@@ -44,9 +44,13 @@ fernet_generate_key()                                   x       x      x        
 fernet_is_token(bytea)                                  x       x      x        x        x       x      x      x       x
 fernet_is_token(text)                                   x       x      x        x        x       x      x      x       x
 fernet_key_index(bytea)                                 x       .      .        .        .       .      .      .       .
+fernet_key_index(json)                                  x       .      .        .        .       .      .      .       .
+fernet_key_index(jsonb)                                 x       .      .        .        .       .      .      .       .
 fernet_key_index(text)                                  x       .      .        .        .       .      .      .       .
 fernet_keys()                                           x       .      .        .        .       .      .      .       .
 fernet_rotate(bytea)                                    x       .      x        .        .       .      .      .       .
+fernet_rotate(json)                                     x       .      x        .        .       .      .      .       .
+fernet_rotate(jsonb)                                    x       .      x        .        .       .      .      .       .
 fernet_rotate(text)                                     x       .      x        .        .       .      .      .       .
 fernet_rotate_column(regclass,name,integer,boolean)     x       .      .        .        x       .      .      .       .
 fernet_rotate_shard(regclass,name,integer,boolean,text,text) x  .      .        .        x       .      .      .       .
@@ -138,7 +142,8 @@ def statement(action, token, fingerprints):
     if action.startswith("fernet_"):
         function, _, types = action.rstrip(")").partition("(")
         arguments = {
-            "text": f"'{token}'::text", "bytea": f"'{token}'::bytea", "interval": "'100 years'", "timestamptz": "now()",
+            "text": f"'{token}'::text", "bytea": f"'{token}'::bytea", "json": f"to_json('{token}'::text)", "jsonb": f"to_jsonb('{token}'::text)",
+            "interval": "'100 years'", "timestamptz": "now()",
             "regclass": "'tokens'", "name": "'token'", "integer": "10"}
         return f"SELECT {function}({', '.join(arguments[type] for type in types.split(',') if type)})"
     if " in pg_settings" in action:
