@@ -38,11 +38,6 @@ fn open() {
 }
 
 #[test]
-fn rotate() {
-    replay("rotate", checks::rotate);
-}
-
-#[test]
 fn scan() {
     replay("scan", checks::scan);
 }

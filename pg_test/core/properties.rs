@@ -32,9 +32,12 @@ fn open(keyring: &Keyring, token: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(plaintext)
 }
 
+/// The new token, if the value, which is a token, is not under the first key.
 fn rotate(keyring: &Keyring, token: &[u8], iv: &IV) -> Result<Option<String>, Error> {
-    let mut buf = vec![0; token.len()];
-    let len = keyring.rotate(Token::decode(token, &mut buf)?, iv)?;
+    let (mut buf, mut opener) = (vec![0; token.len()], Err(Error::NotAToken));
+    let iv = || Ok::<IV, Infallible>(*iv);
+    let Ok(len) = keyring.rotate_value(token, &mut buf, iv, |told| opener = told);
+    opener?;
     Ok(len.map(|len| String::from_utf8(buf[..len].to_vec()).expect("base64")))
 }
 
@@ -184,10 +187,9 @@ proptest! {
     }
 
     #[test]
-    fn no_input_panics(value in vec(any::<u8>(), 0..300), iv: IV) {
+    fn no_input_panics(value in vec(any::<u8>(), 0..300)) {
         let ring = keyring(&[KEY]);
         prop_assert!(open(&ring, &value).is_err());
-        prop_assert!(rotate(&ring, &value, &iv).is_err());
         prop_assert_eq!(key_index(&ring, &value), None);
         prop_assert!(inspect(&ring, &value).iter().all(Result::is_err));
         prop_assert_eq!(rotate_value(&ring, &value), None);

@@ -108,24 +108,6 @@ impl Keyring {
         Ok(len)
     }
 
-    /// Re-encrypts a token under the first key, with its own timestamp. Replaces it in its buffer
-    /// by the new token and returns that one's length, or `None` if the token is under the first
-    /// key already.
-    ///
-    /// # Errors
-    /// [`Error::Unauthenticated`], [`Error::BadPadding`]: nothing was decrypted.
-    ///
-    /// # Panics
-    /// If the buffer has no room for the new token. As many bytes as the old one has characters
-    /// are always enough.
-    pub fn rotate(&self, token: Token<'_>, iv: &IV) -> Result<Option<usize>, Error> {
-        let (index, _) = self.opener(&token)?;
-        if index == 0 {
-            return Ok(None);
-        }
-        Ok(Some(self.reseal(token, index, iv)))
-    }
-
     /// Replaces a token that the key with that index opens by one under the first key, with its own
     /// timestamp, and returns the new one's length.
     ///
