@@ -11,12 +11,11 @@ use pgrx::prelude::*;
 
 use super::convert::Rotation;
 use super::progress::Report;
-use super::{Error, citus, table};
+use super::{Error, citus, table, warning};
 use crate::fernet::Keyring;
 use crate::keys::{fingerprint, keyring};
 use crate::pg::name::Name;
 use crate::pg::relation;
-use crate::pg::report::warn;
 use crate::pg::server::{self, Record};
 use crate::pg::spi::Connection;
 use crate::pg::value::Value;
@@ -32,7 +31,7 @@ fn fernet_rotate_column(
     let started = Instant::now();
     let call = Call::new(relation, column_name, batch_size, strict, fcinfo)?;
     if call.keyring.keys().len() == 1 {
-        warn_of_single_key();
+        warning::single_key().warn();
     }
     let report = if call.is_sharded {
         call.rotate_shards(&relation::schema_of(fcinfo))?
@@ -140,12 +139,4 @@ impl Call {
         }
         Ok(sum)
     }
-}
-
-fn warn_of_single_key() {
-    warn(
-        "there is a single key, so nothing can be under an old one",
-        None,
-        "Put the new key before the old one in the list of keys.",
-    );
 }

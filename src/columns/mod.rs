@@ -12,6 +12,7 @@
 //! | `progress` | what the client is told: rate, share, time left, and the outcome |
 //! | `citus`    | shards |
 //! | `error`    | what can be refused here |
+//! | `warning`  | what the client is warned of |
 
 mod batch;
 mod call;
@@ -23,5 +24,6 @@ mod find;
 mod progress;
 mod table;
 mod tally;
+mod warning;
 
 use error::Error;

@@ -5,7 +5,8 @@ use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
 use super::tally::Tally;
-use crate::pg::report::{notice, warn};
+use super::warning;
+use crate::pg::report::notice;
 
 /// Where a rotation stands in what it reads.
 pub(crate) struct Progress {
@@ -142,36 +143,14 @@ impl Report {
             } else {
                 ""
             };
-            warn(
-                format!(
-                    "left as they are: {} that no key opens, {} without a token",
-                    counted(unknown_key, "token"),
-                    counted(not_a_token, "value")
-                ),
-                Some(format!("{}{more}.", self.bad.join("; "))),
-                "Append the missing key to the list of keys. A value without a token may be plaintext, or \
-                 something that is not meant to be encrypted, such as the hash of a password.",
-            );
+            let places = format!("{}{more}.", self.bad.join("; "));
+            warning::left_as_they_are(unknown_key, not_a_token, places).warn();
         }
-        let left = counted(self.tally.old(), "token");
-        if let Some(why) = &self.unfinished {
-            warn(
-                why.clone(),
-                Some(format!(
-                    "{left} can be read only with an older key, not counting what could not be seen."
-                )),
-                "Call this again when the other transaction has ended, or with a longer lock_timeout.",
-            );
-        } else if self.tally.old() > 0 {
-            warn(
-                format!("{left} can still be read only with an older key"),
-                Some(
-                    "Others wrote or locked their rows each time, or a trigger or a rule keeps them as they are."
-                        .into(),
-                ),
-                "Give the new key to all that write to the table, look at its triggers and rules, and call \
-                 this again. fernet_census() counts the tokens under each key.",
-            );
+        let old = self.tally.old();
+        if let Some(reason) = &self.unfinished {
+            warning::unfinished(reason, old).warn();
+        } else if old > 0 {
+            warning::still_old(old).warn();
         }
     }
 
@@ -220,7 +199,7 @@ impl Report {
 const NAMED: usize = 5;
 
 /// Describes a number of things.
-fn counted(number: i64, thing: &str) -> String {
+pub(super) fn counted(number: i64, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {thing}{plural}")
 }

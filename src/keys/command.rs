@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use super::Error;
+use super::error::{Error, Reason};
 use super::secret::Secret;
 use crate::pg::process::Program;
 use crate::pg::report::reason;
@@ -39,10 +39,7 @@ fn output(command: &OsStr) -> io::Result<Secret> {
 fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
-        return Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "it took longer than 10 s",
-        ));
+        return Err(Reason::TimedOut.into());
     }
     Ok(left)
 }

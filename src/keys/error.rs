@@ -1,4 +1,5 @@
 use std::ffi::CStr;
+use std::io;
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -24,6 +25,44 @@ pub(crate) enum Error {
         setting: &'static str,
         refusal: fernet::Error,
     },
+}
+
+/// Why a file, or what a command prints, is not taken though it can be read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reason {
+    NotAFile,
+    /// The file is somebody else's.
+    Owner,
+    /// The group can write a file of root's, or others can read it.
+    RootFileMode,
+    /// Others can read the file.
+    Mode,
+    TooLong,
+    TimedOut,
+}
+
+impl From<Reason> for io::Error {
+    fn from(reason: Reason) -> Self {
+        Self::other(match reason {
+            Reason::NotAFile => "it is not a regular file",
+            Reason::Owner => "it must be owned by the database user or root",
+            Reason::RootFileMode => {
+                "a file of root's must have permissions u=rw,g=r (0640) or less"
+            }
+            Reason::Mode => "it must have permissions u=rw (0600) or less",
+            Reason::TooLong => "more than 1 MiB",
+            Reason::TimedOut => "it took longer than 10 s",
+        })
+    }
+}
+
+/// The configuration has keys that any role can read: a warning.
+pub(super) fn readable_keys() -> Report {
+    Report::warning(
+        "fernet.keys is set in the configuration, but pg_fernet is not in shared_preload_libraries",
+        "Add pg_fernet to shared_preload_libraries and restart the server, or use fernet.keys_file.",
+    )
+    .with_detail("Any role can read the keys in a server process that has not loaded the library.")
 }
 
 impl From<Error> for Report {
@@ -115,5 +154,22 @@ mod tests {
             list("fernet.keys_file", fernet::Error::OutOfMemory),
         ];
         assert_documented(errors.map(Report::from));
+        assert_documented([readable_keys()]);
+    }
+
+    /// In the rows below that of the error that they are part of.
+    #[test]
+    fn reasons_are_documented() {
+        use Reason::*;
+        let reasons = [NotAFile, Owner, RootFileMode, Mode, TooLong, TimedOut];
+        assert_documented(reasons.map(|reason| {
+            Report {
+                message: io::Error::from(reason).to_string(),
+                ..Error::Command {
+                    reason: String::new(),
+                }
+                .into()
+            }
+        }));
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
-use super::Error;
+use super::error::{Error, Reason};
 use super::secret::{self, Secret};
 use crate::fernet::Keyring;
 use crate::pg::encoding::printable;
@@ -88,7 +88,7 @@ fn read_private(path: &Path) -> io::Result<(Secret, Stamp)> {
         .open(path)?;
     // Of what was opened, not of what the path may name by now.
     let metadata = file.metadata()?;
-    check_private(&metadata).map_err(io::Error::other)?;
+    check_private(&metadata)?;
     let mut text = Secret::new()?;
     while text.read_from(&mut file)? {}
     let stamp = Stamp {
@@ -98,16 +98,16 @@ fn read_private(path: &Path) -> io::Result<(Secret, Stamp)> {
     Ok((text, stamp))
 }
 
-fn check_private(metadata: &Metadata) -> Result<(), &'static str> {
+fn check_private(metadata: &Metadata) -> Result<(), Reason> {
     let (owner, mode) = (metadata.uid(), metadata.mode());
     if !metadata.is_file() {
-        Err("it is not a regular file")
+        Err(Reason::NotAFile)
     } else if owner != 0 && owner != rustix::process::geteuid().as_raw() {
-        Err("it must be owned by the database user or root")
+        Err(Reason::Owner)
     } else if owner == 0 && mode & 0o037 != 0 {
-        Err("a file of root's must have permissions u=rw,g=r (0640) or less")
+        Err(Reason::RootFileMode)
     } else if owner != 0 && mode & 0o077 != 0 {
-        Err("it must have permissions u=rw (0600) or less")
+        Err(Reason::Mode)
     } else {
         Ok(())
     }

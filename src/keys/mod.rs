@@ -8,7 +8,7 @@
 //! | `command`     | keys from the output of a command |
 //! | `secret`      | the memory that keys pass through |
 //! | `fingerprint` | what SQL shows of keys |
-//! | `error`       | why there are no keys |
+//! | `error`       | why there are no keys, and what the client is warned of |
 
 mod cache;
 mod command;

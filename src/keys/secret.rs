@@ -6,6 +6,7 @@ use std::io::{self, Read};
 
 use zeroize::{Zeroizing, zeroize_bytes};
 
+use super::error::Reason;
 use crate::fernet;
 
 /// The most that a key file, or the output of a key command, may hold: room for 20,000 keys.
@@ -30,10 +31,7 @@ impl Secret {
         let read = source.read(&mut self.bytes[self.len..])?;
         self.len += read;
         if self.len > MAX_LEN {
-            return Err(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                "more than 1 MiB",
-            ));
+            return Err(Reason::TooLong.into());
         }
         Ok(read > 0)
     }

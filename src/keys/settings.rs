@@ -7,11 +7,10 @@ use std::path::Path;
 
 use pgrx::{GucContext, GucFlags};
 
-use super::{Error, cache, file, secret};
+use super::{Error, cache, error, file, secret};
 use crate::fernet::Keyring;
-use crate::pg::report::{self, Report};
-use crate::pg::server;
 use crate::pg::setting::{self, Setting, Stored};
+use crate::pg::{Report, server};
 
 /// Where the keys come from.
 pub(super) enum Source<'a> {
@@ -69,6 +68,8 @@ fn first_of<'a>(
     }
 }
 
+static KEYS: Stored = Stored::new(None);
+
 struct Keys;
 
 impl Setting for Keys {
@@ -78,11 +79,8 @@ impl Setting for Keys {
         c"The first key encrypts, all of them decrypt. Goes before fernet.keys_file.";
     const CONTEXT: GucContext = GucContext::Suset;
     const FLAGS: GucFlags = setting::SECRET.union(setting::LIST);
-
-    fn stored() -> &'static Stored {
-        static STORED: Stored = Stored::new(None);
-        &STORED
-    }
+    const STORED: &Stored = &KEYS;
+    const ASSIGNED: fn() = cache::forget;
 
     fn check(list: &[u8], in_configuration: bool) -> Result<(), Report> {
         if in_configuration && !PRELOADED.get() && !WERE_READABLE.replace(true) {
@@ -91,11 +89,9 @@ impl Setting for Keys {
         }
         Ok(parse_list(list).map(drop)?)
     }
-
-    fn assigned() {
-        cache::forget();
-    }
 }
+
+static KEYS_FILE: Stored = Stored::new(None);
 
 struct KeysFile;
 
@@ -105,11 +101,8 @@ impl Setting for KeysFile {
     const DETAILS: &CStr = c"Only the server's user may read it, as for ssl_key_file. Goes before fernet.keys_command.";
     const CONTEXT: GucContext = GucContext::Suset;
     const FLAGS: GucFlags = GucFlags::SUPERUSER_ONLY;
-
-    fn stored() -> &'static Stored {
-        static STORED: Stored = Stored::new(None);
-        &STORED
-    }
+    const STORED: &Stored = &KEYS_FILE;
+    const ASSIGNED: fn() = cache::forget;
 
     fn check(path: &[u8], _: bool) -> Result<(), Report> {
         if path.is_empty() {
@@ -117,11 +110,9 @@ impl Setting for KeysFile {
         }
         Ok(file::check_path(path)?)
     }
-
-    fn assigned() {
-        cache::forget();
-    }
 }
+
+static KEYS_COMMAND: Stored = Stored::new(None);
 
 struct KeysCommand;
 
@@ -132,15 +123,8 @@ impl Setting for KeysCommand {
         c"Each server process runs it when it first needs a key, and again after a reload.";
     const CONTEXT: GucContext = GucContext::Sighup;
     const FLAGS: GucFlags = GucFlags::SUPERUSER_ONLY;
-
-    fn stored() -> &'static Stored {
-        static STORED: Stored = Stored::new(None);
-        &STORED
-    }
-
-    fn assigned() {
-        cache::forget();
-    }
+    const STORED: &Stored = &KEYS_COMMAND;
+    const ASSIGNED: fn() = cache::forget;
 }
 
 /// Reads the list in `fernet.keys`.
@@ -168,12 +152,5 @@ pub(super) fn warn_of_readable_keys() {
         return;
     }
     TOLD.set(true);
-    report::warn(
-        "fernet.keys is set in the configuration, but pg_fernet is not in shared_preload_libraries",
-        Some(
-            "Any role can read the keys in a server process that has not loaded the library."
-                .into(),
-        ),
-        "Add pg_fernet to shared_preload_libraries and restart the server, or use fernet.keys_file.",
-    );
+    error::readable_keys().warn();
 }

@@ -32,9 +32,20 @@ impl Report {
         }
     }
 
+    /// Says what is no error.
+    pub(crate) fn warning(message: impl Into<String>, hint: &'static str) -> Self {
+        Self::new(PgSqlErrorCode::ERRCODE_WARNING, message, hint)
+    }
+
     pub(crate) fn with_detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
         self
+    }
+
+    /// Warns the client of it. The statement goes on.
+    pub(crate) fn warn(mut self) {
+        self.sqlstate = PgSqlErrorCode::ERRCODE_WARNING;
+        ErrorReport::from(self).report(PgLogLevel::WARNING);
     }
 }
 
@@ -79,9 +90,9 @@ impl From<fernet::Error> for Report {
 
 /// Warns the client of something that is no error.
 pub(crate) fn warn(message: impl Into<String>, detail: Option<String>, hint: &'static str) {
-    let mut report = Report::new(PgSqlErrorCode::ERRCODE_WARNING, message, hint);
+    let mut report = Report::warning(message, hint);
     report.detail = detail;
-    ErrorReport::from(report).report(PgLogLevel::WARNING);
+    report.warn();
 }
 
 /// Tells the client how something is going.
@@ -100,22 +111,30 @@ pub(crate) fn reason(error: &io::Error) -> String {
     printable(reason.as_bytes())
 }
 
-/// Checks that docs/troubleshooting.md has each of these in a row, with its SQLSTATE.
+/// Checks that docs/troubleshooting.md has each of these in a row: an error with its SQLSTATE, a
+/// warning under its heading.
 #[cfg(test)]
 pub(crate) fn assert_documented(reports: impl IntoIterator<Item = Report>) {
     let page = include_str!("../../docs/troubleshooting.md").replace('`', "");
+    let (errors, warnings) = page.split_once("\n## Warnings\n").expect("the heading");
     for report in reports {
-        // Five characters of six bits.
-        let code = report.sqlstate as u32;
-        let sqlstate: String = (0..5)
-            .map(|at| char::from(b'0' + (code >> (6 * at) & 0x3f) as u8))
-            .collect();
+        let (rows, sqlstate) = match report.sqlstate {
+            PgSqlErrorCode::ERRCODE_WARNING => (warnings, String::new()),
+            code => (errors, written(code)),
+        };
         let is_its_row = |row: &str| row.contains(&sqlstate) && row.contains(&report.message);
         assert!(
-            page.lines().any(is_its_row),
+            rows.lines().any(is_its_row),
             "{sqlstate} {}",
             report.message
         );
         assert!(report.hint.ends_with('.'), "{}", report.message);
     }
+}
+
+#[cfg(test)]
+fn written(sqlstate: PgSqlErrorCode) -> String {
+    // Five characters of six bits.
+    let character = |at: u32| char::from(b'0' + (sqlstate as u32 >> (6 * at) & 0x3f) as u8);
+    (0..5).map(character).collect()
 }

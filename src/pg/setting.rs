@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use zeroize::Zeroizing;
 
-use super::report::{self, Report};
+use super::report::Report;
 use super::server;
 
 pub(crate) type Stored = GucSetting<Option<CString>>;
@@ -27,7 +27,10 @@ pub(crate) trait Setting {
     const CONTEXT: GucContext;
     const FLAGS: GucFlags;
 
-    fn stored() -> &'static Stored;
+    /// Where its value is.
+    const STORED: &'static Stored;
+    /// Called when it is set, or, for a value in a configuration file, when that file is read again.
+    const ASSIGNED: fn();
 
     /// Looks at a value before it is set.
     ///
@@ -38,9 +41,6 @@ pub(crate) trait Setting {
     fn check(_value: &[u8], _in_configuration: bool) -> Result<(), Report> {
         Ok(())
     }
-
-    /// Called when it is set, or, for a value in a configuration file, when that file is read again.
-    fn assigned();
 }
 
 thread_local! {
@@ -57,7 +57,7 @@ pub(crate) fn define<S: Setting>() {
             S::NAME,
             S::SUMMARY,
             S::DETAILS,
-            S::stored(),
+            S::STORED,
             S::CONTEXT,
             S::FLAGS,
             Some(check::<S>),
@@ -130,7 +130,7 @@ pub(crate) fn reserve_prefix(prefix: &CStr) {
 /// Calls `f` with the value of a setting, which pgrx would copy. It must not be set meanwhile.
 pub(crate) fn with_value<S: Setting, R>(f: impl FnOnce(Option<&[u8]>) -> R) -> R {
     // SAFETY: `f` gets a borrow that it cannot keep, of a string that only a change of the setting frees.
-    f(unsafe { bytes(*S::stored().as_ptr()) })
+    f(unsafe { bytes(*S::STORED.as_ptr()) })
 }
 
 #[pg_guard]
@@ -156,14 +156,14 @@ unsafe extern "C-unwind" fn check<S: Setting>(
     }
     if server::is_postmaster() {
         // The server log is told once, and not by each server process.
-        report::warn(report.message, report.detail, report.hint);
+        report.warn();
     }
     true
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn assign<S: Setting>(_new_value: *const c_char, _extra: *mut c_void) {
-    S::assigned();
+    S::ASSIGNED();
 }
 
 /// Says why a value is refused, in words of our own: the server's would show it.
