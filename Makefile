@@ -1,4 +1,4 @@
-# The one front door. Each target is a script of a page or less in scripts/.
+# The one front door. What a target does is in a script of a page or less in scripts/.
 #
 #   PG_CONFIG=FILE   the server to build for and to test on
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
@@ -22,13 +22,13 @@ test: ## run all tests (PG=16, 17 or 18: on that server)
 	@scripts/test
 
 soak: ## run the long form of the hardening tests (hours)
-	@scripts/soak
+	@scripts/test soak
 
 test-airflow: ## run the tests on real Airflow, 2.11 and 3.3
-	@scripts/test-airflow
+	@scripts/test airflow
 
 test-applications: ## run the tests on the larger applications of docs/applications.md
-	@scripts/test-applications
+	@scripts/test applications
 
 fuzz: ## fuzz the core, ten seconds for each target
 	@scripts/fuzz
