@@ -23,6 +23,7 @@ use super::Error;
 use super::batch::{Batch, Look, NewRow, Reader};
 use super::progress::Report;
 use super::table::{self, Fate, Table, Writer};
+use super::warning;
 use crate::fernet::{self, Keyring};
 use crate::pg::report::notice;
 use crate::pg::row::{Tid, Xid};
@@ -86,10 +87,8 @@ impl Rotation<'_> {
         // what a trigger has undone when the transaction ended.
         report.rotated = self.rotated.min(report.tally.current());
         report.unfinished = match unfinished {
-            Some(writer) => Some(format!("gave up waiting for {}", writer.description)),
-            None if look.is_outdated => {
-                Some("gave up, since a table was changed each time this looked".into())
-            }
+            Some(writer) => Some(warning::gave_up_waiting(&writer.description)),
+            None if look.is_outdated => Some(warning::GAVE_UP_LOOKING.into()),
             None => None,
         };
         report

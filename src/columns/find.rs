@@ -3,13 +3,12 @@
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::Error;
+use super::{Error, warning};
 use crate::fernet::{self, Keyring};
 use crate::keys::{self, keyring};
 use crate::pg::encoding;
 use crate::pg::name::Name;
 use crate::pg::relation::{Kind, Lock, Relation};
-use crate::pg::report::warn;
 use crate::pg::spi::{Argument, Connection, Row};
 use crate::pg::subtransaction::in_subtransaction;
 use crate::pg::value::Buffer;
@@ -124,7 +123,7 @@ fn fernet_find_columns(
         let tables = relation.chunk_by_mut(|a, b| (a.table, a.obstacle) == (b.table, b.obstacle));
         for (columns, seed) in tables.zip(0..) {
             if let Some(obstacle) = columns[0].obstacle {
-                obstacle.warn(&columns[0].table_name);
+                warning::left_out(&columns[0].table_name, obstacle).warn();
             } else if rows_left > 0 {
                 rows_left -= look_at(columns, rows_left, seed, count)?;
             }
@@ -234,7 +233,7 @@ fn look_at(
                 // Somebody may have dropped it by now.
                 None => Ok(0),
                 Some(relation) if relation.hides_rows() => {
-                    Obstacle::HiddenRows.warn(&table_name);
+                    warning::left_out(&table_name, Obstacle::HiddenRows).warn();
                     Ok(0)
                 }
                 Some(relation) => sample(&connection, &relation, columns, rows, seed, count),
@@ -245,11 +244,7 @@ fn look_at(
         if failure.ends_the_statement() {
             failure.raise();
         }
-        warn(
-            format!("could not read {table_name}: {}", failure.message()),
-            None,
-            "Other tables are not affected. Call fernet_find_columns() again when this one can be read.",
-        );
+        warning::unreadable(&table_name, &failure.message()).warn();
         Ok(0)
     })
 }
@@ -307,7 +302,7 @@ fn sample(
 
 /// Why a table is not looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Obstacle {
+pub(super) enum Obstacle {
     Foreign,
     Unlogged,
     NotReadable,
@@ -323,33 +318,5 @@ impl Obstacle {
             "not readable" => Some(Self::NotReadable),
             _ => None,
         }
-    }
-
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Foreign => "it is a foreign table",
-            Self::Unlogged => "unlogged tables cannot be read on a standby",
-            Self::NotReadable => "it can be read only through its parent",
-            Self::HiddenRows => "row-level security may hide rows of it",
-        }
-    }
-
-    fn hint(self) -> &'static str {
-        match self {
-            Self::Foreign => "Call fernet_find_columns() on the server that holds it.",
-            Self::Unlogged => "Call fernet_find_columns() on the primary server.",
-            Self::NotReadable => "Call fernet_find_columns() as the owner of the table.",
-            Self::HiddenRows => {
-                "Call fernet_find_columns() as the owner of the table or as a role with BYPASSRLS."
-            }
-        }
-    }
-
-    fn warn(self, table_name: &str) {
-        warn(
-            format!("left out {table_name}: {}", self.reason()),
-            None,
-            self.hint(),
-        );
     }
 }

@@ -1,5 +1,6 @@
 //! What the client is warned of.
 
+use super::find::Obstacle;
 use super::progress::counted;
 use crate::pg::Report;
 
@@ -51,6 +52,44 @@ pub(super) fn unfinished(reason: &str, tokens: i64) -> Report {
     ))
 }
 
+/// `lock_timeout` ended the wait for that process, which has written to the table.
+pub(super) fn gave_up_waiting(writer: &str) -> String {
+    format!("gave up waiting for {writer}")
+}
+
+pub(super) const GAVE_UP_LOOKING: &str = "gave up, since a table was changed each time this looked";
+
+/// A table was not looked at.
+pub(super) fn left_out(table: &str, obstacle: Obstacle) -> Report {
+    let (reason, hint) = match obstacle {
+        Obstacle::Foreign => (
+            "it is a foreign table",
+            "Call fernet_find_columns() on the server that holds it.",
+        ),
+        Obstacle::Unlogged => (
+            "unlogged tables cannot be read on a standby",
+            "Call fernet_find_columns() on the primary server.",
+        ),
+        Obstacle::NotReadable => (
+            "it can be read only through its parent",
+            "Call fernet_find_columns() as the owner of the table.",
+        ),
+        Obstacle::HiddenRows => (
+            "row-level security may hide rows of it",
+            "Call fernet_find_columns() as the owner of the table or as a role with BYPASSRLS.",
+        ),
+    };
+    Report::warning(format!("left out {table}: {reason}"), hint)
+}
+
+/// A table could not be looked at, for that reason.
+pub(super) fn unreadable(table: &str, reason: &str) -> Report {
+    Report::warning(
+        format!("could not read {table}: {reason}"),
+        "Other tables are not affected. Call fernet_find_columns() again when this one can be read.",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,10 +97,19 @@ mod tests {
 
     #[test]
     fn all_are_documented() {
+        let table = "public.connection";
+        let writer = "process 1234, which has written to public.connection or locked it";
         assert_documented([
             single_key(),
             left_as_they_are(2, 1, "no key opens (0,1) of public.connection.".into()),
             still_old(3),
+            unfinished(&gave_up_waiting(writer), 3),
+            unfinished(GAVE_UP_LOOKING, 3),
+            unreadable(table, "canceling statement due to lock timeout"),
         ]);
+        use Obstacle::*;
+        assert_documented(
+            [Foreign, Unlogged, NotReadable, HiddenRows].map(|obstacle| left_out(table, obstacle)),
+        );
     }
 }

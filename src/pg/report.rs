@@ -88,13 +88,6 @@ impl From<fernet::Error> for Report {
     }
 }
 
-/// Warns the client of something that is no error.
-pub(crate) fn warn(message: impl Into<String>, detail: Option<String>, hint: &'static str) {
-    let mut report = Report::warning(message, hint);
-    report.detail = detail;
-    report.warn();
-}
-
 /// Tells the client how something is going.
 pub(crate) fn notice(message: String) {
     let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
