@@ -137,6 +137,12 @@ def vault(reader):
         CREATE TABLE account AS SELECT jsonb_build_object('token', fernet_encrypt('hunter2')) AS settings;""")
 
 
+def prefect(reader):
+    reader.run_sql(f"""
+        CREATE TABLE block_document AS SELECT to_jsonb(fernet_encrypt('{{}}')) AS data;
+        CREATE TABLE configuration AS SELECT 'ENCRYPTION_KEY' AS key, jsonb_build_object('fernet_key', '{NEW}') AS value;""")
+
+
 def one_column(reader):
     use_keys(reader, NEW, OLD)
     reader.run_sql("CREATE TABLE connection (id integer, password text);")
@@ -153,6 +159,7 @@ PREPARATIONS = {
     ("docs/airflow.md", "Encrypt later"): airflow_without_keys,
     ("docs/airflow.md", "Rotate with no downtime"): airflow_with_old_tokens,
     ("docs/applications.md", "Other applications"): vault,
+    ("docs/applications.md", "Prefect"): prefect,
     ("docs/migrations.md", "Rules"): project,
     ("docs/migrations.md", "Alembic"): alembic_project,
     ("docs/migrations.md", "Alembic, in batches"): rotated_by_alembic,

@@ -1,21 +1,37 @@
 """docs/applications.md: real libraries write, we rotate as the page says, and they read with the new secret alone."""
 
+import json
 import os
 import secrets
 import subprocess
 from pathlib import Path
 
 import pytest
-from cryptography.fernet import Fernet
+from cryptography.fernet import Fernet, InvalidToken
 
 from pages import code_block
-from postgres import connect, create_database, drop_database, set_keys, value
+from postgres import column, connect, create_database, drop_database, set_keys, value
 from preparations import VENV
 
 PAGE = "docs/applications.md"
 DATABASE = "pg_fernet_application"
 ENCRYPTED_FIELDS = "django-fernet-encrypted-fields"
 FERNET_FIELDS = "django-fernet-fields"
+# Tracecat is not on PyPI. These are its columns of tokens, by its source, and one of documents that hold some.
+TRACECAT = {
+    "secret": ["encrypted_keys"],
+    "organization_secret": ["encrypted_keys"],
+    "platform_secret": ["encrypted_keys"],
+    "organization_settings": ["value"],
+    "platform_settings": ["value"],
+    "agent_custom_provider": ["encrypted_config"],
+    "agent_catalog": ["encrypted_config"],
+    "oauth_integration": ["encrypted_access_token", "encrypted_refresh_token", "encrypted_client_id", "encrypted_client_secret"],
+    "mcp_integration": ["encrypted_headers", "encrypted_stdio_env"],
+    "mcp_refresh_token": ["encrypted_metadata"],
+}
+TRACECAT_DOCUMENTS = ("agent_channel_token", "config")
+TRACECAT_PREFIX = "__tracecat_encrypted__:"
 
 
 def random_secret():
@@ -92,3 +108,48 @@ def test_not_fernet(database, application):
     with connect(database) as session:
         session.execute("CREATE EXTENSION pg_fernet")
         assert value(session, "SELECT fernet_is_token(value) FROM vault_secret") is False
+
+
+def test_tracecat(database):
+    old, new = (Fernet.generate_key().decode() for _ in range(2))
+    plaintexts = [b"x", b'{"TOKEN":"hunter2"}', "東京".encode() * 1000]
+    columns = [(table, name) for table, names in TRACECAT.items() for name in names]
+
+    def decrypted(key, stored):
+        """A value as Tracecat reads it; what is not encrypted, as it is."""
+        if isinstance(stored, dict):
+            return {field: decrypted(key, value) for field, value in stored.items()}
+        if isinstance(stored, str) and stored.startswith(TRACECAT_PREFIX):
+            return decrypted(key, stored.removeprefix(TRACECAT_PREFIX).encode())
+        return Fernet(key).decrypt(stored) if isinstance(stored, bytes) and stored not in (b"", b"true") else stored
+
+    with connect(database) as session:
+        def everything(key):
+            return [decrypted(key, stored) for table, name in [*columns, TRACECAT_DOCUMENTS]
+                    for stored in column(session, f"SELECT {name} FROM {table} ORDER BY id")]
+
+        session.execute("CREATE EXTENSION pg_fernet")
+        for table, names in TRACECAT.items():
+            session.execute(f"CREATE TABLE {table} (id serial, is_encrypted boolean, {', '.join(f'{name} bytea' for name in names)})")
+            session.execute(f"INSERT INTO {table} DEFAULT VALUES")
+            for plaintext in plaintexts:
+                session.execute(f"INSERT INTO {table} (is_encrypted, {', '.join(names)}) VALUES (true{', %s' * len(names)})",
+                                [Fernet(old).encrypt(plaintext) for _ in names])
+        session.execute("INSERT INTO organization_settings (is_encrypted, value) VALUES (false, 'true')")
+        session.execute("INSERT INTO oauth_integration (encrypted_access_token) VALUES ('')")
+        session.execute("CREATE TABLE agent_channel_token (id serial, config jsonb)")
+        for plaintext in plaintexts:
+            config = {"slack_client_id": "1.2", "slack_app_id": None}
+            for field in ("slack_bot_token", "slack_client_secret", "slack_signing_secret"):
+                config[field] = TRACECAT_PREFIX + Fernet(old).encrypt(plaintext).decode()
+            session.execute("INSERT INTO agent_channel_token (config) VALUES (%s)", [json.dumps(config)])
+
+        written = everything(old)
+        with pytest.raises(InvalidToken):
+            everything(new)
+        set_keys(session, new, old)
+        session.execute(code_block(PAGE, "Tracecat", "sql"))
+        assert everything(new) == written
+        set_keys(session, new)
+        for table, name in [*columns, TRACECAT_DOCUMENTS]:
+            assert value(session, "SELECT sum(tokens) FROM fernet_census(%s, %s) WHERE status IN ('old key', 'unknown key')", table, name) == 0

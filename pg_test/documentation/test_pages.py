@@ -26,6 +26,8 @@ NOT_RUN = {
     },
     "docs/applications.md": {
         "python3 derive.py": "pg_test/documentation/test_applications.py::test_rotation",
+        "UPDATE secrets": "pg_test/applications/test_phoenix.py::test_rotation",
+        "UPDATE mcp_refresh_token": "pg_test/documentation/test_applications.py::test_tracecat",
         "CREATE EXTENSION postgres_fdw": "pg_test/documentation/test_provider.py::test_rotation",
     },
     "docs/migrations.md": {
