@@ -11,7 +11,10 @@ from cryptography.fernet import Fernet, InvalidToken
 
 from pages import code_block
 from postgres import column, connect, create_database, drop_database, set_keys, value
+from pages import ROOT, code_block
+from postgres import connect, create_database, drop_database, set_keys, value
 from preparations import VENV
+from pyca import fingerprint
 
 PAGE = "docs/applications.md"
 DATABASE = "pg_fernet_application"
@@ -89,6 +92,53 @@ def test_rotation(database, heading, make_secret, column, column_type, applicati
         set_keys(session, *derived(new))
         assert "hunter2" in value(session, f"SELECT fernet_decrypt({column}) FROM {table}")
     assert run(new, *application, "read") == "hunter2"
+
+
+def test_json_fields(database):
+    """As the page says: jsonb with a token in each leaf, rotated by the same statement."""
+    application = ["django_fields.py", "encrypted_fields.fields"]
+    old, new = secret_key(), secret_key()
+    written = run(old, *application, "write", "EncryptedJSONField")
+    assert "hunter2" in written
+    with connect(database) as session:
+        session.execute("CREATE EXTENSION pg_fernet")
+        assert value(session, "SELECT pg_typeof(value)::text FROM vault_secret") == "jsonb"
+        keys = [run(secret, "-c", code_block(PAGE, ENCRYPTED_FIELDS, "python")) for secret in (new, old)]
+        set_keys(session, *keys)
+        assert value(session, "SELECT tokens FROM fernet_census('vault_secret', 'value') WHERE status = 'old key'") == 3
+        assert run(new, *application, "read", "EncryptedJSONField") != written
+        session.execute(code_block(PAGE, ENCRYPTED_FIELDS, "sql"))
+    assert run(new, *application, "read", "EncryptedJSONField") == written
+
+
+@pytest.mark.parametrize("setting", ["REDASH_SECRET_KEY", "REDASH_COOKIE_SECRET"])
+def test_redash(database, setting):
+    old, new = ({setting: random_secret()} for _ in range(2))
+    application = ["redash_options.py"]
+    run(old, *application, "write")
+    with pytest.raises(AssertionError, match="InvalidToken"):
+        run(new, *application, "read")
+    with connect(database) as session:
+        session.execute("CREATE EXTENSION pg_fernet")
+        assert value(session, "SELECT pg_typeof(encrypted_options)::text FROM data_sources LIMIT 1") == "bytea"
+        set_keys(session, *(run(secret, "-c", code_block(PAGE, "Redash", "python")) for secret in (new, old)))
+        session.execute(code_block(PAGE, "Redash", "sql"))
+        for table in ["data_sources", "notification_destinations"]:
+            assert value(session, "SELECT tokens FROM fernet_census(%s, 'encrypted_options') WHERE status = 'current'", table) == 3
+    run(new, *application, "read")
+
+
+def test_the_published_secret_of_redash(database):
+    """The census shows who still uses it, by its fingerprint."""
+    published = "c292a0a3aa32397cdb050e233733900f"
+    assert f"`{published}`" in (ROOT / PAGE).read_text()
+    run({"REDASH_SECRET_KEY": published}, "redash_options.py", "write")
+    key = run({"REDASH_SECRET_KEY": published}, "-c", code_block(PAGE, "Redash", "python"))
+    with connect(database) as session:
+        session.execute("CREATE EXTENSION pg_fernet")
+        set_keys(session, Fernet.generate_key().decode(), key)
+        assert value(session, "SELECT tokens FROM fernet_census('data_sources', 'encrypted_options') WHERE fingerprint = %s",
+                     fingerprint(key)) == 3
 
 
 def test_a_library_that_has_no_key_hands_out_the_token(database):

@@ -1,4 +1,5 @@
-"""An application on Django with a field that encrypts. Arguments: a module with such fields; write or read."""
+"""An application on Django with a field that encrypts. Arguments: a module with such fields; write or read; a class, if it is
+not that for texts."""
 
 import os
 import sys
@@ -7,7 +8,7 @@ from importlib import import_module
 import django
 from django.conf import settings
 
-fields, action = sys.argv[1:]
+fields, action, *kind = sys.argv[1:]
 settings.configure(
     SECRET_KEY=os.environ["SECRET_KEY"],
     SALT_KEY=os.environ.get("SALT_KEY"),
@@ -26,7 +27,7 @@ class Secret(models.Model):
     if hasattr(fields, "encrypt"):
         value = fields.encrypt(models.TextField())
     else:
-        value = fields.EncryptedTextField()
+        value = getattr(fields, *kind or ["EncryptedTextField"])()
 
     class Meta:
         app_label = "vault"
@@ -35,5 +36,5 @@ class Secret(models.Model):
 if action == "write":
     with connection.schema_editor() as editor:
         editor.create_model(Secret)
-    Secret.objects.create(value="hunter2")
+    Secret.objects.create(value={"user": "ada", "keys": ["hunter2", "x"]} if kind else "hunter2")
 print(Secret.objects.get().value)
