@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet, InvalidToken
 
-from pages import code_block
-from postgres import column, connect, create_database, drop_database, set_keys, value
 from pages import ROOT, code_block
-from postgres import connect, create_database, drop_database, set_keys, value
+from postgres import column, connect, create_database, drop_database, set_keys, value
 from preparations import VENV
 from pyca import fingerprint
 

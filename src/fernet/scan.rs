@@ -484,9 +484,9 @@ mod tests {
         assert_eq!(found("gaaa gAA A", 0), []);
         // An escaped slash is between two runs, and inside of a stretch.
         assert_eq!(found(r"gAAA\/xgAAA\n", 0), [(0, 4), (5, 11)]);
-        let stretches = |value: &str| stretches(value.as_bytes(), 0).collect::<Vec<_>>();
-        assert_eq!(stretches(r"gAAA\/xgAAA\n"), [0..11]);
-        assert_eq!(stretches(r"a\/gAAA\\\/x\x"), [2..12]);
-        assert_eq!(stretches(r"gAAA\\"), [0..4]);
+        let first = |value: &str| stretches(value.as_bytes(), 0).next();
+        assert_eq!(first(r"gAAA\/xgAAA\n"), Some(0..11));
+        assert_eq!(first(r"a\/gAAA\\\/x\x"), Some(2..12));
+        assert_eq!(first(r"gAAA\\"), Some(0..4));
     }
 }
