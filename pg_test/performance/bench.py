@@ -181,6 +181,35 @@ def values(server):
                   "pgcrypto: encrypt_iv and hmac": own["pgcrypto"], "pyca: MultiFernet.rotate": took["pyca"]}
 
 
+def documents(server):
+    """Tokens in JSON against the same tokens in text; and documents without any."""
+    rows = 20_000
+    server.fill(3 * rows, "before")
+    server.db.execute("CREATE TABLE documents_before AS SELECT jsonb_object_agg('key' || id % 3, value) AS value FROM before GROUP BY id / 3")
+
+    def run(table, type):
+        server.db.execute(f"DROP TABLE IF EXISTS rotated; CREATE TABLE rotated AS SELECT value::{type} FROM {table}")
+        server.db.execute("VACUUM ANALYZE rotated")
+        server.db.execute("CHECKPOINT")
+        seconds = server.clock("UPDATE rotated SET value = fernet_rotate(value)")
+        assert server.value("SELECT every(fernet_key_index(value) = 1) FROM rotated")
+        return seconds
+
+    took = in_turn(text=lambda: run("before", "text"), json=lambda: run("documents_before", "json"),
+                   jsonb=lambda: run("documents_before", "jsonb"))
+    for type in "json", "jsonb":
+        yield Figure(f"UPDATE of {3 * rows:,} tokens in {type}, three per document, against text", took[type] / took["text"], at_most=2)
+
+    server.db.execute("CREATE TABLE large_documents AS SELECT jsonb_object_agg('key' || i, md5(i::text)) AS jsonb"
+                      " FROM generate_series(1, 200000) AS i")
+    server.db.execute("ALTER TABLE large_documents ADD json json; UPDATE large_documents SET json = jsonb::text::json")
+    # What reads all of it, and does next to nothing with that.
+    for type, read in ("json", "octet_length(json::text || '')"), ("jsonb", "jsonb ? 'none'"):
+        took = in_turn(read=lambda: server.clock(f"SELECT {read} FROM large_documents"),
+                       search=lambda: server.clock(f"SELECT fernet_key_index({type}) FROM large_documents"))
+        yield Figure(f"{type} of 10 MB without a token: fernet_key_index against reading it", took["search"] / took["read"], at_most=2)
+
+
 def large(server, floor):
     """One value of 64 MiB, against its primitives alone and a copy of it."""
     size = 64 * MEBIBYTE
@@ -309,7 +338,7 @@ def main():
         print(f"{name}: {value}")
     figures = []
     # The growth comes last: the server writes for minutes what it leaves behind.
-    parts = (core_figures(times), update(server), values(server), parallel(server),
+    parts = (core_figures(times), update(server), values(server), documents(server), parallel(server),
              large(server, floor), growth(server, arguments.rows))
     for part in parts:
         for figure in part:
