@@ -42,7 +42,7 @@ const CANDIDATES: &[u8] = b"
         SELECT d.objid FROM pg_extension AS e
         JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
         WHERE e.extname IN ('citext', 'hstore') AND d.classid = 'pg_type'::regclass AND d.deptype = 'e')
-        UNION ALL
+        UNION
         SELECT d.oid FROM types AS t
         JOIN pg_type AS d ON t.oid = CASE WHEN d.typtype = 'd' THEN d.typbasetype
                                           WHEN d.typsubscript = 'array_subscript_handler'::regproc THEN d.typelem END),
