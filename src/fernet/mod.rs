@@ -19,11 +19,13 @@ mod codec;
 mod error;
 mod key;
 mod keyring;
+mod runs;
 mod scan;
 mod token;
 
 pub use error::Error;
 pub use key::Key;
 pub use keyring::{Keyring, overwrite_traces};
-pub use scan::{count_tokens, may_hold_tokens};
+pub use runs::may_hold_tokens;
+pub use scan::count_tokens;
 pub use token::{BLOCK, IV, Token, sealed_len};

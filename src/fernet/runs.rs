@@ -1,0 +1,230 @@
+//! The places in a value where a token may be, for which no key is needed.
+//!
+//! A run is as many characters of the two base64 alphabets as there are in a row. A token may begin
+//! anywhere in a run, and reaches to its end.
+
+use std::iter;
+use std::ops::Range;
+
+use memchr::memmem;
+
+use super::{Token, codec};
+
+/// What a token begins with in a run: the version, and a timestamp of 48 bits at most.
+const START: &[u8] = b"gAAA";
+
+/// What a token begins with that no key vouches for: a timestamp before the year 4147.
+const UNKNOWN_START: &[u8] = b"gAAAAA";
+
+/// Tells whether there may be a token in a document, JSON for instance, which as a whole is none.
+pub fn may_hold_tokens(document: &[u8]) -> bool {
+    memmem::find(document, START).is_some()
+}
+
+/// Returns the stretches from `from` on in which a token may begin: runs of characters, with an escaped
+/// `/` between one and the next.
+pub(super) fn stretches(value: &[u8], mut from: usize) -> impl Iterator<Item = Range<usize>> {
+    iter::from_fn(move || {
+        let found = from + memmem::find(&value[from..], START)?;
+        let chars_before = value[from..found].iter().rev().take_while(is_char);
+        let start = found - chars_before.count();
+        from = found;
+        loop {
+            from += value[from..].iter().take_while(is_char).count();
+            match slashes(&value[from..]) {
+                0 => return Some(start..from),
+                slashes if value.get(from + slashes) == Some(&b'/') => from += slashes,
+                _ => return Some(start..from),
+            }
+        }
+    })
+}
+
+/// Returns the runs of characters in a stretch in which a token may begin.
+pub(super) fn runs<'v>(
+    value: &'v [u8],
+    stretch: &Range<usize>,
+) -> impl Iterator<Item = Range<usize>> + use<'v> {
+    let mut start = stretch.start;
+    value[stretch.clone()]
+        .split(|&byte| byte == b'\\')
+        .map(move |run| {
+            let run = start..start + run.len();
+            start = run.end + 1;
+            run
+        })
+        .filter(|run| may_hold_tokens(&value[run.clone()]))
+}
+
+pub(super) fn has_escapes(stretch: &[u8]) -> bool {
+    stretch.contains(&b'\\')
+}
+
+/// Counts the `\` at the front: an escape begins with several where JSON is a string in other JSON.
+fn slashes(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|&&byte| byte == b'\\').count()
+}
+
+pub(super) fn is_char(byte: &&u8) -> bool {
+    codec::is_char(**byte)
+}
+
+/// How many times the length of a run is spent on the tokens that may be at its end.
+const EFFORT: usize = 4;
+
+/// Returns what may be a token at the end of a run, or of a stretch: from any `gAAA` on, the shortest
+/// first.
+///
+/// A run of nothing but `gAAA` holds so many of them that to try all would be quadratic; so, but for
+/// the run as a whole, they are given up once they have taken several times its length. That misses
+/// no token. It would have to begin behind its start, where somebody else's characters stand before
+/// it; the longer ones that these make come after it. Shorter ones begin inside of it, in a
+/// ciphertext or an HMAC, where nobody can place anything: there is a `gAAA` in one of 2^24 places,
+/// and it would take four that each are nearly as long as the token.
+pub(super) fn candidates(value: &[u8], run: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let padding = padding(&value[run.end..]);
+    let mut effort = EFFORT * run.len();
+    let (mut counted, mut chars) = (run.end, 0);
+    memmem::rfind_iter(&value[run.clone()], START)
+        .map(move |at| run.start + at)
+        .filter(move |&start| {
+            chars += count_chars(&value[start..counted]);
+            counted = start;
+            fits(chars, padding)
+        })
+        .map(move |start| start..run.end)
+        .filter(move |place| {
+            effort = effort.saturating_sub(place.len());
+            effort > 0 || place.start == run.start
+        })
+}
+
+/// Tells whether a run, or a stretch, as a whole has the form of a token.
+pub(super) fn has_form(value: &[u8], run: &Range<usize>) -> bool {
+    let (run, behind) = (&value[run.clone()], &value[run.end..]);
+    run.starts_with(UNKNOWN_START) && fits(count_chars(run), padding(behind))
+}
+
+/// Counts the characters in a run or a stretch: all bytes but the `\` that escape some of them.
+fn count_chars(run: &[u8]) -> usize {
+    run.iter().filter(|&&byte| byte != b'\\').count()
+}
+
+/// Tells whether so many characters, with so much padding behind them, have the length of a token.
+fn fits(chars: usize, padding: usize) -> bool {
+    chars.next_multiple_of(4) - chars <= padding && Token::has_len(chars * 3 / 4)
+}
+
+/// Counts the `=` at the front of `bytes`, up to the two that a token may need, written as they are
+/// or as applications escape them: in a URL, or in JSON, once or more often.
+fn padding(bytes: &[u8]) -> usize {
+    fn strip(bytes: &[u8]) -> Option<&[u8]> {
+        match bytes {
+            [b'=', rest @ ..] | [b'%', b'3', b'D' | b'd', rest @ ..] => Some(rest),
+            [b'\\', ..] => match &bytes[slashes(bytes)..] {
+                [b'u', b'0', b'0', b'3', b'D' | b'd', rest @ ..] => Some(rest),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+    iter::successors(strip(bytes), |rest| strip(rest))
+        .take(2)
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts the characters that are decoded and authenticated.
+    fn effort(value: &[u8]) -> usize {
+        let runs = stretches(value, 0).flat_map(|stretch| {
+            let runs: Vec<_> = runs(value, &stretch).chain([stretch]).collect();
+            runs
+        });
+        runs.flat_map(|run| candidates(value, run))
+            .map(|chars| chars.len())
+            .sum()
+    }
+
+    #[test]
+    fn hostile_values_take_linear_effort() {
+        for size in [1 << 10, 1 << 16, 1 << 20, 1 << 21] {
+            for (hostile, padding) in [
+                ("gAAA", ""),
+                ("gAAAAA", "=="),
+                ("gAAAA", "="),
+                ("gAAA,", ""),
+                (r"gAAA\/", ""),
+                (r"gAAAA\\", "/"),
+            ] {
+                let value = hostile.repeat(size / hostile.len()) + padding;
+                assert!(effort(value.as_bytes()) <= 2 * (EFFORT + 1) * value.len());
+            }
+        }
+    }
+
+    #[test]
+    fn the_shortest_come_first_and_the_whole_run_comes_always() {
+        let value = "gAAA".repeat(1000);
+        let lengths: Vec<_> = candidates(value.as_bytes(), 0..value.len())
+            .map(|chars| chars.len())
+            .collect();
+        assert_eq!(lengths[..3], [140, 204, 268]);
+        // Less than four times 4000 characters in all.
+        assert_eq!(lengths.len(), 20);
+        assert_eq!(lengths.iter().sum::<usize>(), 14_960);
+        // 73 bytes are the least: one block. 4000 characters are 3000 bytes, which is no length.
+        assert!(!fits(96, 2) && fits(98, 2) && !Token::has_len(3000));
+        let value = "gAAA".repeat(1011);
+        let longest = candidates(value.as_bytes(), 0..value.len()).last();
+        assert_eq!(longest, Some(0..value.len()));
+    }
+
+    #[test]
+    fn padding_may_be_escaped() {
+        for (bytes, expected) in [
+            ("", 0),
+            ("=", 1),
+            ("==", 2),
+            ("===", 2),
+            ("= =", 1),
+            (" ==", 0),
+            ("%3D%3d", 2),
+            ("=%3D", 2),
+            ("%3", 0),
+            ("%3E", 0),
+            (r"\u003d\u003D", 2),
+            (r"\\u003d\\\u003d", 2),
+            (r"\u003e", 0),
+            (r"\u003", 0),
+            ("u003d", 0),
+            (r"\n", 0),
+        ] {
+            assert_eq!(padding(bytes.as_bytes()), expected, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn runs_are_as_long_as_they_can_be() {
+        let found = |value: &str, from| {
+            let stretches = stretches(value.as_bytes(), from);
+            let runs =
+                stretches.flat_map(|stretch| runs(value.as_bytes(), &stretch).collect::<Vec<_>>());
+            runs.map(|run| (run.start, run.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(found("gAAA", 0), [(0, 4)]);
+        assert_eq!(found(" ab-_gAAA+/12= gAA gAAA", 0), [(1, 13), (19, 23)]);
+        assert_eq!(found("gAAAgAAA,gAAA", 0), [(0, 8), (9, 13)]);
+        // As behind a token.
+        assert_eq!(found("==xgAAA", 2), [(2, 7)]);
+        assert_eq!(found("gaaa gAA A", 0), []);
+        // An escaped slash is between two runs, and inside of a stretch.
+        assert_eq!(found(r"gAAA\/xgAAA\n", 0), [(0, 4), (5, 11)]);
+        let first = |value: &str| stretches(value.as_bytes(), 0).next();
+        assert_eq!(first(r"gAAA\/xgAAA\n"), Some(0..11));
+        assert_eq!(first(r"a\/gAAA\\\/x\x"), Some(2..12));
+        assert_eq!(first(r"gAAA\\"), Some(0..4));
+    }
+}
