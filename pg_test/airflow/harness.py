@@ -112,17 +112,17 @@ class Airflow:
         return done.stdout
 
     def check(self, keys):
-        """Runs check.sql: whether it succeeded, and {(column, state): (key, values, ok)}."""
+        """Runs check.sql: whether it succeeded, and {(column, status): (key_index, tokens, ok)}."""
         done = self.psql("check.sql", keys)
         if done.returncode != 0:
             assert "not every value is under the first key" in done.stderr, done.stderr
         table = done.stdout.split("The first 20")[0]
-        states = {
-            (row[0], row[1]): (row[2], int(row[4]), row[5])
-            for row in csv.reader(table.splitlines())
-            if len(row) == 6 and row[0] != "column"
+        statuses = {
+            (row["column"], row["status"]): (row["key_index"], int(row["tokens"]), row["ok"])
+            for row in csv.DictReader(table.splitlines()[1:])
+            if row["ok"]
         }
-        return done.returncode == 0, states
+        return done.returncode == 0, statuses
 
     def snapshot(self):
         """Every row of the tables that hold tokens, with the version of the row."""

@@ -29,31 +29,31 @@ def test_everything_is_under_the_first_key(airflow, old):
 
 
 def test_everything_is_under_an_old_key(airflow, both):
-    succeeded, states = airflow.check(both)
+    succeeded, statuses = airflow.check(both)
     assert not succeeded
-    assert states == {
+    assert statuses == {
         (column, "old key"): ("2", values, "no")
         for (column, _), (_, values, _) in all_current(airflow).items()
     }
 
 
 def test_no_key_opens_anything(airflow, new):
-    succeeded, states = airflow.check(new)
+    succeeded, statuses = airflow.check(new)
     assert not succeeded
-    assert states["connection.password", "unknown key"] == ("", 3, "no")
-    assert not any(ok == "yes" for _, _, ok in states.values())
+    assert statuses["connection.password", "unknown key"] == ("", 3, "no")
+    assert not any(ok == "yes" for _, _, ok in statuses.values())
 
 
 def test_plaintext(half_encrypted_airflow, old):
-    succeeded, states = half_encrypted_airflow.check(old)
+    succeeded, statuses = half_encrypted_airflow.check(old)
     assert not succeeded
-    assert states["connection.extra", "plaintext"] == ("", 2, "no")
-    assert states["variable.val", "plaintext"] == ("", 2, "no")
+    assert statuses["connection.extra", "plaintext"] == ("", 2, "no")
+    assert statuses["variable.val", "plaintext"] == ("", 2, "no")
     # Airflow 3 stores the arguments of a deferred task as JSON: that is no failure.
-    assert states["trigger.kwargs", "plaintext"] == ("", 1, "yes")
+    assert statuses["trigger.kwargs", "plaintext"] == ("", 1, "yes")
 
 
-@pytest.mark.parametrize("statement, column, state", [
+@pytest.mark.parametrize("statement, column, status", [
     ("UPDATE connection SET password = 'no token' WHERE conn_id = 'both'",
      "connection.password", "not a token"),
     ("UPDATE connection SET is_extra_encrypted = false WHERE conn_id = 'both'",
@@ -62,11 +62,11 @@ def test_plaintext(half_encrypted_airflow, old):
     ("UPDATE trigger SET kwargs = 'no token' WHERE classpath = 'example.Nested'",
      "trigger.kwargs", "not a token"),
 ])
-def test_one_value_out_of_order(airflow, old, statement, column, state):
+def test_one_value_out_of_order(airflow, old, statement, column, status):
     change(airflow, statement)
-    succeeded, states = airflow.check(old)
+    succeeded, statuses = airflow.check(old)
     assert not succeeded
-    assert states[column, state][1:] == (1, "no")
+    assert statuses[column, status][1:] == (1, "no")
 
 
 def test_the_values_out_of_order_are_named(airflow, old):

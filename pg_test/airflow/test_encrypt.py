@@ -9,9 +9,9 @@ from rows import ENCRYPTED, PLAINTEXT, SECRET
 
 def test_script(half_encrypted_airflow, old):
     airflow = half_encrypted_airflow
-    succeeded, states = airflow.check(old)
+    succeeded, statuses = airflow.check(old)
     assert not succeeded
-    assert states["connection.password", "plaintext"] == ("", 2, "no")
+    assert statuses["connection.password", "plaintext"] == ("", 2, "no")
 
     airflow.psql_ok("encrypt.sql", old)
 
@@ -72,9 +72,9 @@ def test_token_without_its_flag_gets_the_flag_alone(airflow, old):
     with airflow.connect() as connection:
         connection.execute("UPDATE connection SET is_encrypted = false, is_extra_encrypted = false")
         connection.execute("UPDATE variable SET is_encrypted = false")
-    succeeded, states = airflow.check(old)
+    succeeded, statuses = airflow.check(old)
     assert not succeeded
-    assert states["variable.val", "flag missing"] == ("1", 5, "no")
+    assert statuses["variable.val", "flag missing"] == ("1", 5, "no")
 
     airflow.psql_ok("encrypt.sql", old)
 

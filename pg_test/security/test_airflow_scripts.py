@@ -318,8 +318,8 @@ def test_a_token_that_no_key_opens_is_never_plaintext(admin, keys):
 
     checked = psql("check.sql", *keys)
     assert checked.returncode == 3
-    states = {tuple(part.strip() for part in line.split(" | ")[:2]) for line in checked.stdout.splitlines() if line.endswith(" | no")}
-    assert states == {("connection.password", "unknown key"), ("connection_test_request.extra", "unknown key"), ("variable.val", "unknown key")}
+    statuses = {tuple(part.strip() for part in line.split(" | ")[:2]) for line in checked.stdout.splitlines() if line.endswith(" | no")}
+    assert statuses == {("connection.password", "unknown key"), ("connection_test_request.extra", "unknown key"), ("variable.val", "unknown key")}
 
     # What is no token of Airflow's can be encrypted by hand.
     admin.execute("UPDATE public.variable SET val = fernet_encrypt(val::text), is_encrypted = true WHERE val = %s", [lost])
@@ -330,7 +330,7 @@ def test_a_token_that_no_key_opens_is_never_plaintext(admin, keys):
 # What is not in order, and the cures of docs/airflow.md
 #
 
-def states(*keys):
+def statuses(*keys):
     """What is not in order, and the hint, as check.sql prints them."""
     done = psql("check.sql", *keys)
     assert done.returncode == 3
@@ -351,7 +351,7 @@ def test_plaintext_under_a_flag(admin, keys, column, table, secret, flag, name):
     assert done.returncode == 3 and "value is not a Fernet token" in done.stderr
     assert "If this stops at a value, run check.sql: it names the value.\n" in done.stdout
     assert snapshot(admin) == before
-    found, told = states(*keys)
+    found, told = statuses(*keys)
     assert found == {(column, "not a token")}
     assert """For "not a token", correct the flag if the value is plaintext, then run encrypt.sql.""" in told
 
@@ -365,9 +365,9 @@ def test_a_token_of_an_older_key_without_its_flag(admin, keys):
     succeed("encrypt.sql", *keys)
     succeed("rotate.sql", *keys)
     admin.execute("UPDATE public.variable SET val = %s, is_encrypted = false WHERE key = 'old'", [token(keys[1], "value")])
-    assert states(*keys)[0] == {("variable.val", "flag missing")}
+    assert statuses(*keys)[0] == {("variable.val", "flag missing")}
     succeed("encrypt.sql", *keys)
-    assert states(*keys)[0] == {("variable.val", "old key")}
+    assert statuses(*keys)[0] == {("variable.val", "old key")}
     succeed("rotate.sql", *keys)
     succeed("check.sql", *keys)
 
@@ -379,10 +379,10 @@ def test_a_token_whose_key_was_missing(admin, keys, flag):
     succeed("encrypt.sql", *keys)
     succeed("rotate.sql", *keys)
     admin.execute("UPDATE public.variable SET val = %s, is_encrypted = %s WHERE key = 'old'", [token(missing, "value"), flag])
-    assert states(*keys)[0] == {("variable.val", "unknown key")}
+    assert statuses(*keys)[0] == {("variable.val", "unknown key")}
     if not flag:
         succeed("encrypt.sql", *keys, missing)
-    assert states(*keys, missing)[0] == {("variable.val", "old key")}
+    assert statuses(*keys, missing)[0] == {("variable.val", "old key")}
     succeed("rotate.sql", *keys, missing)
     succeed("check.sql", *keys)
 

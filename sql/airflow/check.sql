@@ -125,39 +125,39 @@ $$ AS values_of_airflow \gset
   $$ AS values_of_airflow \gset
 \endif
 
--- The states are those of fernet_census, and two more: "plaintext", and "flag
+-- Columns and statuses are those of fernet_census, and two statuses more: "plaintext", and "flag
 -- missing" for a token that Airflow would hand out as it is, because its flag
 -- says plaintext. What has the form of a token is never plaintext: if no key
 -- opens it, the key may be missing. Plaintext is right in a trigger only: Airflow
 -- 3 itself writes the arguments of a deferred task as JSON. Airflow reads a value
 -- as a whole: one that merely holds a token is none.
 SELECT $$
-  SELECT "column", name, key_index, state,
-         state = 'current' OR (state = 'plaintext' AND "column" = 'trigger.kwargs') AS ok
+  SELECT "column", name, status, key_index,
+         status = 'current' OR (status = 'plaintext' AND "column" = 'trigger.kwargs') AS ok
     FROM (SELECT "column", name, key_index,
                  CASE WHEN is_token AND key_index IS NULL THEN 'unknown key'
                       WHEN NOT encrypted AND NOT is_token THEN 'plaintext'
                       WHEN NOT encrypted THEN 'flag missing'
                       WHEN NOT is_token THEN 'not a token'
                       WHEN key_index = 1 THEN 'current'
-                      ELSE 'old key' END AS state
+                      ELSE 'old key' END AS status
             FROM (SELECT *, CASE WHEN is_token THEN :"fernet".fernet_key_index(value) END AS key_index
                     FROM (SELECT *, :"fernet".fernet_is_token(value) AS is_token
                             FROM ($$ || :'values_of_airflow' || $$) AS found) AS parsed) AS indexed) AS judged
-$$ AS states_of_airflow \gset
+$$ AS statuses_of_airflow \gset
 
-SELECT "column", state, key_index AS key, fingerprint, count(*) AS "values",
+SELECT "column", status, key_index, fingerprint, count(*) AS tokens,
        CASE WHEN ok THEN 'yes' ELSE 'no' END AS ok
-  FROM (:states_of_airflow) AS states LEFT JOIN :"fernet".fernet_keys() USING (key_index)
- GROUP BY "column", state, key_index, fingerprint, states.ok
- ORDER BY "column", states.ok, state, key_index;
+  FROM (:statuses_of_airflow) AS found LEFT JOIN :"fernet".fernet_keys() USING (key_index)
+ GROUP BY "column", status, key_index, fingerprint, found.ok
+ ORDER BY "column", found.ok, status, key_index;
 
-SELECT count(*) > 0 AS failed FROM (:states_of_airflow) AS states WHERE NOT ok \gset
+SELECT count(*) > 0 AS failed FROM (:statuses_of_airflow) AS found WHERE NOT ok \gset
 \if :failed
   \echo The first 20 that are not ok; first those that no script can correct:
-  SELECT "column", name, state FROM (:states_of_airflow) AS states
+  SELECT "column", name, status FROM (:statuses_of_airflow) AS found
    WHERE NOT ok
-   ORDER BY state NOT IN ('unknown key', 'not a token'), "column", name LIMIT 20;
+   ORDER BY status NOT IN ('unknown key', 'not a token'), "column", name LIMIT 20;
 
   DO $$ BEGIN
     RAISE EXCEPTION 'not every value is under the first key'

@@ -95,7 +95,7 @@ SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables
 \endif
 \echo :taken
 \echo New tokens are under key 1 of:
-SELECT key_index AS key, fingerprint FROM :"fernet".fernet_keys();
+SELECT key_index, fingerprint FROM :"fernet".fernet_keys();
 
 -- Lock the tables against writers: all at once or none, so that we never wait
 -- for a lock while we hold another, and no transaction of Airflow's, in whatever

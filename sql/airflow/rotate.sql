@@ -95,7 +95,7 @@ SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables
 \endif
 \echo :taken
 \echo Rotating to key 1 of:
-SELECT key_index AS key, fingerprint FROM :"fernet".fernet_keys();
+SELECT key_index, fingerprint FROM :"fernet".fernet_keys();
 \echo If this stops at a value, run check.sql: it names the value.
 SELECT count(*) = 1 AS is_single FROM :"fernet".fernet_keys() \gset
 \if :is_single
