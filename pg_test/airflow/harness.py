@@ -65,6 +65,10 @@ class Airflow:
             rows = {name: part for name, part in rows.items() if name != "connection_tests"}
         self.run("python", HERE / "in_airflow" / "seed.py", key=key, input=json.dumps(rows))
 
+    def push(self, xcoms, key=None):
+        """Pushes XComs as a task does."""
+        self.seed({"xcoms": xcoms}, key=key)
+
     def read(self, key):
         """Everything as Airflow's models decrypt it."""
         tables = ["connection_tests"] if self.has_connection_tests else []
@@ -104,7 +108,7 @@ class Airflow:
     def psql(self, script, keys=None):
         """Runs a script of sql/airflow in psql, with fernet.keys set to `keys`."""
         return subprocess.run(self.psql_command(script), env=psql_environment(keys), text=True,
-                              capture_output=True)
+                              capture_output=True, timeout=60)
 
     def psql_ok(self, script, keys=None):
         done = self.psql(script, keys)
@@ -126,7 +130,7 @@ class Airflow:
 
     def snapshot(self):
         """Every row of the tables that hold tokens, with the version of the row."""
-        tables = ["connection", "variable", "trigger"]
+        tables = ["connection", "variable", "trigger", "xcom"]
         if self.has_connection_tests:
             tables.append("connection_test_request")
         with self.connect() as connection:

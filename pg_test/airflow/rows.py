@@ -28,6 +28,13 @@ ENCRYPTED = {
         {"classpath": "example.NoArguments", "kwargs": {}},
         {"classpath": "example.AtATime", "kwargs": {"moment": "2030-01-01T00:00:00+00:00"}},
     ],
+    # A table in them stands for an object of its library, whose secrets Airflow encrypts one by one.
+    "xcoms": {
+        "delta": {"delta": {"aws_access_key_id": "AKIA", "aws_secret_access_key": "s3cr€t" * 100}},
+        "iceberg": {"iceberg": {"token": "雪"}},
+        "nested": {"tables": [{"delta": {"sas_token": "a"}}, {"iceberg": {"credential": "id:secret"}}], "rows": 17},
+        "no_secrets": {"text": "gAAAAA", "image": "gAAAAA" * 50, "nothing": None, "list": [1, "a\\\"b\u0001é"]},
+    },
     "connection_tests": [
         {"connection_id": "tested", "conn_type": "http", "password": "tested password",
          "extra": json.dumps({"tested": "extra"})},
@@ -63,11 +70,12 @@ def expected(*seeded):
         # Airflow stores no empty password.
         return {"password": row.get("password") or None, "extra": row.get("extra")}
 
-    found = {"connections": {}, "variables": {}, "triggers": {}, "connection_tests": {}}
+    found = {"connections": {}, "variables": {}, "triggers": {}, "xcoms": {}, "connection_tests": {}}
     for rows in seeded:
         found["connections"] |= {row["conn_id"]: secrets(row) for row in rows["connections"]}
         found["variables"] |= {row["key"]: row["val"] for row in rows["variables"]}
         found["triggers"] |= {row["classpath"]: row["kwargs"] for row in rows["triggers"]}
+        found["xcoms"] |= rows.get("xcoms", {})
         found["connection_tests"] |= {
             row["connection_id"]: secrets(row) for row in rows["connection_tests"]
         }

@@ -11,6 +11,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from documentation import code_block
+from harness import HERE
 from rows import ENCRYPTED
 
 ALEMBIC_ENV = """
@@ -119,6 +120,49 @@ def test_a_changed_list_makes_the_link_to_a_bundle_disappear(empty_airflow, old,
     """
     assert run_in(empty_airflow, old, render) == "https://example.com/v1"
     assert run_in(empty_airflow, both, render) == "None"
+
+
+def test_a_table_in_an_xcom_of_before_the_key(empty_airflow, old):
+    """Why the documentation says to run such tasks again."""
+    empty_airflow.push({"table": {"delta": {"secret": "plain"}}})
+    empty_airflow.psql_ok("encrypt.sql", old)
+    with pytest.raises(AssertionError, match="InvalidToken"):
+        empty_airflow.read(old)
+
+
+def test_a_table_among_the_arguments_of_a_deferred_task(airflow, old, new, both):
+    """Both stores of them in Airflow 3: the one that the scripts look into, and the one that they do not."""
+    if airflow.version.startswith("2."):
+        pytest.skip("Airflow 2 stores no such tables there")
+    begin = f"""
+        import json, sys
+        sys.path.insert(0, {str(HERE / "in_airflow")!r})
+        from airflow.models import Trigger
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.sdk.serde import deserialize, serialize
+        from airflow.utils.session import create_session
+        from xcoms import with_tables, without_tables
+        with create_session() as session:
+            task = session.query(TaskInstance).one()
+    """
+    run_in(airflow, old, begin + """
+            task.next_kwargs = serialize({"table": with_tables({"delta": {"secret": "s"}})})
+            trigger = Trigger(classpath="example.Deferred", kwargs={})
+            trigger.encrypted_kwargs = json.dumps(task.next_kwargs)
+            session.add(trigger)
+            print("stored")
+    """)
+
+    airflow.psql_ok("rotate.sql", both)
+    with airflow.connect(keys=both, autocommit=True) as connection:
+        connection.execute("CALL fernet.fernet_rotate_column('task_instance', 'next_kwargs')")
+
+    assert airflow.check(new)[0]
+    read = run_in(airflow, new, begin + """
+            trigger = session.query(Trigger).filter_by(classpath="example.Deferred").one()
+            print(without_tables([trigger.kwargs, deserialize(task.next_kwargs)]))
+    """)
+    assert read == str([{"table": {"delta": {"secret": "s"}}}] * 2)
 
 
 def run_in(airflow, key, program):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cryptography.fernet import Fernet
 from psycopg import errors
 
 from documentation import code_block
@@ -46,6 +47,7 @@ def test_plain_statements(airflow, new, both):
         with airflow.connect() as application, pytest.raises(errors.LockNotAvailable):
             application.execute(lock)
         connection.execute(code_block("Rotate without psql", "sql"))
+        connection.execute(code_block("XComs", "sql"))
         if airflow.has_connection_tests:
             connection.execute(code_block("From Airflow 3.3 on", "sql"))
     airflow.assert_reads(ENCRYPTED, key=new)
@@ -58,6 +60,56 @@ def test_second_run_changes_nothing(airflow, both):
     output = airflow.psql_ok("rotate.sql", both)
     assert airflow.snapshot() == before
     assert "connection: rows rotated: 0" in output
+
+
+def test_tokens_in_the_json_of_a_trigger(airflow, old, new, both):
+    """As Airflow 3 stores the arguments of a deferred task."""
+    theirs = Fernet(Fernet.generate_key()).encrypt(b"theirs").decode()
+    airflow.seed({"triggers": [
+        {"classpath": "example.Own", "kwargs": {"secrets": [token(old, "one"), token(old, "two")], "text": "é\\"}},
+        {"classpath": "example.Theirs", "kwargs": {"secret": theirs}},
+    ]}, key=None)
+    _, statuses = airflow.check(both)
+    assert statuses["trigger.kwargs", "old key"] == ("2", 3 + 2, "no")
+    assert statuses["trigger.kwargs", "unknown key"] == ("", 1, "yes")
+    assert statuses["trigger.kwargs", "plaintext"] == ("", 2, "yes")
+
+    airflow.psql_ok("encrypt.sql", old)  # leaves the JSON whose tokens could not be rotated then
+    airflow.psql_ok("rotate.sql", both)
+
+    assert airflow.check(new)[0]
+    read = airflow.read(new)["triggers"]
+    assert [Fernet(new).decrypt(secret) for secret in read["example.Own"]["secrets"]] == [b"one", b"two"]
+    assert read["example.Own"]["text"] == "é\\"
+    assert read["example.Theirs"] == {"secret": theirs}
+
+
+def test_the_schema_before_2_9(airflow, old, new, both):
+    """trigger.kwargs is of type json there. No Airflow writes tokens to it, but the class of a trigger may."""
+    if not airflow.version.startswith("2."):
+        pytest.skip("Airflow 3 is not downgraded so far")
+    airflow.seed({"triggers": [
+        {"classpath": "example.Own", "kwargs": {"secret": token(old, "secret"), "text": "é", "at": 1.50}},
+    ]}, key=old)
+    airflow.cli("db", "downgrade", "--to-version", "2.8.4", "--yes", key=old)
+    with airflow.connect() as connection:
+        assert connection.execute("SELECT DISTINCT pg_typeof(kwargs)::text FROM trigger").fetchall() == [("json",)]
+    assert airflow.check(both)[1]["trigger.kwargs", "old key"] == ("2", 1, "no")
+
+    airflow.psql_ok("encrypt.sql", both)
+    airflow.psql_ok("rotate.sql", both)
+
+    assert airflow.check(new)[0]
+    airflow.cli("db", "migrate", key=new)
+    read = airflow.read(new)
+    own = read["triggers"].pop("example.Own")
+    assert Fernet(new).decrypt(own["secret"]) == b"secret"
+    assert (own["text"], own["at"]) == ("é", 1.50)
+    assert read["triggers"] == {row["classpath"]: row["kwargs"] for row in ENCRYPTED["triggers"]}
+
+
+def token(key, text):
+    return Fernet(key).encrypt(text.encode()).decode()
 
 
 def test_plaintext_stays_as_it_is(half_encrypted_airflow, new, both):

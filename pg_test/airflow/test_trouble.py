@@ -4,6 +4,7 @@ import subprocess
 import time
 
 import pytest
+from cryptography.fernet import Fernet
 
 from documentation import code_block
 from harness import SCRIPTS, psql_environment
@@ -196,6 +197,41 @@ def test_connection_edited_after_the_update_and_before_its_commit(airflow, new, 
     assert both_now == {"password": "edited meanwhile", "extra": '{"sslmode": "require"}'}
 
 
+@pytest.mark.parametrize("script", ["rotate.sql", "encrypt.sql"])
+def test_tasks_that_write_xcoms(airflow, both, script):
+    """No script waits for them; what one of them is about to replace is left."""
+    with airflow.connect() as task:
+        task.execute("DELETE FROM xcom WHERE key = 'delta'")
+        done = airflow.psql(script, both)
+        assert (done.returncode, done.stderr) == (0, "")
+        if script == "rotate.sql":
+            assert "xcom: rows rotated: 2\n" in done.stdout
+        task.rollback()
+    if script == "rotate.sql":
+        assert airflow.check(both)[1]["xcom.value", "old key"] == ("2", 2, "no")
+        airflow.psql_ok("rotate.sql", both)
+        assert airflow.check(both)[0]
+
+
+def test_xcoms_that_no_key_opens(airflow, old, new, both):
+    """They stop nothing. What is under the old key beside them is rotated by hand."""
+    lost = Fernet.generate_key().decode()
+    airflow.push({"lost": {"delta": {"secret": "x"}}}, key=lost)
+    airflow.push({"mixed": [Fernet(key).encrypt(b"x").decode() for key in (lost, old)]})
+
+    airflow.psql_ok("rotate.sql", both)
+
+    succeeded, statuses = airflow.check(both)
+    assert not succeeded
+    assert statuses["xcom.value", "current"] == ("1", 7, "yes")
+    assert statuses["xcom.value", "old key"] == ("2", 1, "no")
+    with airflow.connect(keys=both, autocommit=True) as connection:
+        connection.execute(code_block("When something fails", "sql", containing="CALL"))
+        connection.execute("DELETE FROM xcom WHERE key = 'lost'")
+    assert airflow.check(both)[0]
+    assert Fernet(new).decrypt(airflow.read(new)["xcoms"]["mixed"][1]) == b"x"
+
+
 AT_A_LOCK = "wait_event_type = 'Lock'"
 # The scripts wait in steps, and hold nothing.
 AT_A_LOCK_OR_ASLEEP = f"({AT_A_LOCK} OR wait_event = 'PgSleep')"
@@ -219,4 +255,6 @@ def test_airflow_itself_stops_at_a_plaintext_trigger(half_encrypted_airflow, old
 
     half_encrypted_airflow.psql_ok("encrypt.sql", old)
     half_encrypted_airflow.cli("rotate-fernet-key", key=both)
-    assert half_encrypted_airflow.check(both)[0]
+    _, statuses = half_encrypted_airflow.check(both)
+    # It leaves XComs out, as the documentation says, too.
+    assert [place for place, (_, _, ok) in statuses.items() if ok == "no"] == [("xcom.value", "old key")]

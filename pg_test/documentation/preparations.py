@@ -31,6 +31,7 @@ def airflow(reader):
         CREATE TABLE connection (conn_id text, password text, extra text, is_encrypted bool, is_extra_encrypted bool);
         CREATE TABLE variable (key text, val text, is_encrypted bool);
         CREATE TABLE trigger (id serial, kwargs text);
+        CREATE TABLE xcom (dag_id text, run_id text, task_id text, map_index integer, key text, value jsonb);
         CREATE TABLE connection_test_request
             (connection_id text, password text, extra text, is_encrypted bool, is_extra_encrypted bool);
         RESET ROLE;""")
@@ -56,7 +57,7 @@ def airflow_without_keys(reader):
 def airflow_with_old_tokens(reader):
     reader.write("fernet.keys", OLD)
     reader.run_sql(f"""
-        TRUNCATE connection, variable, trigger;
+        TRUNCATE connection, variable, trigger, xcom;
         BEGIN;
         SET LOCAL search_path = public, fernet;
         SET LOCAL fernet.keys = '{OLD}';
@@ -65,6 +66,9 @@ def airflow_with_old_tokens(reader):
         INSERT INTO variable SELECT id, fernet_encrypt('value'), true FROM generate_series(1, 95) AS id;
         INSERT INTO trigger (kwargs) SELECT fernet_encrypt('{{}}') FROM generate_series(1, 3);
         INSERT INTO trigger (kwargs) SELECT '{{}}' FROM generate_series(1, 12);
+        INSERT INTO xcom SELECT 'dag', id, 'task', -1, 'return_value', jsonb_build_array(fernet_encrypt('key'), fernet_encrypt('secret'))
+            FROM generate_series(1, 8) AS id;
+        INSERT INTO xcom SELECT 'dag', id, 'task', -1, 'rows', to_jsonb(id) FROM generate_series(1, 100) AS id;
         COMMIT;""")
 
 

@@ -2,7 +2,9 @@
 tables are shaped as Airflow's; pg_test/airflow has the real ones."""
 
 import os
+import re
 import subprocess
+import time
 
 import pytest
 
@@ -13,6 +15,7 @@ from tables import in_background, wait_until
 from test_planted_objects import PLANT
 
 DATABASE = "fernet_airflow"
+TOKEN = "gAAAAA[A-Za-z0-9_-]+=*"
 SCRIPTS = "rotate.sql", "encrypt.sql", "check.sql"
 TABLES = {
     "dag_run": "id integer",
@@ -20,6 +23,7 @@ TABLES = {
     "connection": "id serial, conn_id varchar(250), password varchar(5000), extra text, is_encrypted boolean, is_extra_encrypted boolean",
     "variable": "id serial, key varchar(250), val text, is_encrypted boolean",
     "trigger": "id serial, kwargs text",
+    "xcom": "dag_id varchar(250), run_id varchar(250), task_id varchar(250), map_index integer NOT NULL DEFAULT -1, key varchar(512), value jsonb",
     "connection_test_request": "id uuid DEFAULT gen_random_uuid(), connection_id varchar(250), password varchar(5000), extra text,"
                                " is_encrypted boolean NOT NULL DEFAULT false, is_extra_encrypted boolean NOT NULL DEFAULT false",
 }
@@ -120,6 +124,8 @@ def fill(session, schema, key):
     session.execute(f"INSERT INTO {schema}.variable (key, val, is_encrypted) VALUES ('old', %s, true), ('plain', 'plain value', false)",
                     [token(key, "value")])
     session.execute(f"INSERT INTO {schema}.trigger (kwargs) VALUES (%s), ('{{}}')", [token(key, "kwargs")])
+    session.execute(f"INSERT INTO {schema}.xcom (dag_id, run_id, task_id, key, value) VALUES ('d', 'r', 't', 'old', to_jsonb(%s::text)),"
+                    " ('d', 'r', 't', 'plain', '{}'), ('d', 'r', 't', 'none', NULL)", [token(key, "xcom")])
 
 
 def token(key, text):
@@ -265,6 +271,55 @@ def test_names_that_must_be_quoted(admin, keys):
         printed = succeed(script, *keys, path='"Air""flow\'s\\ %s\\ $$;"')
         assert """Airflow 3 in schema "Air""flow's %s $$;" of fernet_airflow""" in printed
         assert """in schema "the fernet's "\n""" in printed
+
+
+#
+# What the versions of Airflow have
+#
+
+@pytest.mark.parametrize("xcom_type", ["bytea", "json", "jsonb"])
+@pytest.mark.parametrize("trigger_type", ["text", "json"])
+def test_tokens_in_documents(admin, keys, trigger_type, xcom_type):
+    """Every byte that is not a token's stays."""
+    document = '{"a": [1.50, "%s"],  "b": "%s%s"}'
+    succeed("encrypt.sql", *keys)
+    admin.execute("TRUNCATE public.trigger, public.xcom")
+    admin.execute(f"ALTER TABLE public.trigger ALTER kwargs TYPE {trigger_type} USING kwargs::{trigger_type}")
+    admin.execute(f"ALTER TABLE public.xcom DROP value, ADD value {xcom_type}")
+    old = document % (token(keys[1], "one"), "text before ", token(keys[1], "two"))
+    unchanged = document % ("gAAAAA", "", token(key(), "theirs"))
+    for row in old, unchanged:
+        admin.execute("INSERT INTO public.trigger (kwargs) VALUES (%s)", [row])
+        admin.execute("INSERT INTO public.xcom (dag_id, run_id, task_id, map_index, key, value) VALUES ('d', 'r', 't', 3, 'k', %s)",
+                      [row.encode() if xcom_type == "bytea" else row])
+    checked = psql("check.sql", *keys).stdout
+    for of_column in "trigger.kwargs", "xcom.value":
+        row = next(line for line in checked.splitlines() if f" {of_column} " in line and "old key" in line)
+        assert [part.strip() for part in row.split("|")][2::2] == ["2", "2"], checked
+    assert checked.count("d/r/t/3/k") == 1  # it is named once
+
+    succeed("rotate.sql", *keys)
+
+    succeed("check.sql", keys[0])
+    as_text = "convert_from(value, 'UTF8')" if xcom_type == "bytea" else "value::text"
+    for table, rows in {"trigger": column(admin, "SELECT kwargs::text FROM public.trigger"),
+                        "xcom": column(admin, f"SELECT {as_text} FROM public.xcom")}.items():
+        if (table, xcom_type) == ("xcom", "jsonb"):
+            old, unchanged = (value(admin, "SELECT %s::jsonb::text", row) for row in (old, unchanged))
+        assert unchanged in rows
+        rows.remove(unchanged)
+        assert re.split(TOKEN, rows[0]) == re.split(TOKEN, old)
+        assert [pyca.decrypt([keys[0]], found.encode()) for found in re.findall(TOKEN, rows[0])] == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("missing", [
+    "DROP TABLE public.xcom",
+    "DROP TABLE public.xcom, public.trigger, public.connection_test_request",
+    "ALTER TABLE public.xcom DROP run_id, DROP map_index",
+])
+def test_an_airflow_that_has_less(admin, keys, missing):
+    admin.execute(missing)
+    run_all(keys)
 
 
 #
@@ -446,6 +501,16 @@ def test_a_stranger_owns_the_schema(admin, keys, script, what):
 
 
 @pytest.mark.parametrize("script", ["rotate.sql", "encrypt.sql"])
+def test_a_strangers_trigger_on_xcom(admin, attacker, keys, script):
+    admin.execute("GRANT TRIGGER ON public.xcom TO fernet_attacker")
+    attacker.execute("CREATE FUNCTION traps.spring() RETURNS trigger LANGUAGE plpgsql"
+                     " AS $$ BEGIN INSERT INTO traps.sprung VALUES ('trigger', current_user); RETURN NEW; END $$;"
+                     "CREATE TRIGGER t BEFORE UPDATE ON public.xcom FOR EACH ROW EXECUTE FUNCTION traps.spring()")
+    assert "trigger t on public.xcom runs code of fernet_attacker" in refusal(script, *keys)
+    assert sprung(admin) == []
+
+
+@pytest.mark.parametrize("script", ["rotate.sql", "encrypt.sql"])
 @pytest.mark.parametrize("planted", ["function", "condition"])
 def test_a_strangers_trigger(admin, attacker, keys, script, planted):
     admin.execute("GRANT TRIGGER ON public.connection TO fernet_attacker")
@@ -480,6 +545,24 @@ def test_a_table_that_is_replaced_while_the_script_waits(admin, keys, script):
                                             " AND pid <> pg_backend_pid())", DATABASE, "%are_locked boolean%"))
             other.execute("COMMIT")
             assert "Airflow's tables were replaced while this waited for them" in call.result()
+
+
+@pytest.mark.parametrize("script", ["rotate.sql", "encrypt.sql"])
+@pytest.mark.parametrize("table, mode, tasks_write", [("variable", "ROW EXCLUSIVE", True), ("xcom", "SHARE", False)])
+def test_the_script_names_whom_it_waits_for(admin, keys, script, table, mode, tasks_write):
+    """Those who write to xcom are not among them."""
+    with connect(DATABASE) as task, connect(DATABASE) as other:
+        if tasks_write:
+            task.execute("BEGIN; DELETE FROM public.xcom WHERE key = 'plain'")
+        other.execute(f"BEGIN; LOCK TABLE public.{table} IN {mode} MODE")
+        with in_background(psql, script, *keys) as call:
+            wait_until(lambda: value(admin, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = %s"
+                                            " AND wait_event = 'PgSleep')", DATABASE))
+            time.sleep(1.5)
+            other.execute("COMMIT")
+            done = call.result()
+        assert done.returncode == 0
+        assert f"Processes: {other.info.backend_pid}.\n" in done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["EUC_JP", "GBK", "BIG5", "LATIN1"])

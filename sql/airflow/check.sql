@@ -1,7 +1,7 @@
 -- Check an Airflow metadata database: under which key is every password, extra,
--- variable and trigger? Succeeds only if all that Airflow encrypts is under the
--- first key, so that the older keys may go; otherwise psql exits with 3, and the
--- rows of the table with "ok = no" say why.
+-- variable and trigger, and every token in an XCom? Succeeds only if all that
+-- Airflow encrypts is under the first key, so that the older keys may go;
+-- otherwise psql exits with 3, and the rows of the table with "ok = no" say why.
 --
 -- Changes nothing, and runs on a standby. The keys come from fernet.keys,
 -- fernet.keys_file or fernet.keys_command.
@@ -29,24 +29,29 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL row_security = off;
 
 -- Tell Airflow by its tables: dag_bundle came with 3.0, connection_test_request
--- with 3.3, and trigger.kwargs is text, so that it can hold a token, since 2.9.
+-- with 3.3. trigger.kwargs is json before 2.9 and since then text, which may be a
+-- token; xcom.value is bytea before 3.0 and since then jsonb, and xcom has a run_id
+-- since 2.2, long before Airflow put tokens there.
 -- They are all in one schema and of one owner: others are somebody else's. Whoever
 -- owns the schema, or that of the extension, can put others in the place of what
 -- is in it at any time: a superuser trusts no stranger there.
 WITH tables AS (
   SELECT c.oid, relname, nspname, nspowner, relowner, format('%I.%I', nspname, relname) AS name,
          relkind IN ('r', 'p') AND relpersistence <> 't' AS is_table,
-         relname IN ('connection', 'variable', 'trigger', 'connection_test_request') AS has_tokens
+         relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'xcom') AS has_tokens
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
    WHERE nspname = ANY (:'path'::name[]) AND relkind IN ('r', 'p', 'v', 'm', 'f')
-     AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'dag_run', 'dag_bundle')),
+     AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'xcom', 'dag_run', 'dag_bundle')),
+columns AS (
+  SELECT relname, attname, atttypid::regtype::text AS type
+    FROM tables JOIN pg_attribute ON attrelid = oid AND attnum > 0 AND NOT attisdropped),
 airflow AS (
   SELECT min(nspname) AS schema, min(relowner::regrole::text) AS owner,
          CASE WHEN bool_or(relname = 'dag_bundle') THEN 3 ELSE 2 END AS airflow,
          coalesce(bool_or(relname = 'connection_test_request'), false) AS has_connection_tests,
-         coalesce(bool_or(relname = 'trigger' AND EXISTS (
-           SELECT FROM pg_attribute
-            WHERE attrelid = tables.oid AND attname = 'kwargs' AND atttypid = 'text'::regtype)), false) AS has_trigger_tokens,
+         (SELECT coalesce(min(type), 'none') FROM columns WHERE (relname, attname) = ('trigger', 'kwargs')) AS trigger_type,
+         (SELECT coalesce(min(type), 'none') FROM columns WHERE (relname, attname) = ('xcom', 'value')
+             AND EXISTS (SELECT FROM columns WHERE (relname, attname) = ('xcom', 'run_id'))) AS xcom_type,
          array_agg(oid ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
          min(relowner) AS tables_owner, min(nspowner) AS schema_owner,
          CASE WHEN count(DISTINCT nspname) > 1
@@ -76,7 +81,9 @@ stranger AS (
     JOIN pg_database ON datname = current_database()
     JOIN pg_roles AS r ON r.oid = CASE holder WHEN 'pg_database_owner'::regrole THEN datdba ELSE holder END
    WHERE current_setting('is_superuser')::boolean AND NOT rolsuper AND r.oid <> tables_owner)
-SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables,
+SELECT schema, fernet, airflow, has_connection_tests, tables,
+       trigger_type IN ('text', 'json') AS has_trigger, trigger_type = 'text' AS trigger_is_text,
+       xcom_type IN ('bytea', 'json', 'jsonb') AS has_xcom, xcom_type = 'bytea' AS xcom_is_bytea,
        format('Airflow %s in schema %s of %s, pg_fernet %s in schema %s',
               airflow, quote_ident(schema), owner, version, quote_ident(fernet)) AS taken,
        format('BEGIN RAISE EXCEPTION USING MESSAGE = %L, HINT = %L; END',
@@ -93,48 +100,83 @@ SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables
 \endif
 \echo :taken
 
--- Every value with its name and with what Airflow takes it for. Empty ones are
--- left out: Airflow does not encrypt them, except in a variable. psql puts the
--- schemas in where it uses the text.
+-- Documents in which tokens may stand: JSON, and what pickle makes.
+SELECT $$
+  SELECT NULL AS "column", NULL AS name, NULL AS document WHERE false
+$$ AS documents \gset
+\if :has_trigger
+  SELECT :'documents' || $$
+  UNION ALL
+  SELECT 'trigger.kwargs', id::text, kwargs::text
+    FROM :"schema".trigger WHERE kwargs::text LIKE '{%'
+  $$ AS documents \gset
+\endif
+\if :has_xcom
+  \if :xcom_is_bytea
+    \set xcom_text 'encode(value, ''escape'')'
+  \else
+    \set xcom_text value::text
+  \endif
+  -- It can be large: we read all of it only once.
+  SELECT coalesce(array_agg(ctid), '{}') AS xcoms FROM :"schema".xcom WHERE :xcom_text LIKE '%gAAAAA%' \gset
+  SELECT :'documents' || $$
+  UNION ALL
+  SELECT 'xcom.value', concat_ws('/', dag_id, run_id, task_id, NULLIF(map_index, -1), key), :xcom_text
+    FROM :"schema".xcom WHERE ctid = ANY (:'xcoms')
+  $$ AS documents \gset
+\endif
+
+-- Every value, and every token in a document, with its name, with what Airflow
+-- takes it for, and whether it is Airflow that put it there: anybody's text in a
+-- document may look like a token. Empty values are left out: Airflow does not
+-- encrypt them, except in a variable. psql puts the schemas in where it uses the
+-- text.
 SELECT $$
   SELECT 'connection.password' AS "column", conn_id::text AS name,
-         password::text AS value, is_encrypted IS TRUE AS encrypted
+         password::text AS value, is_encrypted IS TRUE AS encrypted, true AS is_airflows
     FROM :"schema".connection WHERE password <> ''
   UNION ALL
-  SELECT 'connection.extra', conn_id, extra, is_extra_encrypted IS TRUE
+  SELECT 'connection.extra', conn_id, extra, is_extra_encrypted IS TRUE, true
     FROM :"schema".connection WHERE extra <> ''
   UNION ALL
-  SELECT 'variable.val', key, val, is_encrypted IS TRUE
+  SELECT 'variable.val', key, val, is_encrypted IS TRUE, true
     FROM :"schema".variable WHERE val IS NOT NULL
+  UNION ALL
+  SELECT "column", name, token[1], true, document ~ 'deltalake[.]table[.]DeltaTable|pyiceberg[.]table[.]Table'
+    FROM (:documents) AS documents
+    CROSS JOIN regexp_matches(document, '(?<![A-Za-z0-9+/_-])gAAAAA[A-Za-z0-9_-]+=*', 'g') AS token
+   WHERE document LIKE '%gAAAAA%' AND :"fernet".fernet_is_token(token[1])
 $$ AS values_of_airflow \gset
-\if :has_trigger_tokens
+\if :has_trigger
   SELECT :'values_of_airflow' || $$
   UNION ALL
-  SELECT 'trigger.kwargs', id::text, kwargs, kwargs NOT LIKE '{%'
+  SELECT 'trigger.kwargs', id::text, kwargs::text, kwargs::text NOT LIKE '{%', true
     FROM :"schema".trigger
   $$ AS values_of_airflow \gset
 \endif
 \if :has_connection_tests
   SELECT :'values_of_airflow' || $$
   UNION ALL
-  SELECT 'connection_test_request.password', connection_id, password, is_encrypted
+  SELECT 'connection_test_request.password', connection_id, password, is_encrypted, true
     FROM :"schema".connection_test_request WHERE password <> ''
   UNION ALL
-  SELECT 'connection_test_request.extra', connection_id, extra, is_extra_encrypted
+  SELECT 'connection_test_request.extra', connection_id, extra, is_extra_encrypted, true
     FROM :"schema".connection_test_request WHERE extra <> ''
   $$ AS values_of_airflow \gset
 \endif
 
--- Columns and statuses are those of fernet_census, and two statuses more: "plaintext", and "flag
--- missing" for a token that Airflow would hand out as it is, because its flag
--- says plaintext. What has the form of a token is never plaintext: if no key
--- opens it, the key may be missing. Plaintext is right in a trigger only: Airflow
--- 3 itself writes the arguments of a deferred task as JSON. Airflow reads a value
--- as a whole: one that merely holds a token is none.
+-- The columns and statuses are those of fernet_census, with two statuses more:
+-- "plaintext", and "flag missing" for a token that Airflow would hand out as it is,
+-- because its flag says plaintext. What has the form of a token is never plaintext:
+-- if no key opens it, the key may be missing; in a document, it may be none of
+-- Airflow's. Plaintext is right in a trigger only: Airflow 3 itself writes the
+-- arguments of a deferred task as JSON. Airflow reads all other values as a whole:
+-- one that merely holds a token is none.
 SELECT $$
   SELECT "column", name, status, key_index,
-         status = 'current' OR (status = 'plaintext' AND "column" = 'trigger.kwargs') AS ok
-    FROM (SELECT "column", name, key_index,
+         status = 'current' OR (status = 'plaintext' AND "column" = 'trigger.kwargs')
+           OR (status = 'unknown key' AND NOT is_airflows) AS ok
+    FROM (SELECT "column", name, key_index, is_airflows,
                  CASE WHEN is_token AND key_index IS NULL THEN 'unknown key'
                       WHEN NOT encrypted AND NOT is_token THEN 'plaintext'
                       WHEN NOT encrypted THEN 'flag missing'
@@ -157,12 +199,14 @@ SELECT count(*) > 0 AS failed FROM (:statuses_of_airflow) AS found WHERE NOT ok 
   \echo The first 20 that are not ok; first those that no script can correct:
   SELECT "column", name, status FROM (:statuses_of_airflow) AS found
    WHERE NOT ok
+   GROUP BY "column", name, status
    ORDER BY status NOT IN ('unknown key', 'not a token'), "column", name LIMIT 20;
 
   DO $$ BEGIN
     RAISE EXCEPTION 'not every value is under the first key'
       USING HINT = 'Run rotate.sql for old keys and encrypt.sql for plaintext and missing flags. '
-                   'Add the missing key to the list for unknown ones, or set the value again in Airflow. '
+                   'Add the missing key to the list for unknown ones, or set the value again in Airflow; '
+                   'for an XCom, run the task again. '
                    'For "not a token", correct the flag if the value is plaintext, then run encrypt.sql.';
   END $$;
 \endif

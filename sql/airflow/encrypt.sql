@@ -31,24 +31,29 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL row_security = off;
 
 -- Tell Airflow by its tables: dag_bundle came with 3.0, connection_test_request
--- with 3.3, and trigger.kwargs is text, so that it can hold a token, since 2.9.
+-- with 3.3. trigger.kwargs is json before 2.9 and since then text, which may be a
+-- token; xcom.value is bytea before 3.0 and since then jsonb, and xcom has a run_id
+-- since 2.2, long before Airflow put tokens there.
 -- They are all in one schema and of one owner: others are somebody else's. Whoever
 -- owns the schema, or that of the extension, can put others in the place of what
 -- is in it at any time: a superuser trusts no stranger there.
 WITH tables AS (
   SELECT c.oid, relname, nspname, nspowner, relowner, format('%I.%I', nspname, relname) AS name,
          relkind IN ('r', 'p') AND relpersistence <> 't' AS is_table,
-         relname IN ('connection', 'variable', 'trigger', 'connection_test_request') AS has_tokens
+         relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'xcom') AS has_tokens
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
    WHERE nspname = ANY (:'path'::name[]) AND relkind IN ('r', 'p', 'v', 'm', 'f')
-     AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'dag_run', 'dag_bundle')),
+     AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'xcom', 'dag_run', 'dag_bundle')),
+columns AS (
+  SELECT relname, attname, atttypid::regtype::text AS type
+    FROM tables JOIN pg_attribute ON attrelid = oid AND attnum > 0 AND NOT attisdropped),
 airflow AS (
   SELECT min(nspname) AS schema, min(relowner::regrole::text) AS owner,
          CASE WHEN bool_or(relname = 'dag_bundle') THEN 3 ELSE 2 END AS airflow,
          coalesce(bool_or(relname = 'connection_test_request'), false) AS has_connection_tests,
-         coalesce(bool_or(relname = 'trigger' AND EXISTS (
-           SELECT FROM pg_attribute
-            WHERE attrelid = tables.oid AND attname = 'kwargs' AND atttypid = 'text'::regtype)), false) AS has_trigger_tokens,
+         (SELECT coalesce(min(type), 'none') FROM columns WHERE (relname, attname) = ('trigger', 'kwargs')) AS trigger_type,
+         (SELECT coalesce(min(type), 'none') FROM columns WHERE (relname, attname) = ('xcom', 'value')
+             AND EXISTS (SELECT FROM columns WHERE (relname, attname) = ('xcom', 'run_id'))) AS xcom_type,
          array_agg(oid ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
          min(relowner) AS tables_owner, min(nspowner) AS schema_owner,
          CASE WHEN count(DISTINCT nspname) > 1
@@ -78,7 +83,9 @@ stranger AS (
     JOIN pg_database ON datname = current_database()
     JOIN pg_roles AS r ON r.oid = CASE holder WHEN 'pg_database_owner'::regrole THEN datdba ELSE holder END
    WHERE current_setting('is_superuser')::boolean AND NOT rolsuper AND r.oid <> tables_owner)
-SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables,
+SELECT schema, fernet, airflow, has_connection_tests, tables,
+       trigger_type IN ('text', 'json') AS has_trigger, trigger_type = 'text' AS trigger_is_text,
+       xcom_type IN ('bytea', 'json', 'jsonb') AS has_xcom, xcom_type = 'bytea' AS xcom_is_bytea,
        format('Airflow %s in schema %s of %s, pg_fernet %s in schema %s',
               airflow, quote_ident(schema), owner, version, quote_ident(fernet)) AS taken,
        format('BEGIN RAISE EXCEPTION USING MESSAGE = %L, HINT = %L; END',
@@ -99,30 +106,38 @@ SELECT key_index, fingerprint FROM :"fernet".fernet_keys();
 
 -- Lock the tables against writers: all at once or none, so that we never wait
 -- for a lock while we hold another, and no transaction of Airflow's, in whatever
--- order it writes, can meet a deadlock with us. Readers are not held up.
+-- order it writes, can meet a deadlock with us. Readers are not held up, nor are
+-- those who write to xcom, as every task does.
 SET LOCAL airflow.schema = :'schema';
 SET LOCAL airflow.tables = :'tables';
 DO $$
 DECLARE
   tables oid[] := current_setting('airflow.tables');
-  names text := array_to_string(tables::regclass[], ', ');
+  xcom oid;
+  names text;
   are_locked boolean := false;
   attempts integer := 0;
   stranger text;
 BEGIN
+  SELECT min(c.oid) FILTER (WHERE relname = 'xcom'),
+         string_agg(c.oid::regclass::text, ', ' ORDER BY relname) FILTER (WHERE relname <> 'xcom')
+    INTO xcom, names FROM pg_class AS c WHERE c.oid = ANY (tables);
   LOOP
     -- Before and after, the names are those of the tables that were found.
     IF tables IS DISTINCT FROM (
       SELECT array_agg(c.oid ORDER BY relname)
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
        WHERE nspname = current_setting('airflow.schema')
-         AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request')) THEN
+         AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'xcom')) THEN
       RAISE EXCEPTION 'Airflow''s tables were replaced while this waited for them'
         USING HINT = 'See by whom, then run this again.';
     END IF;
     EXIT WHEN are_locked;
     BEGIN
       EXECUTE 'LOCK TABLE ' || names || ' IN EXCLUSIVE MODE NOWAIT';
+      IF xcom IS NOT NULL THEN
+        EXECUTE 'LOCK TABLE ' || xcom::regclass || ' IN ROW EXCLUSIVE MODE NOWAIT';
+      END IF;
       are_locked := true;
     EXCEPTION WHEN lock_not_available THEN
       attempts := attempts + 1;
@@ -131,8 +146,8 @@ BEGIN
           USING DETAIL = format('Processes: %s.', (
             SELECT string_agg(DISTINCT pid::text, ', ')
               FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
-             WHERE datname = current_database() AND relation = ANY (tables)
-               AND mode <> 'AccessShareLock'));
+             WHERE datname = current_database() AND relation = ANY (tables) AND mode <> 'AccessShareLock'
+               AND NOT (relation IS NOT DISTINCT FROM xcom AND mode IN ('RowShareLock', 'RowExclusiveLock', 'ShareUpdateExclusiveLock'))));
       END IF;
       PERFORM pg_sleep(0.02);
     END;
@@ -183,8 +198,11 @@ UPDATE :"schema".variable
 \echo variable: rows encrypted: :ROW_COUNT
 
 -- A trigger has no flag: Airflow takes arguments that start with a brace for JSON.
-\if :has_trigger_tokens
-  UPDATE :"schema".trigger SET kwargs = :"fernet".fernet_encrypt(kwargs::text) WHERE kwargs LIKE '{%';
+-- With tokens in it, that stays JSON: nobody could rotate them inside another one.
+\if :trigger_is_text
+  UPDATE :"schema".trigger
+     SET kwargs = :"fernet".fernet_encrypt(kwargs::text)
+   WHERE kwargs LIKE '{%' AND :"fernet".fernet_key_index(kwargs::text) IS NULL;
   \echo trigger: rows encrypted: :ROW_COUNT
 \endif
 

@@ -1,9 +1,9 @@
 -- Rotate an Airflow metadata database: bring every token of connection,
--- variable, trigger and connection_test_request under the first key. Run it
+-- variable, trigger, connection_test_request and xcom under the first key. Run it
 -- with psql once every Airflow process has the list "new,old".
 --
--- One transaction, which stops at the first error, such as a token that no key
--- opens; safe to run twice. The keys come from fernet.keys, fernet.keys_file or
+-- One transaction, which stops at the first error, such as a connection that no
+-- key opens; safe to run twice. The keys come from fernet.keys, fernet.keys_file or
 -- fernet.keys_command.
 
 \set ON_ERROR_STOP on
@@ -31,24 +31,29 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL row_security = off;
 
 -- Tell Airflow by its tables: dag_bundle came with 3.0, connection_test_request
--- with 3.3, and trigger.kwargs is text, so that it can hold a token, since 2.9.
+-- with 3.3. trigger.kwargs is json before 2.9 and since then text, which may be a
+-- token; xcom.value is bytea before 3.0 and since then jsonb, and xcom has a run_id
+-- since 2.2, long before Airflow put tokens there.
 -- They are all in one schema and of one owner: others are somebody else's. Whoever
 -- owns the schema, or that of the extension, can put others in the place of what
 -- is in it at any time: a superuser trusts no stranger there.
 WITH tables AS (
   SELECT c.oid, relname, nspname, nspowner, relowner, format('%I.%I', nspname, relname) AS name,
          relkind IN ('r', 'p') AND relpersistence <> 't' AS is_table,
-         relname IN ('connection', 'variable', 'trigger', 'connection_test_request') AS has_tokens
+         relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'xcom') AS has_tokens
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
    WHERE nspname = ANY (:'path'::name[]) AND relkind IN ('r', 'p', 'v', 'm', 'f')
-     AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'dag_run', 'dag_bundle')),
+     AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'xcom', 'dag_run', 'dag_bundle')),
+columns AS (
+  SELECT relname, attname, atttypid::regtype::text AS type
+    FROM tables JOIN pg_attribute ON attrelid = oid AND attnum > 0 AND NOT attisdropped),
 airflow AS (
   SELECT min(nspname) AS schema, min(relowner::regrole::text) AS owner,
          CASE WHEN bool_or(relname = 'dag_bundle') THEN 3 ELSE 2 END AS airflow,
          coalesce(bool_or(relname = 'connection_test_request'), false) AS has_connection_tests,
-         coalesce(bool_or(relname = 'trigger' AND EXISTS (
-           SELECT FROM pg_attribute
-            WHERE attrelid = tables.oid AND attname = 'kwargs' AND atttypid = 'text'::regtype)), false) AS has_trigger_tokens,
+         (SELECT coalesce(min(type), 'none') FROM columns WHERE (relname, attname) = ('trigger', 'kwargs')) AS trigger_type,
+         (SELECT coalesce(min(type), 'none') FROM columns WHERE (relname, attname) = ('xcom', 'value')
+             AND EXISTS (SELECT FROM columns WHERE (relname, attname) = ('xcom', 'run_id'))) AS xcom_type,
          array_agg(oid ORDER BY relname) FILTER (WHERE has_tokens) AS tables,
          min(relowner) AS tables_owner, min(nspowner) AS schema_owner,
          CASE WHEN count(DISTINCT nspname) > 1
@@ -78,7 +83,9 @@ stranger AS (
     JOIN pg_database ON datname = current_database()
     JOIN pg_roles AS r ON r.oid = CASE holder WHEN 'pg_database_owner'::regrole THEN datdba ELSE holder END
    WHERE current_setting('is_superuser')::boolean AND NOT rolsuper AND r.oid <> tables_owner)
-SELECT schema, fernet, airflow, has_connection_tests, has_trigger_tokens, tables,
+SELECT schema, fernet, airflow, has_connection_tests, tables,
+       trigger_type IN ('text', 'json') AS has_trigger, trigger_type = 'text' AS trigger_is_text,
+       xcom_type IN ('bytea', 'json', 'jsonb') AS has_xcom, xcom_type = 'bytea' AS xcom_is_bytea,
        format('Airflow %s in schema %s of %s, pg_fernet %s in schema %s',
               airflow, quote_ident(schema), owner, version, quote_ident(fernet)) AS taken,
        format('BEGIN RAISE EXCEPTION USING MESSAGE = %L, HINT = %L; END',
@@ -102,32 +109,48 @@ SELECT count(*) = 1 AS is_single FROM :"fernet".fernet_keys() \gset
   \warn WARNING: there is a single key in the list, so there is nothing to rotate from
 \endif
 
+-- Airflow encrypts the credentials of a Delta Lake or Iceberg table inside xcom.
+-- That can be large: what is to be rotated there is looked for before anything is
+-- locked. What is written meanwhile is under the first key already.
+\if :has_xcom
+  SELECT coalesce(array_agg(ctid), '{}') AS xcoms
+    FROM :"schema".xcom WHERE :"fernet".fernet_key_index(value) > 1 \gset
+\endif
+
 -- Lock the tables against writers: all at once or none, so that we never wait
 -- for a lock while we hold another, and no transaction of Airflow's, in whatever
--- order it writes, can meet a deadlock with us. Readers are not held up.
+-- order it writes, can meet a deadlock with us. Readers are not held up, nor are
+-- those who write to xcom, as every task does.
 SET LOCAL airflow.schema = :'schema';
 SET LOCAL airflow.tables = :'tables';
 DO $$
 DECLARE
   tables oid[] := current_setting('airflow.tables');
-  names text := array_to_string(tables::regclass[], ', ');
+  xcom oid;
+  names text;
   are_locked boolean := false;
   attempts integer := 0;
   stranger text;
 BEGIN
+  SELECT min(c.oid) FILTER (WHERE relname = 'xcom'),
+         string_agg(c.oid::regclass::text, ', ' ORDER BY relname) FILTER (WHERE relname <> 'xcom')
+    INTO xcom, names FROM pg_class AS c WHERE c.oid = ANY (tables);
   LOOP
     -- Before and after, the names are those of the tables that were found.
     IF tables IS DISTINCT FROM (
       SELECT array_agg(c.oid ORDER BY relname)
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
        WHERE nspname = current_setting('airflow.schema')
-         AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request')) THEN
+         AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'xcom')) THEN
       RAISE EXCEPTION 'Airflow''s tables were replaced while this waited for them'
         USING HINT = 'See by whom, then run this again.';
     END IF;
     EXIT WHEN are_locked;
     BEGIN
       EXECUTE 'LOCK TABLE ' || names || ' IN EXCLUSIVE MODE NOWAIT';
+      IF xcom IS NOT NULL THEN
+        EXECUTE 'LOCK TABLE ' || xcom::regclass || ' IN ROW EXCLUSIVE MODE NOWAIT';
+      END IF;
       are_locked := true;
     EXCEPTION WHEN lock_not_available THEN
       attempts := attempts + 1;
@@ -136,8 +159,8 @@ BEGIN
           USING DETAIL = format('Processes: %s.', (
             SELECT string_agg(DISTINCT pid::text, ', ')
               FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
-             WHERE datname = current_database() AND relation = ANY (tables)
-               AND mode <> 'AccessShareLock'));
+             WHERE datname = current_database() AND relation = ANY (tables) AND mode <> 'AccessShareLock'
+               AND NOT (relation IS NOT DISTINCT FROM xcom AND mode IN ('RowShareLock', 'RowExclusiveLock', 'ShareUpdateExclusiveLock'))));
       END IF;
       PERFORM pg_sleep(0.02);
     END;
@@ -176,10 +199,18 @@ UPDATE :"schema".variable
 \echo variable: rows rotated: :ROW_COUNT
 
 -- A trigger has no flag: Airflow takes arguments that start with a brace for JSON.
-\if :has_trigger_tokens
+-- That may hold tokens, and also what looks like one and is none of Airflow's: what
+-- no key opens is passed over there, as it is in xcom, and check.sql tells.
+\if :trigger_is_text
   UPDATE :"schema".trigger
      SET kwargs = :"fernet".fernet_rotate(kwargs::text)
-   WHERE kwargs NOT LIKE '{%' AND :"fernet".fernet_key_index(kwargs::text) IS DISTINCT FROM 1;
+   WHERE CASE WHEN kwargs LIKE '{%' THEN :"fernet".fernet_key_index(kwargs::text) > 1
+              ELSE :"fernet".fernet_key_index(kwargs::text) IS DISTINCT FROM 1 END;
+  \echo trigger: rows rotated: :ROW_COUNT
+\elif :has_trigger
+  UPDATE :"schema".trigger
+     SET kwargs = :"fernet".fernet_rotate(kwargs)
+   WHERE :"fernet".fernet_key_index(kwargs) > 1;
   \echo trigger: rows rotated: :ROW_COUNT
 \endif
 
@@ -192,6 +223,17 @@ UPDATE :"schema".variable
    WHERE (is_encrypted AND password <> '' AND :"fernet".fernet_key_index(password::text) IS DISTINCT FROM 1)
       OR (is_extra_encrypted AND extra <> '' AND :"fernet".fernet_key_index(extra::text) IS DISTINCT FROM 1);
   \echo connection_test_request: rows rotated: :ROW_COUNT
+\endif
+
+-- A row that somebody else is writing is left: whoever writes an XCom deletes or
+-- replaces it.
+\if :has_xcom
+  UPDATE :"schema".xcom
+     SET value = :"fernet".fernet_rotate(value)
+   WHERE ctid = ANY (ARRAY (
+           SELECT ctid FROM :"schema".xcom WHERE ctid = ANY (:'xcoms') FOR NO KEY UPDATE SKIP LOCKED))
+     AND :"fernet".fernet_key_index(value) > 1;
+  \echo xcom: rows rotated: :ROW_COUNT
 \endif
 
 COMMIT;

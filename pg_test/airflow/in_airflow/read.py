@@ -7,6 +7,8 @@ from airflow.models import Connection, Trigger, Variable
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
+import xcoms
+
 
 def secrets_of(row):
     return {"password": row.password, "extra": row.extra}
@@ -19,6 +21,7 @@ with create_session() as session:
         },
         "variables": {row.key: row.val for row in session.scalars(select(Variable))},
         "triggers": {row.classpath: row.kwargs for row in session.scalars(select(Trigger))},
+        "xcoms": xcoms.pull(session),
     }
     if sys.argv[1:] == ["connection_tests"]:
         from airflow.models.connection_test import ConnectionTestRequest  # since 3.3

@@ -18,6 +18,10 @@ with create_session() as session:
         if "moment" in kwargs:  # what the temporal triggers take is a time, not a string
             kwargs = {**kwargs, "moment": pendulum.parse(kwargs["moment"])}
         session.add(Trigger(classpath=row["classpath"], kwargs=kwargs))
+    if rows.get("xcoms"):
+        import xcoms
+
+        xcoms.push(session, rows["xcoms"])
     if rows.get("connection_tests"):
         from airflow.models.connection_test import ConnectionTestRequest  # since 3.3
 
