@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from conftest import DATABASE
-from pages import code_block
+from pages import ROOT, code_block
 
 HERE = Path(__file__).parent
 PAGE = "docs/applications.md"
@@ -32,6 +32,17 @@ class Application:
         """A code block of its section."""
         return code_block(PAGE, self.heading, language, containing)
 
+    def text(self):
+        """All of its section."""
+        return (ROOT / PAGE).read_text().split(f"\n## {self.heading}\n")[1].split("\n## ")[0]
+
     def derive(self, **secret):
         """The keys that its section derives from a secret."""
         return self.run("-c", self.block("python"), **secret).split()
+
+
+def tokens(session):
+    """How many tokens the whole database has: by their status, and their key's fingerprint."""
+    return {(status, fingerprint): count for status, fingerprint, count in session.execute("""
+        SELECT status, fingerprint, sum(counted.tokens) FROM fernet_find_columns(), fernet_census(relation, column_name) AS counted
+        WHERE status NOT IN ('not a token', 'null') AND counted.tokens > 0 GROUP BY status, fingerprint""")}

@@ -26,6 +26,8 @@ NOT_RUN = {
     },
     "docs/applications.md": {
         "python3 derive.py": "pg_test/documentation/test_applications.py::test_rotation",
+        "UPDATE apikey": "pg_test/applications/test_langflow.py::test_rotation",
+        "UPDATE oauth_session": "pg_test/applications/test_open_webui.py::test_rotation",
         "UPDATE secrets": "pg_test/applications/test_phoenix.py::test_rotation",
         "UPDATE mcp_refresh_token": "pg_test/documentation/test_applications.py::test_tracecat",
         "UPDATE vault SET": "pg_test/applications/test_galaxy.py::test_rotation",
