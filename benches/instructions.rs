@@ -30,12 +30,12 @@ fn main() {
                 black_box(ring.seal(black_box(&plaintext), 0, &IV, &mut buf));
             }
             "open" => {
-                let token = Token::decode(black_box(&token), &mut buf).expect("a token");
+                let token = Token::decode(black_box(&token[..]), &mut buf).expect("a token");
                 black_box(ring.open(token)).expect("a key that opens it");
             }
             "rotate" => {
                 let rotated = ring.rotate_value(
-                    black_box(&token),
+                    black_box(&token[..]),
                     &mut buf,
                     || Ok::<_, ()>(IV),
                     |opener| {

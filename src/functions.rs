@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::fernet::{self, Keyring, Token, sealed_len};
+use crate::fernet::{self, Token, sealed_len};
 use crate::keys::fingerprint::{self, sql_index};
 use crate::keys::{self, keyring};
 use crate::pg::document::Document;
@@ -65,7 +65,7 @@ fn fernet_rotate<'fcx>(token: Value<'fcx>) -> Result<Value<'fcx>> {
     let mut refusal = Some(fernet::Error::NotAToken);
     // Tokens that are refused come last.
     let each = |opener: Result<_, _>| refusal = opener.err();
-    let rotated = keyring.rotate_value(&token, &mut buffer, random::iv, each)?;
+    let rotated = keyring.rotate_value(&token[..], &mut buffer, random::iv, each)?;
     match (refusal, rotated) {
         (Some(refusal), _) => Err(Error::from(refusal).into()),
         (None, Some(len)) => Ok(buffer.finish(len)),
@@ -85,17 +85,27 @@ fn fernet_rotate_jsonb<'fcx>(document: Document<'fcx>) -> Result<Document<'fcx>>
 
 #[pg_extern(sql = false)]
 fn fernet_key_index(token: Value<'_>) -> Result<Option<i32>> {
-    Ok(highest_key(&*keyring()?, &token)?)
+    let keyring = keyring()?;
+    let mut buffer = Buffer::new(token.len())?;
+    let mut highest = None;
+    // Tokens that are refused come last.
+    keyring.inspect_value(&token[..], &mut buffer, |opener| {
+        highest = match opener {
+            Ok(index) => highest.max(Some(index)),
+            Err(_) => None,
+        };
+    });
+    Ok(highest.map(sql_index))
 }
 
 #[pg_extern(sql = false)]
 fn fernet_key_index_json(document: Document<'_>) -> Result<Option<i32>> {
-    Ok(highest_key_in_document(document, &ValueType::json())?)
+    Ok(highest_key(document, &ValueType::json())?)
 }
 
 #[pg_extern(sql = false)]
 fn fernet_key_index_jsonb(document: Document<'_>) -> Result<Option<i32>> {
-    Ok(highest_key_in_document(document, &ValueType::jsonb())?)
+    Ok(highest_key(document, &ValueType::jsonb())?)
 }
 
 #[pg_extern(sql = false)]
@@ -163,8 +173,7 @@ fn rotate_document<'fcx>(
     let keyring = keyring()?;
     let mut refusal = None;
     let rotated = document.change(value_type, |text, room| {
-        // Tokens that are refused come last.
-        let each = |opener: Result<_, _>| refusal = opener.err();
+        let each = |opener: Result<_, _>| refusal = refusal.or_else(|| opener.err());
         keyring.rotate_value(text, room, random::iv, each)
     })?;
     match refusal {
@@ -173,32 +182,21 @@ fn rotate_document<'fcx>(
     }
 }
 
-/// Returns the highest place of the keys that open the tokens in a value, or `None` if there is no
+/// Returns the highest place of the keys that open the tokens in a document, or `None` if there is no
 /// token, or one that no key opens.
-fn highest_key(keyring: &Keyring, value: &[u8]) -> Result<Option<i32>, pg::Error> {
-    let mut buffer = Buffer::new(value.len())?;
-    let mut highest = None;
-    // Tokens that are refused come last.
-    keyring.inspect_value(value, &mut buffer, |opener| {
-        highest = match opener {
-            Ok(index) => highest.max(Some(index)),
-            Err(_) => None,
-        };
-    });
-    Ok(highest.map(sql_index))
-}
-
-fn highest_key_in_document(
-    document: Document<'_>,
-    value_type: &ValueType,
-) -> Result<Option<i32>, Error> {
+fn highest_key(document: Document<'_>, value_type: &ValueType) -> Result<Option<i32>, Error> {
     let keyring = keyring()?;
     let mut highest = None;
+    let mut is_unknown = false;
     document.read(value_type, |text| {
-        highest = highest_key(&keyring, text)?;
+        let mut buffer = Buffer::new(text.len())?;
+        keyring.inspect_value(text, &mut buffer, |opener| match opener {
+            Ok(index) => highest = highest.max(Some(index)),
+            Err(_) => is_unknown = true,
+        });
         Ok(())
     })?;
-    Ok(highest)
+    Ok(highest.filter(|_| !is_unknown).map(sql_index))
 }
 
 fn scratch(token: &[u8]) -> Result<Buffer, Error> {

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::rules::{self, Key};
 use crate::codec;
-use crate::fernet::{Error, IV, Keyring, Token, count_tokens, sealed_len};
+use crate::fernet::{Error, Haystack, IV, Keyring, Token, count_tokens, sealed_len};
 
 /// Keys for the fuzzer to choose from: that of the vectors, one of its own, and two that share the
 /// half that signs.
@@ -123,7 +123,17 @@ pub fn scan(data: &[u8]) {
     let Some((keys, value)) = value(data) else {
         return;
     };
-    let found = rules::tokens(keys, &value);
+    for is_document in [false, true] {
+        scan_one(keys, &value, is_document);
+    }
+}
+
+fn scan_one(keys: &[Key], value: &[u8], is_document: bool) {
+    let haystack = |value| match is_document {
+        false => Haystack::from(value),
+        true => Haystack::document(value),
+    };
+    let found = rules::tokens(keys, value, is_document);
     let outcomes = |found: &[rules::Found]| {
         let (opened, refused): (Vec<_>, Vec<_>) = found
             .iter()
@@ -137,11 +147,11 @@ pub fn scan(data: &[u8]) {
     let ring = keyring(keys);
     // Whatever key the ring remembers from the token before.
     open_one_under(keys.last().unwrap(), &ring);
-    assert_eq!(inspect_in(&ring, &value), outcomes(&found));
-    let forms = count_tokens(&value, &mut value.clone());
+    assert_eq!(inspect_in(&ring, haystack(value)), outcomes(&found));
+    let forms = count_tokens(haystack(value), &mut value.to_vec());
     assert!(forms > 0 || found.iter().all(|found| found.outcome.is_ok()));
 
-    let (rotated, told) = rotate_value_in(&ring, &value);
+    let (rotated, told) = rotate_value_in(&ring, haystack(value));
     assert_eq!(told, outcomes(&found));
     let old = |found: &rules::Found| matches!(found.outcome, Ok((1.., _)));
     assert_eq!(rotated.is_some(), found.iter().any(old));
@@ -173,7 +183,7 @@ pub fn scan(data: &[u8]) {
 
     // What is found in the new value is the same, and none of it is old.
     let again: Vec<_> = told.iter().map(|outcome| outcome.map(|_| 0)).collect();
-    assert_eq!(rotate_value_in(&ring, &rotated), (None, again));
+    assert_eq!(rotate_value_in(&ring, haystack(&rotated)), (None, again));
 }
 
 fn take<'a>(bytes: &mut &'a [u8], len: usize) -> &'a [u8] {
@@ -331,7 +341,7 @@ fn open_in(ring: &Keyring, token: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(buf)
 }
 
-fn inspect_in(ring: &Keyring, value: &[u8]) -> Vec<Result<usize, Error>> {
+fn inspect_in(ring: &Keyring, value: Haystack<'_>) -> Vec<Result<usize, Error>> {
     let mut openers = Vec::new();
     ring.inspect_value(value, &mut vec![0; value.len()], |opener| {
         openers.push(opener)
@@ -341,7 +351,7 @@ fn inspect_in(ring: &Keyring, value: &[u8]) -> Vec<Result<usize, Error>> {
 
 type Rotated = (Option<Vec<u8>>, Vec<Result<usize, Error>>);
 
-fn rotate_value_in(ring: &Keyring, value: &[u8]) -> Rotated {
+fn rotate_value_in(ring: &Keyring, value: Haystack<'_>) -> Rotated {
     let (mut buf, mut openers) = (vec![0; value.len()], Vec::new());
     let iv = || Ok::<_, Infallible>(NEW_IV);
     let Ok(len) = ring.rotate_value(value, &mut buf, iv, |opener| openers.push(opener));

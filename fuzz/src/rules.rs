@@ -142,9 +142,9 @@ pub struct Found {
     pub outcome: Result<(usize, Vec<u8>), Error>,
 }
 
-/// Finds all tokens in a value.
-pub fn tokens(keys: &[Key], value: &[u8]) -> Vec<Found> {
-    let whole = decode_and_place(value).filter(|(bytes, _)| is_record(bytes));
+/// Finds all tokens in a value, or in a document, which as a whole is none.
+pub fn tokens(keys: &[Key], value: &[u8], is_document: bool) -> Vec<Found> {
+    let whole = decode_and_place(value).filter(|(bytes, _)| is_record(bytes) && !is_document);
     let whole = whole.map(|(record, place)| found(keys, record, without_others(value, place)));
     let mut tokens = Vec::new();
     let mut at = 0;
@@ -155,25 +155,11 @@ pub fn tokens(keys: &[Key], value: &[u8]) -> Vec<Found> {
         tokens.push(whole.clone());
     }
     while at < value.len() {
-        let runs = runs(value, at);
-        let end = runs.last().map_or(at, |run| run.end);
-        let is_escaped = runs.len() > 1;
-        let stretch = runs
-            .iter()
-            .find(|run| contains(&value[(*run).clone()], b"gAAA"));
-        let stretch = stretch.map_or(end, |run| run.start)..end;
-        let mut found: Vec<_> = runs
-            .into_iter()
-            .filter_map(|run| token_at_the_end(keys, value, run))
-            .collect();
-        if is_escaped
-            && found.iter().all(|found| found.outcome.is_err())
-            && let Some(joined) = token_at_the_end(keys, value, stretch)
-        {
-            found = vec![joined];
+        let stretch = at..end_of_stretch(value, at);
+        at = stretch.end + 1;
+        if let Some(stretch) = beginning_with_text(value, stretch) {
+            tokens.extend(tokens_in_a_stretch(keys, value, stretch));
         }
-        tokens.extend(found);
-        at = end + 1;
     }
     if tokens.is_empty() {
         tokens.extend(whole);
@@ -181,24 +167,72 @@ pub fn tokens(keys: &[Key], value: &[u8]) -> Vec<Found> {
     tokens
 }
 
-/// Returns the run of digits at `at`, and those that an escaped `/` joins to it.
-fn runs(value: &[u8], at: usize) -> Vec<Range<usize>> {
+/// Returns where the digits end, those behind an escaped `/` included.
+fn end_of_stretch(value: &[u8], at: usize) -> usize {
     let count =
         |at: usize, f: &dyn Fn(u8) -> bool| value[at..].iter().take_while(|&&byte| f(byte)).count();
-    let mut runs = Vec::new();
-    let mut start = at;
+    let mut end = at;
     loop {
-        let end = start + count(start, &|byte| digit(byte).is_some());
-        runs.push(start..end);
-        start = end + count(end, &|byte| byte == b'\\');
-        if start == end || value.get(start) != Some(&b'/') {
-            return runs;
+        end += count(end, &|byte| digit(byte).is_some());
+        let escapes = count(end, &|byte| byte == b'\\');
+        if escapes == 0 || value.get(end + escapes) != Some(&b'/') {
+            return end;
         }
+        end += escapes;
     }
 }
 
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window == part)
+/// Leaves out what is in front of the first run of digits with a `gAAA`, and the letters of an escape.
+fn beginning_with_text(value: &[u8], stretch: Range<usize>) -> Option<Range<usize>> {
+    let text = &value[stretch.clone()];
+    let first = text.windows(4).position(|window| window == b"gAAA")?;
+    let before = &text[..first];
+    let run = before.iter().rposition(|&byte| byte == b'\\');
+    let mut start = stretch.start + run.map_or(0, |at| at + 1);
+    if start > 0 && value[start - 1] == b'\\' {
+        let escape = &value[start..stretch.start + first];
+        if escape.len() >= 5 && escape[0] == b'u' && escape[1..5].iter().all(u8::is_ascii_hexdigit)
+        {
+            start += 5;
+        } else if !escape.is_empty() && b"nrtbf".contains(&escape[0]) {
+            start += 1;
+        }
+    }
+    Some(start..stretch.end)
+}
+
+fn tokens_in_a_stretch(keys: &[Key], value: &[u8], stretch: Range<usize>) -> Vec<Found> {
+    let joins = |byte: u8| b"/+\\".contains(&byte);
+    let joined = |range: Range<usize>| {
+        let is_joined = value[range.clone()].iter().any(|&byte| joins(byte));
+        is_joined.then(|| opened_at_the_end(keys, value, range))?
+    };
+    let mut tokens = Vec::new();
+    let mut rest = stretch.start;
+    let mut start = stretch.start;
+    for at in stretch.clone().chain([stretch.end]) {
+        if at < stretch.end && !joins(value[at]) {
+            continue;
+        }
+        if let Some(found) = opened_at_the_end(keys, value, start..at) {
+            let mut before = rest..found.place.start;
+            while !before.is_empty() && joins(value[before.end - 1]) {
+                before.end -= 1;
+            }
+            if before.end < found.place.start {
+                tokens.extend(joined(before));
+            }
+            rest = found.place.end;
+            tokens.push(found);
+        }
+        start = at + 1;
+    }
+    tokens.extend(joined(rest..stretch.end));
+    if tokens.is_empty() && value[stretch.clone()].starts_with(b"gAAAAA") {
+        let record = record_at(value, stretch.clone());
+        tokens.extend(record.map(|record| found(keys, record, stretch)));
+    }
+    tokens
 }
 
 /// Leaves the padding out if it is not the token's own: if other text than white space is before it.
@@ -214,39 +248,37 @@ fn without_others(value: &[u8], place: Range<usize>) -> Range<usize> {
     place
 }
 
-/// Finds the token at the end of a run of digits.
-fn token_at_the_end(keys: &[Key], value: &[u8], run: Range<usize>) -> Option<Found> {
-    let mut unknown = None;
+/// Finds the token at the end of a text of digits, if a key opens one.
+fn opened_at_the_end(keys: &[Key], value: &[u8], text: Range<usize>) -> Option<Found> {
     let mut tried = 0;
-    for start in run.clone().rev() {
-        let place = start..run.end;
-        let digits = &value[place.clone()];
-        if !digits.starts_with(b"gAAA") {
+    for start in text.clone().rev() {
+        let place = start..text.end;
+        if !value[place.clone()].starts_with(b"gAAA") {
             continue;
         }
-        let count = digits.iter().filter(|&&byte| byte != b'\\').count();
-        let padding = ["", "", "==", "="][count % 4];
-        let bytes = decode(&[digits, padding.as_bytes()].concat());
-        let Some(record) = bytes.filter(|bytes| is_record(bytes)) else {
+        let Some(record) = record_at(value, place.clone()) else {
             continue;
         };
-        if !is_padded(&value[run.end..], padding.len()) {
-            continue;
-        }
         // A limit to what is tried, for the sake of hostile values.
-        tried += digits.len();
-        if tried >= 4 * run.len() && place != run {
+        tried += place.len();
+        if tried >= 4 * text.len() && place != text {
             continue;
         }
-        let found = found(keys, record, place.clone());
+        let found = found(keys, record, place);
         if found.outcome.is_ok() {
             return Some(found);
         }
-        if place == run && digits.starts_with(b"gAAAAA") {
-            unknown = Some(found);
-        }
     }
-    unknown
+    None
+}
+
+/// Returns what the digits at a place are, if that has the form of a token, with the padding behind it.
+fn record_at(value: &[u8], place: Range<usize>) -> Option<Vec<u8>> {
+    let digits = &value[place.clone()];
+    let count = digits.iter().filter(|&&byte| byte != b'\\').count();
+    let padding = ["", "", "==", "="][count % 4];
+    let record = decode(&[digits, padding.as_bytes()].concat()).filter(|record| is_record(record));
+    record.filter(|_| is_padded(&value[place.end..], padding.len()))
 }
 
 /// Tells whether a text begins with so many `=`, escaped or not.

@@ -5,7 +5,9 @@
 use std::convert::Infallible;
 
 use fernet::{Fernet, MultiFernet};
-use pg_fernet::fernet::{Error, IV, Keyring, Token, count_tokens, overwrite_traces, sealed_len};
+use pg_fernet::fernet::{
+    Error, Haystack, IV, Keyring, Token, count_tokens, overwrite_traces, sealed_len,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -614,4 +616,76 @@ fn refusals_say_what_is_wrong() {
 #[test]
 fn overwriting_traces_succeeds() {
     assert!(overwrite_traces());
+}
+
+/// Several tokens in a path, in either alphabet, with or without padding.
+#[test]
+fn tokens_in_a_path() {
+    let (new, old) = (encode(&[1; 32]), encode(&[2; 32]));
+    let (ring, old) = (keyring(&[&new, &old]), keyring(&[&old]));
+    let unknown = seal(&keyring(&[&encode(&[3; 32])]), &[7; 40], 1, &[5; 16]);
+    // 40 bytes need no padding.
+    let token = seal(&old, &[7; 40], 1, &[5; 16]);
+    let standard = token.replace('-', "+").replace('_', "/");
+    assert!(!token.contains('=') && standard.contains('/') && standard.contains('+'));
+    let escaped = standard.replace('/', "\\/");
+    for (value, openers) in [
+        (format!("https://host/{token}/edit"), &[Ok(1)][..]),
+        (format!("https:\\/\\/host\\/{token}\\/edit"), &[Ok(1)]),
+        (format!("{token}/{token}+{token}"), &[Ok(1); 3]),
+        (format!("{standard}/{token}/x"), &[Ok(1); 2]),
+        (format!("\"{escaped}\\/{token}\""), &[Ok(1); 2]),
+        (format!("{token}\\/{escaped}"), &[Ok(1); 2]),
+        (format!("x/{standard}"), &[Ok(1)]),
+        // Without a key, there must be nothing else in the stretch.
+        (format!("{unknown}/{token}"), &[Ok(1)]),
+        (format!("{unknown}\\/{escaped}"), &[Ok(1)]),
+        (format!("{unknown}/x"), &[]),
+        (
+            format!("\"\\n{unknown}\\u00e9{unknown}\\t\""),
+            &[Err(Error::Unauthenticated); 2],
+        ),
+    ] {
+        assert_eq!(inspect(&ring, value.as_bytes()), openers, "{value}");
+        let old_tokens = openers.iter().filter(|opener| opener.is_ok()).count();
+        let Some(rotated) = rotate_value(&ring, value.as_bytes()) else {
+            assert_eq!(old_tokens, 0);
+            continue;
+        };
+        // What is not a token's is as it was.
+        let rotated = String::from_utf8(rotated).unwrap();
+        let again = inspect(&ring, rotated.as_bytes());
+        assert_eq!(again, vec![Ok(0); old_tokens], "{rotated}");
+        let (mut before, mut after) = (value.clone(), rotated);
+        for old in [&escaped, &standard, &token] {
+            before = before.replace(old.as_str(), "?");
+        }
+        while let Some(at) = after.match_indices("gAAA").map(|(at, _)| at).find(|&at| {
+            let end = at + token.len();
+            end <= after.len() && open(&ring, &after.as_bytes()[at..end]).is_ok()
+        }) {
+            after.replace_range(at..at + token.len(), "?");
+        }
+        assert_eq!(after, before);
+    }
+}
+
+/// As a whole, a document is no token, whatever is in it.
+#[test]
+fn a_document_is_no_token() {
+    let (new, old) = (encode(&[1; 32]), encode(&[2; 32]));
+    let (ring, old) = (keyring(&[&new, &old]), keyring(&[&old]));
+    let token = seal(&old, b"secret", 1, &[0; 16]);
+    let (first, second) = token.split_at(60);
+    let unlucky = format!("{{\"gB\": \"some gAAA word{}\"}}", "x".repeat(126));
+    for document in [format!("{{\"{first}\": \"{second}\"}}"), unlucky] {
+        let mut buf = vec![0; document.len()];
+        let mut told = Vec::new();
+        let haystack = Haystack::document(document.as_bytes());
+        ring.inspect_value(haystack, &mut buf, |opener| told.push(opener));
+        assert_eq!(told, []);
+        assert_eq!(count_tokens(haystack, &mut buf), 0);
+        // The same bytes as text may be one.
+        assert_eq!(inspect(&ring, document.as_bytes()).len(), 1);
+    }
 }

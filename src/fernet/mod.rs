@@ -27,5 +27,5 @@ pub use error::Error;
 pub use key::Key;
 pub use keyring::{Keyring, overwrite_traces};
 pub use runs::may_hold_tokens;
-pub use scan::count_tokens;
+pub use scan::{Haystack, count_tokens};
 pub use token::{BLOCK, IV, Token, sealed_len};

@@ -1,7 +1,9 @@
 //! The places in a value where a token may be, for which no key is needed.
 //!
-//! A run is as many characters of the two base64 alphabets as there are in a row. A token may begin
-//! anywhere in a run, and reaches to its end.
+//! A stretch is as many characters of the two base64 alphabets as there are in a row, where a `/` may be
+//! escaped, as in JSON. The runs in it are of the characters that tokens are written with; what joins
+//! them, `/` and `+`, is in tokens of the standard alphabet alone, or somebody else's, as in a path. A token
+//! may begin anywhere in a run or a stretch, and reaches to the end of that or of another run.
 
 use std::iter;
 use std::ops::Range;
@@ -21,13 +23,13 @@ pub fn may_hold_tokens(document: &[u8]) -> bool {
     memmem::find(document, START).is_some()
 }
 
-/// Returns the stretches from `from` on in which a token may begin: runs of characters, with an escaped
-/// `/` between one and the next.
+/// Returns the stretches from `from` on in which a token may begin.
 pub(super) fn stretches(value: &[u8], mut from: usize) -> impl Iterator<Item = Range<usize>> {
     iter::from_fn(move || {
         let found = from + memmem::find(&value[from..], START)?;
         let chars_before = value[from..found].iter().rev().take_while(is_char);
         let start = found - chars_before.count();
+        let start = start + escape_len(&value[..start], &value[start..found]);
         from = found;
         loop {
             from += value[from..].iter().take_while(is_char).count();
@@ -40,14 +42,26 @@ pub(super) fn stretches(value: &[u8], mut from: usize) -> impl Iterator<Item = R
     })
 }
 
-/// Returns the runs of characters in a stretch in which a token may begin.
+/// Counts the characters at the front that are no text, but an escape, as of a line break in JSON.
+fn escape_len(before: &[u8], chars: &[u8]) -> usize {
+    match chars {
+        [b'n' | b'r' | b't' | b'b' | b'f', ..] if before.ends_with(b"\\") => 1,
+        [b'u', digits @ ..] if before.ends_with(b"\\") => match digits.first_chunk::<4>() {
+            Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => 5,
+            _ => 0,
+        },
+        _ => 0,
+    }
+}
+
+/// Returns the runs in a stretch in which a token may begin.
 pub(super) fn runs<'v>(
     value: &'v [u8],
     stretch: &Range<usize>,
 ) -> impl Iterator<Item = Range<usize>> + use<'v> {
     let mut start = stretch.start;
     value[stretch.clone()]
-        .split(|&byte| byte == b'\\')
+        .split(joins_runs)
         .map(move |run| {
             let run = start..start + run.len();
             start = run.end + 1;
@@ -56,8 +70,15 @@ pub(super) fn runs<'v>(
         .filter(|run| may_hold_tokens(&value[run.clone()]))
 }
 
-pub(super) fn has_escapes(stretch: &[u8]) -> bool {
-    stretch.contains(&b'\\')
+/// Tells whether a byte of a stretch is between two runs.
+pub(super) fn joins_runs(byte: &u8) -> bool {
+    matches!(byte, b'/' | b'+' | b'\\')
+}
+
+/// Leaves out what joins a part of a stretch to what is behind it.
+pub(super) fn trimmed(value: &[u8], part: Range<usize>) -> Range<usize> {
+    let behind = value[part.clone()].iter().rev();
+    part.start..part.end - behind.take_while(|byte| joins_runs(byte)).count()
 }
 
 /// Counts the `\` at the front: an escape begins with several where JSON is a string in other JSON.
@@ -72,8 +93,8 @@ pub(super) fn is_char(byte: &&u8) -> bool {
 /// How many times the length of a run is spent on the tokens that may be at its end.
 const EFFORT: usize = 4;
 
-/// Returns what may be a token at the end of a run, or of a stretch: from any `gAAA` on, the shortest
-/// first.
+/// Returns where a token may be at the end of a run, or of several that are joined: from any `gAAA` on,
+/// the shortest first.
 ///
 /// A run of nothing but `gAAA` holds so many of them that to try all would be quadratic; so, but for
 /// the run as a whole, they are given up once they have taken several times its length. That misses
@@ -81,7 +102,7 @@ const EFFORT: usize = 4;
 /// it; the longer ones that these make come after it. Shorter ones begin inside of it, in a
 /// ciphertext or an HMAC, where nobody can place anything: there is a `gAAA` in one of 2^24 places,
 /// and it would take four that each are nearly as long as the token.
-pub(super) fn candidates(value: &[u8], run: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn places(value: &[u8], run: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let padding = padding(&value[run.end..]);
     let mut effort = EFFORT * run.len();
     let (mut counted, mut chars) = (run.end, 0);
@@ -99,13 +120,13 @@ pub(super) fn candidates(value: &[u8], run: Range<usize>) -> impl Iterator<Item 
         })
 }
 
-/// Tells whether a run, or a stretch, as a whole has the form of a token.
-pub(super) fn has_form(value: &[u8], run: &Range<usize>) -> bool {
-    let (run, behind) = (&value[run.clone()], &value[run.end..]);
-    run.starts_with(UNKNOWN_START) && fits(count_chars(run), padding(behind))
+/// Tells whether a stretch as a whole has the form of a token.
+pub(super) fn has_form(value: &[u8], stretch: &Range<usize>) -> bool {
+    let (chars, behind) = (&value[stretch.clone()], &value[stretch.end..]);
+    chars.starts_with(UNKNOWN_START) && fits(count_chars(chars), padding(behind))
 }
 
-/// Counts the characters in a run or a stretch: all bytes but the `\` that escape some of them.
+/// Counts the characters in a part of a stretch: all bytes but the `\` that escape some of them.
 fn count_chars(run: &[u8]) -> usize {
     run.iter().filter(|&&byte| byte != b'\\').count()
 }
@@ -139,11 +160,12 @@ mod tests {
 
     /// Counts the characters that are decoded and authenticated.
     fn effort(value: &[u8]) -> usize {
+        // Twice each run, and what is joined.
         let runs = stretches(value, 0).flat_map(|stretch| {
-            let runs: Vec<_> = runs(value, &stretch).chain([stretch]).collect();
-            runs
+            let runs = runs(value, &stretch).flat_map(|run| [run.clone(), run]);
+            runs.chain([stretch]).collect::<Vec<_>>()
         });
-        runs.flat_map(|run| candidates(value, run))
+        runs.flat_map(|run| places(value, run))
             .map(|chars| chars.len())
             .sum()
     }
@@ -158,9 +180,10 @@ mod tests {
                 ("gAAA,", ""),
                 (r"gAAA\/", ""),
                 (r"gAAAA\\", "/"),
+                ("gAAAgAAA/", ""),
             ] {
                 let value = hostile.repeat(size / hostile.len()) + padding;
-                assert!(effort(value.as_bytes()) <= 2 * (EFFORT + 1) * value.len());
+                assert!(effort(value.as_bytes()) <= 3 * (EFFORT + 1) * value.len());
             }
         }
     }
@@ -168,7 +191,7 @@ mod tests {
     #[test]
     fn the_shortest_come_first_and_the_whole_run_comes_always() {
         let value = "gAAA".repeat(1000);
-        let lengths: Vec<_> = candidates(value.as_bytes(), 0..value.len())
+        let lengths: Vec<_> = places(value.as_bytes(), 0..value.len())
             .map(|chars| chars.len())
             .collect();
         assert_eq!(lengths[..3], [140, 204, 268]);
@@ -178,7 +201,7 @@ mod tests {
         // 73 bytes are the least: one block. 4000 characters are 3000 bytes, which is no length.
         assert!(!fits(96, 2) && fits(98, 2) && !Token::has_len(3000));
         let value = "gAAA".repeat(1011);
-        let longest = candidates(value.as_bytes(), 0..value.len()).last();
+        let longest = places(value.as_bytes(), 0..value.len()).last();
         assert_eq!(longest, Some(0..value.len()));
     }
 
@@ -207,24 +230,28 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_as_long_as_they_can_be() {
-        let found = |value: &str, from| {
-            let stretches = stretches(value.as_bytes(), from);
-            let runs =
-                stretches.flat_map(|stretch| runs(value.as_bytes(), &stretch).collect::<Vec<_>>());
-            runs.map(|run| (run.start, run.end)).collect::<Vec<_>>()
-        };
-        assert_eq!(found("gAAA", 0), [(0, 4)]);
-        assert_eq!(found(" ab-_gAAA+/12= gAA gAAA", 0), [(1, 13), (19, 23)]);
-        assert_eq!(found("gAAAgAAA,gAAA", 0), [(0, 8), (9, 13)]);
+    fn stretches_are_as_long_as_they_can_be() {
+        let found = |value: &str, from| stretches(value.as_bytes(), from).collect::<Vec<_>>();
+        assert_eq!(found("gAAA", 0)[0], 0..4);
+        assert_eq!(found(" ab-_gAAA+/12= gAA gAAA", 0), [1..13, 19..23]);
+        assert_eq!(found("gAAAgAAA,gAAA", 0), [0..8, 9..13]);
         // As behind a token.
-        assert_eq!(found("==xgAAA", 2), [(2, 7)]);
-        assert_eq!(found("gaaa gAA A", 0), []);
-        // An escaped slash is between two runs, and inside of a stretch.
-        assert_eq!(found(r"gAAA\/xgAAA\n", 0), [(0, 4), (5, 11)]);
-        let first = |value: &str| stretches(value.as_bytes(), 0).next();
-        assert_eq!(first(r"gAAA\/xgAAA\n"), Some(0..11));
-        assert_eq!(first(r"a\/gAAA\\\/x\x"), Some(2..12));
-        assert_eq!(first(r"gAAA\\"), Some(0..4));
+        assert_eq!(found("==xgAAA", 2)[0], 2..7);
+        assert!(found("gaaa gAA A", 0).is_empty());
+        // Over escaped slashes, and from behind an escape on.
+        assert_eq!(found(r"gAAA\/xgAAA\n", 0)[0], 0..11);
+        assert_eq!(found(r"a\/gAAA\\\/x\x", 0)[0], 2..12);
+        assert_eq!(found(r"gAAA\\", 0)[0], 0..4);
+        assert_eq!(found(r"\ngAAA\\u00e9agAAA", 0), [2..6, 13..18]);
+        assert_eq!(found(r"\xgAAA\u00e", 0)[0], 1..6);
+    }
+
+    #[test]
+    fn runs_end_at_what_joins_them() {
+        let found = |value: &str| runs(value.as_bytes(), &(0..value.len())).collect::<Vec<_>>();
+        assert_eq!(found("gAAA-_gAAA")[0], 0..10);
+        assert_eq!(found(r"a/gAAA/x\/gAAA+gAAAx"), [2..6, 10..14, 15..20]);
+        let trim = |value: &str| trimmed(value.as_bytes(), 0..value.len());
+        assert_eq!((trim(r"a/b\/"), trim("a"), trim("/")), (0..3, 0..1, 0..0));
     }
 }

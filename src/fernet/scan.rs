@@ -7,34 +7,72 @@
 //!    all.
 //! 2. What pyca makes of the value, which skips foreign bytes and ends at the padding, is a token if
 //!    a key opens it. Line breaks may stand in such a token. What else stands before its padding stays.
-//! 3. Behind that, each run of characters of the two alphabets may end in a token. Where none in a
-//!    stretch of runs with an escaped `/` between them does, as in JSON, the stretch may end in one.
+//! 3. Behind that, each run of characters may end in a token, be it in the middle of a path; and what
+//!    no run has at its end, several that are joined may have: a token in the standard alphabet.
+//! 4. What no key opens is a token if it has the form of one, and nothing is directly before or behind
+//!    it.
 //!
 //! Whatever is no token's stays where it is, byte for byte.
 
 use std::convert::Infallible;
 use std::iter;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
-use super::runs::{candidates, has_escapes, has_form, is_char, runs, stretches};
+use super::runs::{
+    has_form, is_char, joins_runs, may_hold_tokens, places, runs, stretches, trimmed,
+};
 use super::{Error, IV, Keyring, Token, codec};
 
+/// Where tokens are looked for.
+#[derive(Clone, Copy)]
+pub struct Haystack<'v> {
+    bytes: &'v [u8],
+    is_document: bool,
+}
+
+impl<'v> Haystack<'v> {
+    /// A document, JSON for instance: as a whole it is no token.
+    pub fn document(bytes: &'v [u8]) -> Self {
+        Self {
+            bytes,
+            is_document: true,
+        }
+    }
+}
+
+impl<'v> From<&'v [u8]> for Haystack<'v> {
+    fn from(bytes: &'v [u8]) -> Self {
+        Self {
+            bytes,
+            is_document: false,
+        }
+    }
+}
+
+impl Deref for Haystack<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
 impl Keyring {
-    /// Looks at every token in `value`. Tells `each` the index of the key that opens it, or why none
+    /// Looks at every token in a value. Tells `each` the index of the key that opens it, or why none
     /// does; those that none opens come last. If `each` is not called, there is no token.
     ///
     /// # Panics
-    /// If `buf` is shorter than `value`.
-    pub fn inspect_value(
+    /// If `buf` is shorter than the value.
+    pub fn inspect_value<'v>(
         &self,
-        value: &[u8],
+        value: impl Into<Haystack<'v>>,
         buf: &mut [u8],
         each: impl FnMut(Result<usize, Error>),
     ) {
-        let Ok(_) = self.each_token(value, buf, each, |_, _| Ok::<_, Infallible>(None));
+        let Ok(_) = self.each_token(value.into(), buf, each, |_, _| Ok::<_, Infallible>(None));
     }
 
-    /// Rotates every token in `value` that a key other than the first opens, and tells `each`
+    /// Rotates every token in a value that a key other than the first opens, and tells `each`
     /// of every token as [`inspect_value`](Self::inspect_value) does. The new value is at the front
     /// of `buf`; returns its length, or `None` if there is nothing to rotate.
     ///
@@ -42,15 +80,15 @@ impl Keyring {
     /// Those of `iv`, which is called once for each new token.
     ///
     /// # Panics
-    /// If `buf` is shorter than `value`.
-    pub fn rotate_value<E>(
+    /// If `buf` is shorter than the value.
+    pub fn rotate_value<'v, E>(
         &self,
-        value: &[u8],
+        value: impl Into<Haystack<'v>>,
         buf: &mut [u8],
         mut iv: impl FnMut() -> Result<IV, E>,
         each: impl FnMut(Result<usize, Error>),
     ) -> Result<Option<usize>, E> {
-        self.each_token(value, buf, each, |token, key| match key {
+        self.each_token(value.into(), buf, each, |token, key| match key {
             0 => Ok(None),
             _ => Ok(Some(self.reseal(token, key, &iv()?))),
         })
@@ -60,14 +98,18 @@ impl Keyring {
     /// another into its place, and returns that one's length. Returns that of the new value.
     fn each_token<E>(
         &self,
-        value: &[u8],
+        haystack: Haystack<'_>,
         buf: &mut [u8],
         mut each: impl FnMut(Result<usize, Error>),
         mut change: impl FnMut(Token<'_>, usize) -> Result<Option<usize>, E>,
     ) -> Result<Option<usize>, E> {
+        let Haystack {
+            bytes: value,
+            is_document,
+        } = haystack;
         assert!(buf.len() >= value.len());
         let mut whole = Error::NotAToken;
-        if let Some(len) = Token::decode_strict(value, buf) {
+        if !is_document && let Some(len) = Token::decode_strict(value, buf) {
             let token = Token { buf, len };
             match self.opener(&token) {
                 Ok((key, _)) => {
@@ -81,7 +123,8 @@ impl Keyring {
         let mut output = Output::new(value, buf);
         let mut found = false;
         let mut next = 0;
-        if whole == Error::NotAToken
+        if !is_document
+            && whole == Error::NotAToken
             && let Some(start) = Token::start(value)
             && let Some((len, end)) = Token::decode_lenient(&value[start..], output.at(start))
         {
@@ -100,41 +143,46 @@ impl Keyring {
             }
         }
 
-        let mut refused = Refused::default();
-        let mut attempt = |run: Range<usize>| {
-            let (place, len, key) = match self.open_in(value, run, &mut output) {
-                Some(Ok(opened)) => opened,
-                Some(Err(refusal)) => return Ok(Some(Err(refusal))),
-                None => return Ok(None),
-            };
+        let mut take = |output: &mut Output<'_>, Opened { place, len, key }: Opened| {
             each(Ok(key));
             let buf = output.at(place.start);
             if let Some(len) = change(Token { buf, len }, key)? {
                 output.replace(place, len);
             }
-            Ok(Some(Ok(())))
+            Ok(())
         };
+        let mut refused = Refused::default();
         for stretch in stretches(value, next) {
-            let before = refused;
-            let mut opened = false;
+            let mut rest = stretch.start;
             for run in runs(value, &stretch) {
-                match attempt(run)? {
-                    Some(Ok(())) => opened = true,
-                    Some(Err(refusal)) => refused.add(refusal),
-                    None => {}
-                }
-            }
-            if !opened && has_escapes(&value[stretch.clone()]) {
-                match attempt(stretch)? {
-                    Some(Ok(())) => (opened, refused) = (true, before),
-                    Some(Err(refusal)) => {
-                        refused = before;
-                        refused.add(refusal);
+                let Some(mut opened) = self.open_in(value, run.clone(), &mut output) else {
+                    continue;
+                };
+                // One in the other alphabet may end before what joins them. Where nothing does, both would be
+                // one run once they are rotated.
+                let before = trimmed(value, rest..opened.place.start);
+                if before.end < opened.place.start
+                    && let Some(other) = self.open_in_joined(value, before, &mut output)
+                {
+                    take(&mut output, other)?;
+                    // What follows may be at another place now.
+                    match self.open_in(value, run, &mut output) {
+                        Some(again) => opened = again,
+                        None => continue,
                     }
-                    None => {}
                 }
+                rest = opened.place.end;
+                take(&mut output, opened)?;
             }
-            found |= opened;
+            if let Some(other) = self.open_in_joined(value, rest..stretch.end, &mut output) {
+                rest = other.place.end;
+                take(&mut output, other)?;
+            }
+            if rest > stretch.start {
+                found = true;
+            } else if let Some(refusal) = self.refusal(value, stretch, &mut output) {
+                refused.add(refusal);
+            }
         }
         if !found && refused == Refused::default() && whole != Error::NotAToken {
             refused.add(whole);
@@ -145,45 +193,70 @@ impl Keyring {
         Ok(output.finish())
     }
 
-    /// Finds the token at the end of a run and opens it: returns its place, its length in the buffer,
-    /// and the key. Or why no key opens the run, if it has the form of a token.
-    #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
-    fn open_in(
+    /// Finds the token at the end of a run, if a key opens one. It is decoded at its place in the buffer.
+    fn open_in(&self, value: &[u8], run: Range<usize>, output: &mut Output<'_>) -> Option<Opened> {
+        places(value, run).find_map(|place| {
+            let buf = output.at(place.start);
+            let len = codec::decode_unpadded(&value[place.clone()], buf)?;
+            let (key, _) = self.opener(&Token { buf, len }).ok()?;
+            Some(Opened { place, len, key })
+        })
+    }
+
+    /// The same for several runs that are joined, none of which has one at its end.
+    fn open_in_joined(
         &self,
         value: &[u8],
-        run: Range<usize>,
+        range: Range<usize>,
         output: &mut Output<'_>,
-    ) -> Option<Result<(Range<usize>, usize, usize), Error>> {
-        let mut unknown = None;
-        for chars in candidates(value, run.clone()) {
-            let buf = output.at(chars.start);
-            let len = codec::decode_unpadded(&value[chars.clone()], buf)?;
-            match self.opener(&Token { buf, len }) {
-                Ok((key, _)) => return Some(Ok((chars, len, key))),
-                // The whole run comes last.
-                Err(refusal) => unknown = has_form(value, &run).then_some(Err(refusal)),
-            }
+    ) -> Option<Opened> {
+        let text = &value[range.clone()];
+        if text.iter().any(joins_runs) && may_hold_tokens(text) {
+            self.open_in(value, range, output)
+        } else {
+            None
         }
-        unknown
+    }
+
+    /// Returns why no key opens a stretch that as a whole has the form of a token.
+    fn refusal(
+        &self,
+        value: &[u8],
+        stretch: Range<usize>,
+        output: &mut Output<'_>,
+    ) -> Option<Error> {
+        if !has_form(value, &stretch) {
+            return None;
+        }
+        let buf = output.at(stretch.start);
+        let len = codec::decode_unpadded(&value[stretch], buf)?;
+        self.opener(&Token { buf, len }).err()
     }
 }
 
-/// Counts what has the form of a token in `value`, for which no key is needed: fewer than there are,
-/// where characters stand directly before one.
+/// A token that a key opens.
+struct Opened {
+    place: Range<usize>,
+    /// Its length in the buffer.
+    len: usize,
+    key: usize,
+}
+
+/// Counts what has the form of a token in a value, for which no key is needed: fewer than there are,
+/// where other characters stand directly before one, or behind it.
 ///
 /// # Panics
-/// If `buf` is shorter than `value`.
-pub fn count_tokens(value: &[u8], buf: &mut [u8]) -> usize {
-    let tokens = stretches(value, 0).map(|stretch| {
-        if has_form(value, &stretch) {
-            1
-        } else {
-            let runs = runs(value, &stretch);
-            runs.filter(|run| has_form(value, run)).count()
-        }
-    });
-    match tokens.sum() {
-        0 => usize::from(Token::decode(value, buf).is_ok()),
+/// If `buf` is shorter than the value.
+pub fn count_tokens<'v>(value: impl Into<Haystack<'v>>, buf: &mut [u8]) -> usize {
+    let Haystack {
+        bytes: value,
+        is_document,
+    } = value.into();
+    match stretches(value, 0)
+        .filter(|stretch| has_form(value, stretch))
+        .count()
+    {
+        0 if !is_document => usize::from(Token::decode(value, buf).is_ok()),
         tokens => tokens,
     }
 }

@@ -1,6 +1,6 @@
 //! Arrays: the elements of one, and another one of the same shape.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
 use std::{ptr, slice};
 
 use pgrx::prelude::*;
@@ -55,8 +55,8 @@ impl Array {
         }
     }
 
-    /// Returns each element, and whether it is null.
-    pub(super) fn elements(&mut self) -> impl Iterator<Item = (&mut pg_sys::Datum, &bool)> {
+    /// Returns each element that is not null.
+    pub(super) fn elements(&mut self) -> impl Iterator<Item = &mut pg_sys::Datum> {
         let count = self.count as usize;
         // SAFETY: both arrays have that many members, if any.
         let (elements, nulls) = unsafe {
@@ -68,29 +68,34 @@ impl Array {
                 ),
             }
         };
-        elements.iter_mut().zip(nulls)
+        let elements = elements.iter_mut().zip(nulls);
+        elements
+            .filter(|(_, is_null)| !**is_null)
+            .map(|(element, _)| {
+                // There may be many of them.
+                pgrx::check_for_interrupts!();
+                element
+            })
+    }
+
+    /// Returns what the elements are checked by.
+    pub(super) fn domain(&self) -> Domain {
+        Domain {
+            oid: self.element_type,
+            // SAFETY: looks an oid up.
+            has_checks: unsafe { pg_sys::getBaseType(self.element_type) } != self.element_type,
+            state: ptr::null_mut(),
+        }
     }
 
     /// Makes an array of the same shape from what the elements are now.
     ///
     /// # Safety
     /// They must be of the type of the elements.
-    pub(super) unsafe fn close(mut self) -> pg_sys::Datum {
+    pub(super) unsafe fn close(self) -> pg_sys::Datum {
         // SAFETY: the numbers of elements in each dimension are behind the header, and their lower
         // bounds behind these.
         unsafe {
-            if pg_sys::getBaseType(self.element_type) != self.element_type {
-                let domain = self.element_type;
-                for (element, is_null) in self.elements() {
-                    pg_sys::domain_check(
-                        *element,
-                        *is_null,
-                        domain,
-                        ptr::null_mut(),
-                        ptr::null_mut(),
-                    );
-                }
-            }
             let dimensions = (*self.array).ndim;
             let sizes: *mut c_int = self.array.add(1).cast();
             let array = pg_sys::construct_md_array(
@@ -105,6 +110,31 @@ impl Array {
                 self.alignment,
             );
             array.into()
+        }
+    }
+}
+
+/// The type of an array's elements.
+pub(super) struct Domain {
+    oid: pg_sys::Oid,
+    /// Whether it is a domain.
+    has_checks: bool,
+    /// What the server keeps from one check to the next.
+    state: *mut c_void,
+}
+
+impl Domain {
+    /// Refuses a new element that violates a constraint, as the server does where a statement makes one.
+    ///
+    /// # Safety
+    /// It must be of the domain's base type.
+    pub(super) unsafe fn check(&mut self, element: pg_sys::Datum) {
+        if self.has_checks {
+            // SAFETY: the state lasts as long as the current memory context.
+            unsafe {
+                let context = pg_sys::CurrentMemoryContext;
+                pg_sys::domain_check(element, false, self.oid, &raw mut self.state, context);
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use pgrx::prelude::*;
 
 use super::Error;
 use super::value_type::ValueType;
+use crate::fernet::Haystack;
 
 /// An argument of json or jsonb, which is not read from where it is stored until it must be; or a result.
 #[derive(Clone, Copy)]
@@ -16,22 +17,22 @@ pub(crate) struct Document<'fcx> {
 }
 
 impl<'fcx> Document<'fcx> {
-    /// Calls `f` with the document's text, unless there can be no token in it.
+    /// Calls `f` with each part of the document in which a token may be.
     pub(crate) fn read(
         self,
         value_type: &ValueType,
-        mut f: impl FnMut(&[u8]) -> Result<(), Error>,
+        mut f: impl FnMut(Haystack<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         // SAFETY: `sql/pg_fernet.sql` declares the argument as what the caller takes it for.
         unsafe { value_type.read(self.datum, &mut f) }
     }
 
-    /// Gives `f` the document's text, and as much room, where it may put something else and return the
+    /// Calls `f` with each of these parts, and as much room, where it may put something else and return the
     /// length of that. Returns the new document, if there is one.
     pub(crate) fn change(
         self,
         value_type: &ValueType,
-        mut f: impl FnMut(&[u8], &mut [u8]) -> Result<Option<usize>, Error>,
+        mut f: impl FnMut(Haystack<'_>, &mut [u8]) -> Result<Option<usize>, Error>,
     ) -> Result<Option<Self>, Error> {
         // SAFETY: as above. The new value is in the memory context of the call.
         let changed = unsafe { value_type.change(self.datum, &mut f) }?;

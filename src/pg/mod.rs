@@ -5,6 +5,7 @@
 //! | `value`          | text and bytea, in and out |
 //! | `document`       | JSON, in and out |
 //! | `value_type`     | the types whose values can hold tokens, and where in such a value they may be |
+//! | `jsonb`          | the strings of jsonb documents, and documents with others in their places |
 //! | `array`          | arrays: the elements of one, and another one of the same shape |
 //! | `name`           | names, in and out |
 //! | `encoding`       | from the encoding of the database to UTF-8, and back |
@@ -27,6 +28,7 @@ pub(crate) mod document;
 pub(crate) mod encoding;
 mod error;
 mod guc;
+mod jsonb;
 pub(crate) mod name;
 pub(crate) mod new_values;
 pub(crate) mod process;

@@ -6,9 +6,10 @@ use pgrx::prelude::*;
 
 use super::Error;
 use super::array::Array;
+use super::jsonb::Jsonb;
 use super::row::with_bytes_of;
 use super::value::{Buffer, Value, Values};
-use crate::fernet::may_hold_tokens;
+use crate::fernet::{Haystack, may_hold_tokens};
 
 /// A type whose values can hold tokens.
 pub(crate) struct ValueType {
@@ -23,7 +24,10 @@ enum Form {
     Bytes,
     /// In its bytes, which as a whole are no token.
     Document,
-    /// In what the type's output function prints, from which the input function makes the value.
+    /// In each string.
+    Jsonb,
+    /// In what the type's output function prints, from which the input function makes the value. As a whole
+    /// that is no token.
     Printed {
         output: pg_sys::Oid,
         input: pg_sys::Oid,
@@ -35,7 +39,8 @@ enum Form {
 
 /// Gets a part of a value, and as much room, where it may put something else and return the length
 /// of that.
-type Change<'f> = dyn FnMut(&[u8], &mut [u8]) -> Result<Option<usize>, Error> + 'f;
+pub(super) type Change<'f> =
+    dyn FnMut(Haystack<'_>, &mut [u8]) -> Result<Option<usize>, Error> + 'f;
 
 impl ValueType {
     /// Returns `None` if values of the type can hold no tokens.
@@ -49,7 +54,7 @@ impl ValueType {
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Form::Bytes,
             pg_sys::BYTEAOID | pg_sys::XMLOID => Form::Bytes,
             pg_sys::JSONOID => Form::Document,
-            pg_sys::JSONBOID => Form::printed(oid),
+            pg_sys::JSONBOID => Form::Jsonb,
             _ if element != pg_sys::InvalidOid => Form::Array(Box::new(Self::of(element)?)),
             _ if is_citext(oid) => Form::Bytes,
             _ if is_hstore(oid) => Form::printed(oid),
@@ -68,7 +73,7 @@ impl ValueType {
     pub(crate) fn jsonb() -> Self {
         Self {
             oid: pg_sys::JSONBOID,
-            form: Form::printed(pg_sys::JSONBOID),
+            form: Form::Jsonb,
         }
     }
 
@@ -79,20 +84,23 @@ impl ValueType {
     pub(super) unsafe fn read(
         &self,
         datum: pg_sys::Datum,
-        f: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+        f: &mut dyn FnMut(Haystack<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         // SAFETY: the value is of the type.
         unsafe {
             match &self.form {
                 Form::Bytes | Form::Document => with_bytes_of(datum, false, |bytes| {
-                    let bytes = bytes.filter(|bytes| self.form.may_hold_tokens(bytes));
-                    bytes.map_or(Ok(()), f)
+                    let haystack = bytes.and_then(|bytes| self.form.haystack(bytes));
+                    haystack.map_or(Ok(()), f)
                 }),
-                Form::Printed { output, .. } => print(*output, datum).map_or(Ok(()), f),
+                Form::Jsonb => Jsonb::open(datum).read(f),
+                Form::Printed { output, .. } => match print(*output, datum) {
+                    Some(text) => f(Haystack::document(text)),
+                    None => Ok(()),
+                },
                 Form::Array(element_type) => Array::open(datum)
                     .elements()
-                    .filter(|(_, is_null)| !**is_null)
-                    .try_for_each(|(element, _)| element_type.read(*element, f)),
+                    .try_for_each(|element| element_type.read(*element, f)),
             }
         }
     }
@@ -111,14 +119,14 @@ impl ValueType {
         unsafe {
             match &self.form {
                 Form::Bytes | Form::Document => with_bytes_of(datum, false, |bytes| {
-                    let bytes = bytes.filter(|bytes| self.form.may_hold_tokens(bytes));
-                    let Some(bytes) = bytes else {
+                    let Some(haystack) = bytes.and_then(|bytes| self.form.haystack(bytes)) else {
                         return Ok(None);
                     };
-                    let mut buffer = Buffer::new(bytes.len())?;
-                    let len = f(bytes, &mut buffer)?;
+                    let mut buffer = Buffer::new(haystack.len())?;
+                    let len = f(haystack, &mut buffer)?;
                     Ok(len.map(|len| buffer.finish(len).datum()))
                 }),
+                Form::Jsonb => Jsonb::open(datum).change(f),
                 Form::Printed {
                     output,
                     input,
@@ -129,7 +137,8 @@ impl ValueType {
                     };
                     // With the zero that ends a C string.
                     let mut buffer = Buffer::larger_than_a_value(text.len() + 1);
-                    let Some(len) = f(text, &mut buffer[..text.len()])? else {
+                    let haystack = Haystack::document(text);
+                    let Some(len) = f(haystack, &mut buffer[..text.len()])? else {
                         return Ok(None);
                     };
                     buffer[len] = 0;
@@ -139,9 +148,11 @@ impl ValueType {
                 }
                 Form::Array(element_type) => {
                     let mut array = Array::open(datum);
+                    let mut domain = array.domain();
                     let mut is_changed = false;
-                    for (element, _) in array.elements().filter(|(_, is_null)| !**is_null) {
+                    for element in array.elements() {
                         if let Some(new) = element_type.change(*element, f)? {
+                            domain.check(new);
                             *element = new;
                             is_changed = true;
                         }
@@ -154,10 +165,13 @@ impl ValueType {
 }
 
 impl Form {
-    /// Tells whether there may be tokens in the bytes of a value. Those of a document need not be copied
-    /// to be scanned, as most hold none.
-    fn may_hold_tokens(&self, bytes: &[u8]) -> bool {
-        matches!(self, Self::Bytes) || may_hold_tokens(bytes)
+    /// Returns the bytes of a value, unless no token is in them: most documents hold none, and need not be
+    /// copied to be scanned.
+    fn haystack<'v>(&self, bytes: &'v [u8]) -> Option<Haystack<'v>> {
+        match self {
+            Self::Bytes => Some(bytes.into()),
+            _ => may_hold_tokens(bytes).then(|| Haystack::document(bytes)),
+        }
     }
 
     /// That of a type with a form of its own in memory, which has tokens in it as they are.
@@ -214,7 +228,10 @@ impl<'v> Stored<'v> {
     }
 
     /// Calls `f` with each part of the value.
-    pub(crate) fn read(&self, mut f: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
+    pub(crate) fn read(
+        &self,
+        mut f: impl FnMut(Haystack<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         // SAFETY: the value is of the type.
         let mut read = || unsafe { self.value_type.read(self.datum, &mut f) };
         match self.value_type.form {
@@ -229,13 +246,13 @@ impl<'v> Stored<'v> {
     pub(crate) fn change(
         &self,
         values: &mut Values,
-        mut f: impl FnMut(&[u8], &mut [u8]) -> Result<Option<usize>, Error>,
+        mut f: impl FnMut(Haystack<'_>, &mut [u8]) -> Result<Option<usize>, Error>,
     ) -> Result<Option<usize>, Error> {
         if let Form::Bytes = self.value_type.form {
             // Nearly all are: straight to where it is kept.
             let keep = |bytes: Option<&[u8]>| {
                 let bytes = bytes.unwrap_or_default();
-                values.push(bytes.len(), |room| f(bytes, room))
+                values.push(bytes.len(), |room| f(bytes.into(), room))
             };
             // SAFETY: the value is of the type.
             return unsafe { with_bytes_of(self.datum, false, keep) };
@@ -285,11 +302,18 @@ fn is_citext(oid: pg_sys::Oid) -> bool {
     is_of_extension(c"citext", oid) && unsafe { pg_sys::IsBinaryCoercible(oid, pg_sys::TEXTOID) }
 }
 
-/// Tells whether a type is that of the extension hstore, or one that its owner has added to it, of
-/// which nothing more is needed than that it is printed and read.
+/// Tells whether a type is that of the extension hstore. The owner of the extension can add other types
+/// to it; what these print may depend on settings, and read as something else.
 fn is_hstore(oid: pg_sys::Oid) -> bool {
-    // SAFETY: looks an oid up.
-    is_of_extension(c"hstore", oid) && unsafe { pg_sys::get_typlen(oid) } == -1
+    if !is_of_extension(c"hstore", oid) {
+        return false;
+    }
+    // SAFETY: look an oid up; the result is a C string.
+    unsafe {
+        let qualified = pg_sys::FORMAT_TYPE_FORCE_QUALIFY as u16;
+        let name = CStr::from_ptr(pg_sys::format_type_extended(oid, -1, qualified));
+        name.to_bytes().ends_with(b".hstore") && pg_sys::get_typlen(oid) == -1
+    }
 }
 
 fn is_of_extension(name: &CStr, oid: pg_sys::Oid) -> bool {
