@@ -40,6 +40,13 @@ CREATE FUNCTION fernet_key_index(document jsonb) RETURNS integer
 COMMENT ON FUNCTION fernet_key_index(jsonb) IS
     'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
 
+-- Keep a column encrypted.
+CREATE FUNCTION fernet_encrypt_trigger() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_encrypt_trigger_wrapper';
+COMMENT ON FUNCTION fernet_encrypt_trigger() IS
+    'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
+
 -- A time to live counts until the statement, not until the transaction.
 CREATE OR REPLACE FUNCTION fernet_decrypt(token text, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE
@@ -75,7 +82,7 @@ BEGIN
         JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
         CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner)))
         WHERE e.extname = 'pg_fernet' AND grantee <> p.proowner
-          AND p.proargtypes[0] IN ('json'::regtype, 'jsonb'::regtype)
+          AND (p.proargtypes[0] IN ('json'::regtype, 'jsonb'::regtype) OR p.proname = 'fernet_encrypt_trigger')
         GROUP BY p.oid
     LOOP
         EXECUTE format('REVOKE ALL ON ROUTINE %s FROM %s', routine.signature, routine.grantees);

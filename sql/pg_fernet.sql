@@ -208,6 +208,17 @@ COMMENT ON PROCEDURE fernet_rotate_shard(regclass, name, integer, boolean, text,
     'what fernet_rotate_column calls for each shard of a table that Citus distributes';
 
 --
+-- Keep encrypted. Whoever creates a trigger must be allowed to execute the function; whoever writes to
+-- the table need not be.
+--
+
+CREATE FUNCTION fernet_encrypt_trigger() RETURNS trigger
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_encrypt_trigger_wrapper';
+COMMENT ON FUNCTION fernet_encrypt_trigger() IS
+    'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
+
+--
 -- Privileges: what reads or uses the keys is granted function by function, so that a role can
 -- rotate without being able to decrypt. fernet_generate_key and fernet_is_token use none. Whatever
 -- ALTER DEFAULT PRIVILEGES has made of that is undone.

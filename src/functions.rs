@@ -1,12 +1,10 @@
 //! The SQL functions. `sql/pg_fernet.sql` declares, documents and protects them; where one serves
 //! text and bytea alike, it does so because both have the same layout.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::fernet::{self, Token, sealed_len};
+use crate::fernet::{self, Token};
 use crate::keys::fingerprint::{self, sql_index};
 use crate::keys::{self, keyring};
 use crate::pg::document::Document;
@@ -139,16 +137,8 @@ fn fernet_keys()
     )))
 }
 
-/// Makes a token under the first key, stamped with the time of the call.
 fn seal<'fcx>(plaintext: &[u8]) -> Result<Value<'fcx>, Error> {
-    let keyring = keyring()?;
-    let mut buffer = Buffer::new(sealed_len(plaintext.len()).ok_or(pg::Error::TooLarge)?)?;
-    // A clock before 1970 has no other form in a token.
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let len = keyring.seal(plaintext, now.as_secs(), &random::iv()?, &mut buffer);
-    Ok(buffer.finish(len))
+    Ok(Value::token_of(plaintext, &*keyring()?)?)
 }
 
 /// Decrypts a token that a key authenticates and whose timestamp passes `check`.

@@ -62,6 +62,7 @@ CREATE DOMAIN traps.regclass AS pg_catalog.text;
 CALLS = {
     "fernet_encrypt(text)": "SELECT fernet.fernet_decrypt(fernet.fernet_encrypt('hello'::pg_catalog.text))",
     "fernet_encrypt(bytea)": "SELECT fernet.fernet_decrypt(fernet.fernet_encrypt('hello'::pg_catalog.bytea))",
+    "fernet_encrypt_trigger()": "INSERT INTO pg_temp.triggered VALUES ('hello') RETURNING fernet.fernet_decrypt(plaintext)",
     "fernet_decrypt(text)": "SELECT fernet.fernet_decrypt({token}::pg_catalog.text)",
     "fernet_decrypt(bytea)": "SELECT fernet.fernet_decrypt({token}::pg_catalog.bytea)",
     "fernet_decrypt(text,interval,timestamptz)": "SELECT fernet.fernet_decrypt({token}::pg_catalog.text, '100 years')",
@@ -171,6 +172,8 @@ def test_to_create_the_extension_springs_none(attacked):
 @pytest.mark.parametrize("function", CALLS)
 def test_to_call_a_function_springs_none(victim, token, function):
     fingerprints = value(victim, "SELECT string_agg(fingerprint, ',') FROM fernet.fernet_keys()")
+    victim.execute("CREATE TEMP TABLE triggered (plaintext text); CREATE TRIGGER encrypt BEFORE INSERT ON triggered"
+                   " FOR EACH ROW EXECUTE FUNCTION fernet.fernet_encrypt_trigger('plaintext')")
 
     def result():
         victim.execute("TRUNCATE fernet.secrets")

@@ -39,6 +39,7 @@ fernet_decrypt_bytea(text)                              x       .      .        
 fernet_decrypt_bytea(text,interval,timestamptz)         x       .      .        .        .       .      .      .       .
 fernet_encrypt(bytea)                                   x       .      .        .        .       .      .      .       .
 fernet_encrypt(text)                                    x       .      .        .        .       .      .      .       .
+fernet_encrypt_trigger()                                x       .      .        .        .       .      .      .       .
 fernet_find_columns(integer)                            x       .      .        .        x       .      .      .       .
 fernet_generate_key()                                   x       x      x        x        x       x      x      x       x
 fernet_is_token(bytea)                                  x       x      x        x        x       x      x      x       x
@@ -139,6 +140,9 @@ def statement(action, token, fingerprints):
         return f"CALL fernet_rotate_shard('tokens', 'token', 10, false, '{fingerprints}')"
     if action.startswith("fernet_rotate_column"):
         return "CALL fernet_rotate_column('tokens', 'token')"
+    if action == "fernet_encrypt_trigger()":
+        return ("CREATE TEMP TABLE written (token text); CREATE TRIGGER encrypt BEFORE INSERT ON written"
+                " FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('token'); INSERT INTO written VALUES ('hello')")
     if action.startswith("fernet_"):
         function, _, types = action.rstrip(")").partition("(")
         arguments = {

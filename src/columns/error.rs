@@ -61,12 +61,42 @@ pub(crate) enum Error {
         all: usize,
         failures: Vec<String>,
     },
+    /// Values of the column's type are no plaintexts.
+    NoPlaintext {
+        column: String,
+        relation: String,
+        type_name: String,
+    },
+    /// `fernet_encrypt_trigger` was called, but not by a trigger.
+    NotATrigger,
+    /// The trigger fires at another time than before a row is written.
+    TriggerEvent {
+        trigger: String,
+        relation: String,
+    },
+    /// The trigger names no column.
+    TriggerArguments {
+        trigger: String,
+        relation: String,
+    },
+    /// A column that a trigger names is refused.
+    Trigger(Box<Self>),
+    /// A token is longer than the column takes.
+    TooLong {
+        place: String,
+        len: usize,
+        type_name: String,
+    },
     /// A value in a column is no token, or no key opens it.
     Value {
         place: String,
         refusal: fernet::Error,
     },
 }
+
+/// What to write.
+const CREATE_TRIGGER: &str = "Use CREATE TRIGGER ... BEFORE INSERT OR UPDATE ON table FOR EACH ROW EXECUTE \
+                              FUNCTION fernet_encrypt_trigger('column', 'another').";
 
 impl From<Error> for Report {
     fn from(error: Error) -> Self {
@@ -172,6 +202,52 @@ impl From<Error> for Report {
                     report
                 }
             }
+            Error::NoPlaintext {
+                column,
+                relation,
+                type_name,
+            } => Self::new(
+                Code::ERRCODE_DATATYPE_MISMATCH,
+                format!(
+                    "column \"{column}\" of {relation} is of type {type_name}, which cannot be encrypted as a \
+                     whole"
+                ),
+                "A token takes the place of values of type text, varchar, char, citext and bytea. Keep other \
+                 secrets in a column of such a type.",
+            ),
+            Error::NotATrigger => Self::new(
+                Code::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "fernet_encrypt_trigger() was not called as a trigger",
+                CREATE_TRIGGER,
+            ),
+            Error::TriggerEvent { trigger, relation } => Self::new(
+                Code::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                format!(
+                    "trigger \"{trigger}\" of {relation} is not BEFORE INSERT OR UPDATE FOR EACH ROW"
+                ),
+                CREATE_TRIGGER,
+            ),
+            Error::TriggerArguments { trigger, relation } => Self::new(
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("trigger \"{trigger}\" of {relation} names no column"),
+                CREATE_TRIGGER,
+            ),
+            Error::Trigger(error) => Self {
+                hint: "Name columns of the table, of type text, varchar, char, citext or bytea: CREATE TRIGGER \
+                       ... EXECUTE FUNCTION fernet_encrypt_trigger('column', 'another').",
+                ..Self::from(*error)
+            },
+            Error::TooLong {
+                place,
+                len,
+                type_name,
+            } => Self::new(
+                Code::ERRCODE_STRING_DATA_RIGHT_TRUNCATION,
+                format!("value too long for type {type_name}"),
+                "Make the column text: a token has 100 characters for up to 15 bytes, and a third more than \
+                 its plaintext beyond.",
+            )
+            .with_detail(format!("A token for {place} has {len} characters.")),
             Error::Value { place, refusal } => {
                 let report = Self::from(refusal);
                 // The message names the place, so it says less of why than that of a function does.
@@ -226,9 +302,16 @@ mod tests {
             relation: relation(),
             kind,
         });
-        let values = [fernet::Error::NotAToken, fernet::Error::Unauthenticated];
-        let values = values.map(|refusal| Error::Value {
-            place: "(0,1) of public.connection".into(),
+        let values = [
+            (fernet::Error::NotAToken, "(0,1) of public.connection"),
+            (fernet::Error::Unauthenticated, "(0,1) of public.connection"),
+            (
+                fernet::Error::Unauthenticated,
+                "column \"value\" of public.connection",
+            ),
+        ];
+        let values = values.map(|(refusal, place)| Error::Value {
+            place: place.into(),
             refusal,
         });
         let errors = [
@@ -257,6 +340,25 @@ mod tests {
             },
             Error::Replicated {
                 relation: relation(),
+            },
+            Error::NoPlaintext {
+                column: "extra".into(),
+                relation: relation(),
+                type_name: "jsonb".into(),
+            },
+            Error::NotATrigger,
+            Error::TriggerEvent {
+                trigger: "encrypt".into(),
+                relation: relation(),
+            },
+            Error::TriggerArguments {
+                trigger: "encrypt".into(),
+                relation: relation(),
+            },
+            Error::TooLong {
+                place: "column \"value\" of public.connection".into(),
+                len: 100,
+                type_name: "character varying(64)".into(),
             },
             Error::OtherKeys,
             Error::UnexpectedResponse,

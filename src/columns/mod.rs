@@ -1,4 +1,4 @@
-//! Whole columns: what they hold, and their rotation in batches.
+//! Whole columns: what they hold, their rotation in batches, and what is written to them.
 //!
 //! | module     | what it holds |
 //! |------------|---------------|
@@ -6,6 +6,7 @@
 //! | `find`     | `fernet_find_columns`: finds the columns that hold tokens |
 //! | `call`     | `CALL fernet_rotate_column`: its arguments, and its calls on other nodes |
 //! | `convert`  | the rotation: the looks, the writing, the proof |
+//! | `trigger`  | `fernet_encrypt_trigger`: encrypts what is written |
 //! | `batch`    | rows read and to be written, in memory |
 //! | `table`    | what may be rotated, and the SQL for it |
 //! | `tally`    | counts by key |
@@ -24,6 +25,7 @@ mod find;
 mod progress;
 mod table;
 mod tally;
+mod trigger;
 mod warning;
 
 use error::Error;

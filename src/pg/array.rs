@@ -1,9 +1,11 @@
 //! Arrays: the elements of one, and another one of the same shape.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{c_char, c_int};
 use std::{ptr, slice};
 
 use pgrx::prelude::*;
+
+use super::domain::Domain;
 
 /// A copy of an array in the current memory context, and its elements.
 pub(super) struct Array {
@@ -78,14 +80,9 @@ impl Array {
             })
     }
 
-    /// Returns what the elements are checked by.
-    pub(super) fn domain(&self) -> Domain {
-        Domain {
-            oid: self.element_type,
-            // SAFETY: looks an oid up.
-            has_checks: unsafe { pg_sys::getBaseType(self.element_type) } != self.element_type,
-            state: ptr::null_mut(),
-        }
+    /// Returns what new elements must be checked by, if they are of a domain.
+    pub(super) fn domain(&self) -> Option<Domain> {
+        Domain::of(self.element_type)
     }
 
     /// Makes an array of the same shape from what the elements are now.
@@ -110,31 +107,6 @@ impl Array {
                 self.alignment,
             );
             array.into()
-        }
-    }
-}
-
-/// The type of an array's elements.
-pub(super) struct Domain {
-    oid: pg_sys::Oid,
-    /// Whether it is a domain.
-    has_checks: bool,
-    /// What the server keeps from one check to the next.
-    state: *mut c_void,
-}
-
-impl Domain {
-    /// Refuses a new element that violates a constraint, as the server does where a statement makes one.
-    ///
-    /// # Safety
-    /// It must be of the domain's base type.
-    pub(super) unsafe fn check(&mut self, element: pg_sys::Datum) {
-        if self.has_checks {
-            // SAFETY: the state lasts as long as the current memory context.
-            unsafe {
-                let context = pg_sys::CurrentMemoryContext;
-                pg_sys::domain_check(element, false, self.oid, &raw mut self.state, context);
-            }
         }
     }
 }

@@ -7,12 +7,14 @@
 //! | `value_type`     | the types whose values can hold tokens, and where in such a value they may be |
 //! | `jsonb`          | the strings of jsonb documents, and documents with others in their places |
 //! | `array`          | arrays: the elements of one, and another one of the same shape |
+//! | `domain`         | domains: whether they take a value |
 //! | `name`           | names, in and out |
 //! | `encoding`       | from the encoding of the database to UTF-8, and back |
 //! | `relation`       | relations: open, inspect, name |
 //! | `row`, `slot`    | versions of rows; one, read or locked by its place |
 //! | `spi`            | queries |
 //! | `new_values`     | new values for rows, as a table that queries can read |
+//! | `trigger`        | rows that are about to be written, as a trigger gets them |
 //! | `transaction`    | commits, and waiting for the transactions of others |
 //! | `subtransaction` | subtransactions, and the errors that end them |
 //! | `setting`        | settings of our own, and their hooks |
@@ -25,6 +27,7 @@
 
 mod array;
 pub(crate) mod document;
+pub(crate) mod domain;
 pub(crate) mod encoding;
 mod error;
 mod guc;
@@ -42,6 +45,7 @@ pub(crate) mod slot;
 pub(crate) mod spi;
 pub(crate) mod subtransaction;
 pub(crate) mod transaction;
+pub(crate) mod trigger;
 pub(crate) mod value;
 pub(crate) mod value_type;
 

@@ -57,6 +57,19 @@ impl<'c> Relation<'c> {
         })
     }
 
+    /// Returns a relation that somebody else has opened, and keeps open and locked.
+    ///
+    /// # Safety
+    /// It must stay so for as long as `'c`.
+    pub(super) unsafe fn opened(relation: pg_sys::Relation) -> Self {
+        // SAFETY: the caller says that it is open: so its count of users can grow.
+        unsafe { pg_sys::RelationIncrementReferenceCount(relation) };
+        Self {
+            relation: NonNull::new(relation).expect("an open relation"),
+            connection: PhantomData,
+        }
+    }
+
     /// Locks the partitioned tables that a partition is of, the uppermost first, for as long as the
     /// transaction lasts. To be called before the partition itself is opened: to write to it takes
     /// these locks, too, and who changes the tables takes theirs in this order.
@@ -202,8 +215,9 @@ impl<'c> Relation<'c> {
 
     /// Finds a column that can hold tokens.
     pub(crate) fn column(&self, name: &CStr) -> Result<Column, Error> {
+        let (mut oid, mut typmod, mut collation) = (pg_sys::InvalidOid, -1, pg_sys::InvalidOid);
         // SAFETY: the name is a C string; the number is that of a column, or 0 if it has no such.
-        let (number, oid, generated) = unsafe {
+        let (number, generated) = unsafe {
             let number = pg_sys::get_attnum(self.oid(), name.as_ptr());
             if number <= 0 {
                 return Err(Error::NoColumn {
@@ -211,11 +225,16 @@ impl<'c> Relation<'c> {
                     relation: self.printable_name(),
                 });
             }
-            (
+            pg_sys::get_atttypetypmodcoll(
+                self.oid(),
                 number,
-                pg_sys::get_atttype(self.oid(), number),
-                pg_sys::get_attgenerated(self.oid(), number) != 0,
-            )
+                &raw mut oid,
+                &raw mut typmod,
+                &raw mut collation,
+            );
+            pg_sys::getBaseTypeAndTypmod(oid, &raw mut typmod);
+            let generated = pg_sys::get_attgenerated(self.oid(), number) != 0;
+            (number, generated)
         };
         let value_type = ValueType::of(oid).ok_or_else(|| Error::ColumnType {
             column: printable(name.to_bytes()),
@@ -228,6 +247,8 @@ impl<'c> Relation<'c> {
             name: unsafe { bytes(pg_sys::quote_identifier(name.as_ptr())) },
             number,
             value_type,
+            type_oid: oid,
+            typmod,
             generated,
         })
     }
@@ -249,7 +270,37 @@ pub(crate) struct Column {
     pub(crate) name: Identifier,
     pub(crate) number: i16,
     pub(crate) value_type: ValueType,
+    /// The type as it is declared: a domain, perhaps.
+    pub(crate) type_oid: pg_sys::Oid,
+    /// What is in parentheses behind the type, be it in what a domain is over: its length, for one.
+    typmod: i32,
     pub(crate) generated: bool,
+}
+
+impl Column {
+    /// Returns the name for a message.
+    pub(crate) fn printable_name(&self) -> String {
+        printable(&self.name)
+    }
+
+    /// Returns the type, or what it is a domain over, for a message, with its length if it has one.
+    pub(crate) fn printable_type(&self) -> String {
+        let oid = self.value_type.oid;
+        // SAFETY: the oid is that of a type; the result is a C string.
+        printable(&unsafe { bytes(pg_sys::format_type_with_typemod(oid, self.typmod)) })
+    }
+
+    /// Returns how many characters fit, if the column is a varchar or char with a length, or a domain
+    /// over such.
+    pub(crate) fn max_chars(&self) -> Option<usize> {
+        match self.value_type.oid {
+            pg_sys::VARCHAROID | pg_sys::BPCHAROID => {
+                let size = usize::try_from(self.typmod).ok()?;
+                size.checked_sub(pg_sys::VARHDRSZ)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Returns the partitioned tables that a relation is a partition of, the nearest first.

@@ -5,12 +5,14 @@ use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::slice;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::prelude::*;
 use zeroize::zeroize_bytes;
 
-use super::Error;
+use super::{Error, random};
+use crate::fernet::{Keyring, sealed_len};
 
 /// The most bytes in a value: with its header it must fit into what `palloc` gives.
 pub(super) const MAX_VALUE: usize = 0x3fff_ffff - pg_sys::VARHDRSZ;
@@ -22,6 +24,17 @@ pub(crate) struct Value<'fcx> {
 }
 
 impl Value<'_> {
+    /// Makes a token under the first key, stamped with the time of the call.
+    pub(crate) fn token_of(plaintext: &[u8], keyring: &Keyring) -> Result<Self, Error> {
+        let mut buffer = Buffer::new(sealed_len(plaintext.len()).ok_or(Error::TooLarge)?)?;
+        // A clock before 1970 has no other form in a token.
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let len = keyring.seal(plaintext, now.as_secs(), &random::iv()?, &mut buffer);
+        Ok(buffer.finish(len))
+    }
+
     pub(crate) fn datum(&self) -> pg_sys::Datum {
         self.datum
     }

@@ -37,6 +37,15 @@ enum Form {
     Array(Box<ValueType>),
 }
 
+/// What a value holds where it is a plaintext as a whole, or the token of one.
+#[derive(Clone, Copy)]
+pub(crate) enum Plaintext {
+    Text,
+    /// Text behind which there may be blanks that do not count.
+    PaddedText,
+    Bytes,
+}
+
 /// Gets a part of a value, and as much room, where it may put something else and return the length
 /// of that.
 pub(super) type Change<'f> =
@@ -74,6 +83,18 @@ impl ValueType {
         Self {
             oid: pg_sys::JSONBOID,
             form: Form::Jsonb,
+        }
+    }
+
+    /// Returns what a value is as a plaintext, or `None` if a token could not take its place: then
+    /// tokens are only within values.
+    pub(crate) fn plaintext(&self) -> Option<Plaintext> {
+        match (self.oid, &self.form) {
+            (pg_sys::XMLOID, _) => None,
+            (pg_sys::BYTEAOID, _) => Some(Plaintext::Bytes),
+            (pg_sys::BPCHAROID, _) => Some(Plaintext::PaddedText),
+            (_, Form::Bytes) => Some(Plaintext::Text),
+            _ => None,
         }
     }
 
@@ -148,11 +169,13 @@ impl ValueType {
                 }
                 Form::Array(element_type) => {
                     let mut array = Array::open(datum);
-                    let mut domain = array.domain();
+                    let domain = array.domain();
                     let mut is_changed = false;
                     for element in array.elements() {
                         if let Some(new) = element_type.change(*element, f)? {
-                            domain.check(new);
+                            if let Some(domain) = &domain {
+                                domain.check_datum(new, false);
+                            }
                             *element = new;
                             is_changed = true;
                         }

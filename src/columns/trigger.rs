@@ -1,0 +1,163 @@
+//! `fernet_encrypt_trigger`: encrypts what is written to columns in plaintext.
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::Error;
+use crate::fernet;
+use crate::keys::keyring;
+use crate::pg::domain::Domain;
+use crate::pg::encoding;
+use crate::pg::relation::{self, Relation};
+use crate::pg::trigger::{Changes, Row, Trigger, Written, without_line_of_copy};
+use crate::pg::value::{Buffer, Value};
+use crate::pg::value_type::Plaintext;
+
+#[pg_extern(sql = false)]
+fn fernet_encrypt_trigger(fcinfo: pg_sys::FunctionCallInfo) -> Result<Row, ErrorReport> {
+    let trigger = Trigger::of(fcinfo).ok_or(Error::NotATrigger)?;
+    Ok(without_line_of_copy(|| encrypt(&trigger))?)
+}
+
+fn encrypt(trigger: &Trigger<'_>) -> Result<Row, Error> {
+    let mut changes = Changes::default();
+    for column in trigger.kept(|| columns(trigger))? {
+        if let Some(written) = trigger.written(&column.column)
+            && let Some(token) = column.token_for(&written, trigger)?
+        {
+            changes.push(&column.column, &token);
+        }
+    }
+    Ok(trigger.row(&changes))
+}
+
+/// Finds the columns that a trigger names.
+fn columns(trigger: &Trigger<'_>) -> Result<Vec<Column>, Error> {
+    let relation = trigger.relation();
+    let names = || (trigger.printable_name(), relation.printable_name());
+    if !trigger.is_before_insert_or_update() {
+        let (trigger, relation) = names();
+        return Err(Error::TriggerEvent { trigger, relation });
+    }
+    let found = trigger.arguments().map(|name| {
+        let column = relation.column(name).map_err(Error::from);
+        let column = column.and_then(|column| Column::of(&relation, column));
+        column.map_err(|error| Error::Trigger(error.into()))
+    });
+    let found = found.collect::<Result<Vec<_>, _>>()?;
+    if found.is_empty() {
+        let (trigger, relation) = names();
+        return Err(Error::TriggerArguments { trigger, relation });
+    }
+    Ok(found)
+}
+
+/// A column that is kept encrypted. The server checks neither the length nor the domain of what a
+/// trigger returns.
+struct Column {
+    column: relation::Column,
+    plaintext: Plaintext,
+    max_chars: Option<usize>,
+    domain: Option<Domain>,
+}
+
+impl Column {
+    fn of(relation: &Relation<'_>, column: relation::Column) -> Result<Self, Error> {
+        if column.generated {
+            return Err(Error::Generated {
+                column: column.printable_name(),
+                relation: relation.printable_name(),
+            });
+        }
+        let plaintext = column.value_type.plaintext();
+        let plaintext = plaintext.ok_or_else(|| Error::NoPlaintext {
+            column: column.printable_name(),
+            relation: relation.printable_name(),
+            type_name: column.printable_type(),
+        })?;
+        Ok(Self {
+            plaintext,
+            max_chars: column.max_chars(),
+            domain: Domain::of(column.type_oid),
+            column,
+        })
+    }
+
+    /// Returns the token of a value that is plaintext.
+    ///
+    /// What has the form of a token that no key opens is refused. Encrypted again, it would be a token
+    /// in a token; taken as it is, a writer with the wrong keys would fill the column with what nobody
+    /// here can read. Where it is in the row already, it stays: the row's other columns can change.
+    fn token_for<'fcx>(
+        &self,
+        written: &Written<'_>,
+        trigger: &Trigger<'_>,
+    ) -> Result<Option<Value<'fcx>>, Error> {
+        let keyring = keyring()?;
+        written.with_bytes(|value| {
+            let value = match self.plaintext {
+                Plaintext::PaddedText => without_blanks(value),
+                _ => value,
+            };
+            let mut refusal = Some(fernet::Error::NotAToken);
+            // Tokens that are refused come last.
+            let each = |opener: Result<_, _>| refusal = opener.err();
+            keyring.inspect_value(value, &mut Buffer::new(value.len())?, each);
+            match refusal {
+                Some(fernet::Error::NotAToken) => {}
+                Some(refusal) if !written.is_unchanged() => {
+                    return Err(Error::Value {
+                        place: self.place(trigger),
+                        refusal,
+                    });
+                }
+                _ => return Ok(None),
+            }
+            let seal = |plaintext: &[u8]| Value::token_of(plaintext, &keyring);
+            let token = match self.plaintext {
+                Plaintext::Bytes => seal(value)?,
+                _ => encoding::with_utf8(value, seal)??,
+            };
+            self.fit(token, trigger).map(Some)
+        })
+    }
+
+    /// Makes a token a value of the column's type.
+    fn fit<'fcx>(&self, token: Value<'fcx>, trigger: &Trigger<'_>) -> Result<Value<'fcx>, Error> {
+        let value = match (self.max_chars, self.plaintext) {
+            (Some(max), _) if token.len() > max => {
+                return Err(Error::TooLong {
+                    place: self.place(trigger),
+                    len: token.len(),
+                    type_name: self.column.printable_type(),
+                });
+            }
+            (Some(max), Plaintext::PaddedText) => {
+                let mut padded = Buffer::new(max)?;
+                padded.fill(b' ');
+                padded[..token.len()].copy_from_slice(&token);
+                padded.finish(max)
+            }
+            _ => token,
+        };
+        if let Some(domain) = &self.domain {
+            domain.check(&value);
+        }
+        Ok(value)
+    }
+
+    /// Returns the column and its table for a message.
+    fn place(&self, trigger: &Trigger<'_>) -> String {
+        format!(
+            "column \"{}\" of {}",
+            self.column.printable_name(),
+            trigger.relation().printable_name()
+        )
+    }
+}
+
+/// Returns text without the blanks at its end.
+fn without_blanks(text: &[u8]) -> &[u8] {
+    let len = text.iter().rposition(|&byte| byte != b' ');
+    &text[..len.map_or(0, |last| last + 1)]
+}
