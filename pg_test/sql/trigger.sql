@@ -101,6 +101,7 @@ SELECT fernet_key_index(v), fernet_key_index(c), octet_length(c) FROM types;
 UPDATE types SET v = 'sixteen letters.';
 UPDATE types SET c = 'thirty-two letters and no blanks';
 UPDATE types SET d = 'fifteen letters';
+UPDATE types SET "A quoted ""name""" = 'gAAAAAB' || repeat('A', 91) || '==';
 UPDATE types SET d = 'the token of this is longer than the domain takes';
 
 -- Partitions: a column has another number there, and a row that moves keeps its token.

@@ -1,5 +1,7 @@
 //! `fernet_encrypt_trigger`: encrypts what is written to columns in plaintext.
 
+use std::ffi::CStr;
+
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -39,11 +41,9 @@ fn columns(trigger: &Trigger<'_>) -> Result<Vec<Column>, Error> {
         let (trigger, relation) = names();
         return Err(Error::TriggerEvent { trigger, relation });
     }
-    let found = trigger.arguments().map(|name| {
-        let column = relation.column(name).map_err(Error::from);
-        let column = column.and_then(|column| Column::of(&relation, column));
-        column.map_err(|error| Error::Trigger(error.into()))
-    });
+    let found = trigger
+        .arguments()
+        .map(|name| Column::find(&relation, name).map_err(|error| Error::Trigger(error.into())));
     let found = found.collect::<Result<Vec<_>, _>>()?;
     if found.is_empty() {
         let (trigger, relation) = names();
@@ -55,6 +55,7 @@ fn columns(trigger: &Trigger<'_>) -> Result<Vec<Column>, Error> {
 /// A column that is kept encrypted. The server checks neither the length nor the domain of what a
 /// trigger returns.
 struct Column {
+    name: String,
     column: relation::Column,
     plaintext: Plaintext,
     max_chars: Option<usize>,
@@ -62,16 +63,18 @@ struct Column {
 }
 
 impl Column {
-    fn of(relation: &Relation<'_>, column: relation::Column) -> Result<Self, Error> {
+    fn find(relation: &Relation<'_>, name: &CStr) -> Result<Self, Error> {
+        let column = relation.column(name)?;
+        let name = encoding::printable(name.to_bytes());
         if column.generated {
             return Err(Error::Generated {
-                column: column.printable_name(),
+                column: name,
                 relation: relation.printable_name(),
             });
         }
         let plaintext = column.value_type.plaintext();
         let plaintext = plaintext.ok_or_else(|| Error::NoPlaintext {
-            column: column.printable_name(),
+            column: name.clone(),
             relation: relation.printable_name(),
             type_name: column.printable_type(),
         })?;
@@ -79,6 +82,7 @@ impl Column {
             plaintext,
             max_chars: column.max_chars(),
             domain: Domain::of(column.type_oid),
+            name,
             column,
         })
     }
@@ -150,7 +154,7 @@ impl Column {
     fn place(&self, trigger: &Trigger<'_>) -> String {
         format!(
             "column \"{}\" of {}",
-            self.column.printable_name(),
+            self.name,
             trigger.relation().printable_name()
         )
     }

@@ -278,11 +278,6 @@ pub(crate) struct Column {
 }
 
 impl Column {
-    /// Returns the name for a message.
-    pub(crate) fn printable_name(&self) -> String {
-        printable(&self.name)
-    }
-
     /// Returns the type, or what it is a domain over, for a message, with its length if it has one.
     pub(crate) fn printable_type(&self) -> String {
         let oid = self.value_type.oid;
