@@ -3,7 +3,7 @@
 //! | module      | what it holds |
 //! |-------------|---------------|
 //! | `functions` | the SQL functions on single values; `sql/pg_fernet.sql` declares them |
-//! | `columns`   | whole columns: what they hold, and their rotation in batches |
+//! | `columns`   | whole columns: what they hold, their rotation in batches, what is written to them |
 //! | `keys`      | from the settings `fernet.*` to the keyring of this process |
 //! | `pg`        | all that touches the server |
 //! | [`fernet`]  | the Fernet core: tokens, keys, keyrings; pure Rust, no PostgreSQL |

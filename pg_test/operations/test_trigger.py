@@ -212,6 +212,28 @@ def test_a_trigger_keeps_the_extension(db):
         db.execute("ALTER EXTENSION pg_fernet SET SCHEMA public; DROP SCHEMA elsewhere")
 
 
+def test_old_copies(db):
+    """What docs/columns.md says of the plaintexts that were there before: where they stay, and until when."""
+    db.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
+    db.execute("INSERT INTO secrets SELECT i, 'plaintext ' || i % 10 FROM generate_series(1, 1000) AS i")
+    db.execute("ANALYZE secrets")
+    db.execute(TRIGGER.format("secrets"))
+    db.execute("UPDATE secrets SET id = id")
+    assert census(db) == {"current": 1000}
+
+    def places():
+        db.execute("CHECKPOINT")
+        return {
+            "statistics": value(db, "SELECT count(*) FROM pg_stats WHERE tablename = 'secrets' AND most_common_vals::text LIKE '%plaintext%'"),
+            "file": value(db, "SELECT position('plaintext 7'::bytea IN pg_read_binary_file(pg_relation_filepath('secrets')))"),
+        }
+
+    assert all(places().values())
+    db.execute("VACUUM FULL secrets")
+    db.execute("ANALYZE secrets")
+    assert not any(places().values())
+
+
 @pytest.fixture(scope="module")
 def publisher():
     with Cluster([NEW], "wal_level = logical", "fsync = off") as server:

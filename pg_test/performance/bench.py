@@ -9,7 +9,10 @@ import argparse
 import json
 import os
 import platform
+import re
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -181,6 +184,49 @@ def values(server):
                   "pgcrypto: encrypt_iv and hmac": own["pgcrypto"], "pyca: MultiFernet.rotate": took["pyca"]}
 
 
+def trigger(server):
+    """What is written in plaintext, by one statement for all rows and by one for each."""
+    key = "'\\x000102030405060708090a0b0c0d0e0f'"
+    server.db.execute(f"""
+        CREATE FUNCTION encrypt_with_pgcrypto() RETURNS trigger LANGUAGE plpgsql AS $$
+        DECLARE
+            ciphertext bytea := encrypt_iv(convert_to(NEW.value, 'UTF8'), {key}, gen_random_bytes(16), 'aes-cbc');
+        BEGIN
+            NEW.value := encode(ciphertext || hmac(ciphertext, {key}, 'sha256'), 'base64');
+            RETURN NEW;
+        END $$""")
+    for table in "none", "fernet", "pgcrypto":
+        server.db.execute(f"CREATE TABLE written_{table} (id integer, value text)")
+    for table, function in ("fernet", "fernet_encrypt_trigger('value')"), ("pgcrypto", "encrypt_with_pgcrypto()"):
+        server.db.execute(f"CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON written_{table} FOR EACH ROW EXECUTE FUNCTION {function}")
+
+    def at_once(table):
+        def run():
+            server.db.execute(f"TRUNCATE written_{table}")
+            return server.clock(f"INSERT INTO written_{table} SELECT i, '{PLAINTEXT}' FROM generate_series(1, {ROWS}) AS i") / ROWS * 1e6
+        return run
+
+    def one_by_one(table):
+        """With pgbench: microseconds per transaction of one client, whose commits do not wait for the disk."""
+        def run():
+            server.db.execute(f"TRUNCATE written_{table}")
+            done = subprocess.run(
+                ["pgbench", "-n", "-M", "prepared", "-t", "20000", "-f", "-"], check=True, capture_output=True, text=True,
+                input=f"INSERT INTO written_{table} VALUES (1, '{PLAINTEXT}');",
+                env=os.environ | {"PGOPTIONS": f"-c synchronous_commit=off -c fernet.keys={NEW}"})
+            return 1e6 / float(re.search(r"tps = ([\d.]+)", done.stdout)[1])
+        return run
+
+    took = in_turn(none=at_once("none"), fernet=at_once("fernet"), pgcrypto=at_once("pgcrypto"))
+    yield Figure("fernet_encrypt_trigger, one INSERT of all rows", took["fernet"] - took["none"], at_most=1.5, unit="us/row")
+    yield Figure("the same by a trigger in PL/pgSQL with pgcrypto, against it",
+                 (took["pgcrypto"] - took["none"]) / (took["fernet"] - took["none"]), at_least=5)
+    if shutil.which("pgbench"):
+        took = in_turn(none=one_by_one("none"), fernet=one_by_one("fernet"), pgcrypto=one_by_one("pgcrypto"))
+        yield Figure("pgbench of INSERTs through fernet_encrypt_trigger, against none", took["fernet"] / took["none"], at_most=1.1)
+        yield Figure("the same through the one with pgcrypto", took["pgcrypto"] / took["none"])
+
+
 def documents(server):
     """Tokens in JSON against the same tokens in text; and documents without any."""
     rows = 20_000
@@ -338,7 +384,7 @@ def main():
         print(f"{name}: {value}")
     figures = []
     # The growth comes last: the server writes for minutes what it leaves behind.
-    parts = (core_figures(times), update(server), values(server), documents(server), parallel(server),
+    parts = (core_figures(times), update(server), values(server), trigger(server), documents(server), parallel(server),
              large(server, floor), growth(server, arguments.rows))
     for part in parts:
         for figure in part:
