@@ -162,6 +162,22 @@ def test_no_error_has_a_plaintext_in_it(db, sessions, type, keys, code):
     db.execute("DROP DOMAIN of_secrets CASCADE")
 
 
+def test_nor_where_another_trigger_writes_the_row(db):
+    create(db)
+    db.execute("CREATE TEMP TABLE incoming (value text)")
+    db.execute("CREATE FUNCTION pg_temp.pass_on() RETURNS trigger LANGUAGE plpgsql AS"
+               " $$ BEGIN INSERT INTO secrets VALUES (length(NEW.value), NEW.value); RETURN NEW; END $$")
+    db.execute("CREATE TRIGGER pass_on BEFORE INSERT ON incoming FOR EACH ROW EXECUTE FUNCTION pg_temp.pass_on()")
+    db.execute("RESET fernet.keys")
+    with pytest.raises(errors.ObjectNotInPrerequisiteState) as error, db.cursor().copy("COPY incoming FROM STDIN") as copy:
+        copy.write("tell nobody\n")
+    assert "PL/pgSQL function" in error.value.diag.context and "tell nobody" not in error.value.diag.context
+    set_keys(db, NEW)
+    with pytest.raises(errors.UniqueViolation) as error, db.cursor().copy("COPY incoming FROM STDIN") as copy:
+        copy.write("one\ntwo\n")
+    assert "COPY incoming, line 2" in error.value.diag.context
+
+
 def test_other_errors_of_copy_still_name_their_line(db):
     create(db)
     with pytest.raises(errors.InvalidTextRepresentation) as error, db.cursor().copy("COPY secrets FROM STDIN") as copy:

@@ -200,18 +200,23 @@ pub(crate) fn without_line_of_copy<R, E>(f: impl FnOnce() -> Result<R, E>) -> Re
         // Of pgrx's own there is another address.
         fn CopyFromErrorCallback(arg: *mut c_void);
     }
-    // SAFETY: the stack is the server's, and is so again, be it by who catches the error. What is on
-    // it stays there while the function runs.
+    let line = CopyFromErrorCallback as *const () as usize;
+    // SAFETY: the list is the server's, from the innermost caller to the outermost. All of them are there
+    // for as long as the function runs. After an error the list is set back by who catches it; should
+    // that be one of them, the line is missing from its later errors, too.
     unsafe {
-        let stack = pg_sys::error_context_stack;
-        if let Some(top) = stack.as_ref()
-            && top.callback.map(|callback| callback as usize)
-                == Some(CopyFromErrorCallback as *const () as usize)
+        let mut link = &raw mut pg_sys::error_context_stack;
+        while let Some(entry) = (*link).as_mut()
+            && entry.callback.map(|callback| callback as usize) != Some(line)
         {
-            pg_sys::error_context_stack = top.previous;
+            link = &raw mut entry.previous;
+        }
+        let entry = *link;
+        if let Some(copy) = entry.as_ref() {
+            *link = copy.previous;
         }
         let result = f()?;
-        pg_sys::error_context_stack = stack;
+        *link = entry;
         Ok(result)
     }
 }
