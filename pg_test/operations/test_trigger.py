@@ -222,9 +222,13 @@ def test_a_trigger_keeps_the_extension(db):
         db.execute("DROP EXTENSION pg_fernet")
     db.execute("CREATE SCHEMA elsewhere; ALTER EXTENSION pg_fernet SET SCHEMA elsewhere")
     try:
+        # Who writes need not see it, either.
+        db.execute("CREATE ROLE fernet_writer; GRANT INSERT ON secrets TO fernet_writer; SET ROLE fernet_writer")
         db.execute("INSERT INTO secrets VALUES (1, 'one')")
+        db.execute("RESET ROLE")
         assert plaintexts(db) == {1: ("one", NEW)}
     finally:
+        db.execute("RESET ROLE; DROP OWNED BY fernet_writer; DROP ROLE fernet_writer")
         db.execute("ALTER EXTENSION pg_fernet SET SCHEMA public; DROP SCHEMA elsewhere")
 
 

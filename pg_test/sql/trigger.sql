@@ -103,6 +103,8 @@ UPDATE types SET c = 'thirty-two letters and no blanks';
 UPDATE types SET d = 'fifteen letters';
 UPDATE types SET "A quoted ""name""" = 'gAAAAAB' || repeat('A', 91) || '==';
 UPDATE types SET d = 'the token of this is longer than the domain takes';
+ALTER TABLE types RENAME v TO renamed;
+UPDATE types SET c = c;
 
 -- Partitions: a column has another number there, and a row that moves keeps its token.
 CREATE TABLE parted (id int, password text, region text) PARTITION BY LIST (region);
@@ -115,6 +117,8 @@ CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON parted
 INSERT INTO parted VALUES (1, 'in a', 'a'), (2, 'in b', 'b');
 UPDATE parted SET region = 'b' WHERE id = 1;
 SELECT tableoid::regclass, id, fernet_decrypt(password) FROM parted ORDER BY id;
+CREATE TRIGGER encrypt_key BEFORE INSERT ON parted FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('region');
+INSERT INTO parted VALUES (3, 'in a', 'a');
 
 -- Triggers fire by their names: those before get the plaintext, those behind the token. So does a
 -- generated column.
