@@ -124,11 +124,19 @@ def test_unknown_keys_and_no_tokens(db, type):
     else:
         db.execute(f"ALTER TABLE secrets ALTER value TYPE {type}")
     assert census(db) == {"old key": 20, "unknown key": 1, "not a token": 1, "null": 1}
-    warnings = notices(db, "WARNING")
+    details = []
+    db.add_notice_handler(lambda diag: details.append(diag.message_detail))
     assert rotate(db) == {"rotated": 20, "current": 0, "unknown_key": 1, "not_a_token": 1, "nulls": 1}
-    assert len(warnings) == 1
+    # A document without a token is no fault.
+    [detail] = filter(None, details)
+    assert re.fullmatch(r"\(0,\d+\) of types.secrets: no key authenticates the Fernet token\.", detail) and ";" not in detail
     assert unknown in value(db, "SELECT value::text FROM secrets WHERE id = 1")
     assert census(db) == {"current": 20, "unknown key": 1, "not a token": 1, "null": 1}
+    with pytest.raises(errors.Error) as raised:
+        rotate(db, strict=True)
+    assert raised.value.sqlstate == "39000"
+    db.execute("DELETE FROM secrets WHERE id = 1")
+    assert rotate(db, strict=True)["not_a_token"] == 1
 
 
 def test_shapes_of_arrays(db):

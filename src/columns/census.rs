@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 
 use super::Error;
 use super::citus::{self, Spread};
-use super::tally::Tally;
+use super::tally::{Tally, inspect};
 use crate::fernet::Keyring;
 use crate::keys::fingerprint::{self, sql_index};
 use crate::keys::keyring;
@@ -15,7 +15,6 @@ use crate::pg::name::Name;
 use crate::pg::relation::{Kind, Lock, Relation, literal, schema_of};
 use crate::pg::server;
 use crate::pg::spi::Connection;
-use crate::pg::value::Buffer;
 use crate::pg::value_type::Stored;
 
 type Result<T, E = ErrorReport> = std::result::Result<T, E>;
@@ -112,13 +111,9 @@ impl<'a> Census<'a> {
             return Ok(());
         };
         let mut tokens = 0;
-        value.read(|part| {
-            let mut buffer = Buffer::new(part.len())?;
-            self.keyring.inspect_value(part, &mut buffer, |opener| {
-                tokens += 1;
-                self.tally.add_token(opener);
-            });
-            Ok(())
+        inspect(self.keyring, &value, |opener| {
+            tokens += 1;
+            self.tally.add_token(opener);
         })?;
         self.tally.not_a_token += i64::from(tokens == 0);
         Ok(())

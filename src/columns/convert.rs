@@ -23,12 +23,12 @@ use super::Error;
 use super::batch::{Batch, Look, NewRow, Reader};
 use super::progress::Report;
 use super::table::{self, Fate, Table, Writer};
+use super::tally::inspect;
 use super::warning;
 use crate::fernet::{self, Keyring};
 use crate::pg::report::notice;
 use crate::pg::row::{Tid, Xid};
 use crate::pg::transaction::Transaction;
-use crate::pg::value::Buffer;
 use crate::pg::value_type::Stored;
 use crate::pg::{random, server};
 
@@ -257,18 +257,12 @@ impl Rotation<'_> {
                     })?;
                 }
             }
-            None => {
-                value.read(|part| {
-                    let mut buffer = Buffer::new(part.len())?;
-                    self.keyring.inspect_value(part, &mut buffer, &mut each);
-                    Ok(())
-                })?;
-            }
+            None => inspect(self.keyring, &value, each)?,
         }
         look.found += usize::from(old > 0);
         if tokens == 0 {
             tally.not_a_token += 1;
-            refusal = Some(fernet::Error::NotAToken);
+            refusal = (!value.is_document()).then_some(fernet::Error::NotAToken);
         }
         match refusal {
             Some(refusal) if strict => Err(Error::Value {
@@ -373,15 +367,10 @@ impl Rotation<'_> {
     ) -> Result<(), Error> {
         let (mut old, mut current) = (0, 0);
         if let Some(value) = value {
-            value.read(|part| {
-                let mut buffer = Buffer::new(part.len())?;
-                self.keyring
-                    .inspect_value(part, &mut buffer, |token| match token {
-                        Ok(0) => current += 1,
-                        Ok(_) => old += 1,
-                        Err(_) => {}
-                    });
-                Ok(())
+            inspect(self.keyring, &value, |token| match token {
+                Ok(0) => current += 1,
+                Ok(_) => old += 1,
+                Err(_) => {}
             })?;
         }
         if old > 0 {

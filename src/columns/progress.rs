@@ -138,7 +138,8 @@ impl Report {
             describe_time(time)
         ));
         if !self.bad.is_empty() {
-            let more = if unknown_key + not_a_token > NAMED as i64 {
+            let is_full = self.bad.len() == NAMED;
+            let more = if is_full && unknown_key + not_a_token > NAMED as i64 {
                 "; and others"
             } else {
                 ""

@@ -4,6 +4,22 @@ use std::ops::AddAssign;
 
 use super::Error;
 use crate::fernet::{self, Keyring};
+use crate::pg;
+use crate::pg::value::Buffer;
+use crate::pg::value_type::Stored;
+
+/// Tells `each` which key opens each of the tokens in a value, or why none does.
+pub(super) fn inspect(
+    keyring: &Keyring,
+    value: &Stored<'_>,
+    mut each: impl FnMut(Result<usize, fernet::Error>),
+) -> Result<(), pg::Error> {
+    value.read(|part| {
+        let mut buffer = Buffer::new(part.len())?;
+        keyring.inspect_value(part, &mut buffer, &mut each);
+        Ok(())
+    })
+}
 
 #[derive(Clone, Default)]
 pub(super) struct Tally {

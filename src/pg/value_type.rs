@@ -250,6 +250,12 @@ impl<'v> Stored<'v> {
         (!is_null).then_some(Self { datum, value_type })
     }
 
+    /// Tells whether the value is made to hold all sorts of things, so that it is no fault if there is no
+    /// token among them.
+    pub(crate) fn is_document(&self) -> bool {
+        !matches!(self.value_type.form, Form::Bytes)
+    }
+
     /// Calls `f` with each part of the value.
     pub(crate) fn read(
         &self,
