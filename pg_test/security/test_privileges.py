@@ -60,24 +60,31 @@ fernet_timestamp(text)                                  x       .      .        
 SHOW fernet.keys                                        x       .      .        .        .       .      .      x       x
 SHOW fernet.keys_command                                x       .      .        .        .       .      .      x       x
 SHOW fernet.keys_file                                   x       .      .        .        .       .      .      x       x
+SHOW fernet.mask_log                                    x       x      x        x        x       x      x      x       x
 fernet.keys in pg_settings                              .       .      .        .        .       .      .      .       .
 fernet.keys_command in pg_settings                      x       .      .        .        .       .      .      x       x
 fernet.keys_file in pg_settings                         x       .      .        .        .       .      .      x       x
+fernet.mask_log in pg_settings                          x       x      x        x        x       x      x      x       x
 SET fernet.keys                                         x       .      .        .        .       x      .      .       .
 SET fernet.keys_command                                 .       .      .        .        .       .      .      .       .
 SET fernet.keys_file                                    x       .      .        .        .       x      .      .       .
+SET fernet.mask_log                                     x       .      .        .        .       .      .      .       .
 ALTER DATABASE SET fernet.keys                          x       .      .        .        .       .      .      .       .
 ALTER DATABASE SET fernet.keys_command                  .       .      .        .        .       .      .      .       .
 ALTER DATABASE SET fernet.keys_file                     x       .      .        .        .       .      .      .       .
+ALTER DATABASE SET fernet.mask_log                      x       .      .        .        .       .      .      .       .
 ALTER ROLE SET fernet.keys                              x       .      .        .        .       x      .      .       .
 ALTER ROLE SET fernet.keys_command                      .       .      .        .        .       .      .      .       .
 ALTER ROLE SET fernet.keys_file                         x       .      .        .        .       x      .      .       .
+ALTER ROLE SET fernet.mask_log                          x       .      .        .        .       .      .      .       .
 ALTER SYSTEM SET fernet.keys                            x       .      .        .        .       .      .      .       .
 ALTER SYSTEM SET fernet.keys_command                    x       .      .        .        .       .      .      .       .
 ALTER SYSTEM SET fernet.keys_file                       x       .      .        .        .       .      .      .       .
+ALTER SYSTEM SET fernet.mask_log                        x       .      .        .        .       .      .      .       .
 CREATE FUNCTION SET fernet.keys                         x       .      .        .        .       x      .      .       .
 CREATE FUNCTION SET fernet.keys_command                 .       .      .        .        .       .      .      .       .
 CREATE FUNCTION SET fernet.keys_file                    x       .      .        .        .       x      .      .       .
+CREATE FUNCTION SET fernet.mask_log                     x       .      .        .        .       .      .      .       .
 pg_file_settings                                        x       .      .        .        .       .      .      .       .
 """
 
@@ -157,7 +164,8 @@ def statement(action, token, fingerprints):
     verb, _, setting = action.rpartition(" ")
     if verb == "SHOW":
         return action
-    return SETTING[verb].format(f"{setting} = '{key() if setting == 'fernet.keys' else '/bin/true'}'")
+    values = {"fernet.keys": key(), "fernet.mask_log": "off"}
+    return SETTING[verb].format(f"{setting} = '{values.get(setting, '/bin/true')}'")
 
 
 def may(session, query):

@@ -124,6 +124,12 @@ SELECT * FROM fernet_keys();
 SELECT name FROM pg_settings WHERE name LIKE 'fernet.%' ORDER BY name;
 SELECT name FROM pg_show_all_settings() WHERE name LIKE 'fernet.%' ORDER BY name;
 
+-- What is masked in the server log.
+SHOW fernet.mask_log;
+SET fernet.mask_log = literals;
+SET fernet.mask_log = everything;
+SHOW fernet.mask_log;
+
 -- A command is for the configuration file alone.
 SET fernet.keys_command = 'true';
 \echo :SQLSTATE

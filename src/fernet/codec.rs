@@ -23,7 +23,7 @@ pub(super) const fn encoded_len(len: usize) -> Option<usize> {
 }
 
 /// Tells whether a byte is a character of either base64 alphabet. Padding is none.
-pub(super) const fn is_char(byte: u8) -> bool {
+pub(crate) const fn is_char(byte: u8) -> bool {
     matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' | b'-' | b'_')
 }
 

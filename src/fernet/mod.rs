@@ -23,6 +23,7 @@ mod runs;
 mod scan;
 mod token;
 
+pub(crate) use codec::is_char as is_base64;
 pub use error::Error;
 pub use key::Key;
 pub use keyring::{Keyring, overwrite_traces};

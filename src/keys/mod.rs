@@ -7,6 +7,7 @@
 //! | `file`        | keys from a file |
 //! | `command`     | keys from the output of a command |
 //! | `secret`      | the memory that keys pass through |
+//! | `mask`        | what must not be read in the server log |
 //! | `fingerprint` | what SQL shows of keys |
 //! | `error`       | why there are no keys, and what the client is warned of |
 
@@ -15,6 +16,7 @@ mod command;
 mod error;
 mod file;
 pub(crate) mod fingerprint;
+mod mask;
 mod secret;
 pub(crate) mod settings;
 

@@ -5,12 +5,13 @@ use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use pgrx::{GucContext, GucFlags};
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
+use super::mask::{self, MaskLog};
 use super::{Error, cache, error, file, secret};
 use crate::fernet::Keyring;
 use crate::pg::setting::{self, Setting, Stored};
-use crate::pg::{Report, server};
+use crate::pg::{Report, log, server};
 
 /// Where the keys come from.
 pub(super) enum Source<'a> {
@@ -30,6 +31,16 @@ pub(crate) fn init() {
     setting::refuse_in_parallel_operation::<Keys>();
     setting::refuse_in_parallel_operation::<KeysFile>();
     setting::refuse_in_parallel_operation::<KeysCommand>();
+    // Nothing fails from here on: the server would call this again, and the settings would be there.
+    GucRegistry::define_enum_guc(
+        c"fernet.mask_log",
+        c"What is masked in the server log.",
+        c"What has the form of a Fernet key, or all string literals, too.",
+        &MASK_LOG,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
+    log::mask_messages(|text, syntax| mask::mask(MASK_LOG.get(), text, syntax));
     setting::define::<Keys>();
     setting::define::<KeysFile>();
     setting::define::<KeysCommand>();
@@ -126,6 +137,8 @@ impl Setting for KeysCommand {
     const STORED: &Stored = &KEYS_COMMAND;
     const ASSIGNED: fn() = cache::forget;
 }
+
+static MASK_LOG: GucSetting<MaskLog> = GucSetting::<MaskLog>::new(MaskLog::Keys);
 
 /// Reads the list in `fernet.keys`.
 pub(super) fn parse_list(list: &[u8]) -> Result<Keyring, Error> {

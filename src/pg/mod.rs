@@ -22,6 +22,8 @@
 //! | `server`         | what else the server is asked for |
 //! | `process`        | programs that the server runs, with all their descendants |
 //! | `random`         | initialisation vectors |
+//! | `log`            | the server log: messages before they are written |
+//! | `literal`        | string literals in SQL, and in messages about it |
 //! | `report`         | errors, warnings and notices as the server has them |
 //! | `error`          | what the server, or the operating system, does not give |
 
@@ -32,6 +34,8 @@ pub(crate) mod encoding;
 mod error;
 mod guc;
 mod jsonb;
+pub(crate) mod literal;
+pub(crate) mod log;
 pub(crate) mod name;
 pub(crate) mod new_values;
 pub(crate) mod process;

@@ -1,0 +1,469 @@
+"""fernet.mask_log: what the server log shows, in each format, and what nobody else notices of it."""
+
+import csv
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import pyca
+from cluster import RUN
+from hunt import HAS_CONTRIB
+from key_files import key
+from postgres import connect, create_database, force_parallel, memory, notices, private_memory, server, value
+from settings import reload
+
+CONFIGURATION = f"""
+shared_preload_libraries = '{"auto_explain," * HAS_CONTRIB}pg_fernet'
+logging_collector = on
+log_destination = 'stderr, csvlog, jsonlog'
+log_filename = 'mask.log'
+log_statement = all
+log_min_duration_statement = 0
+log_parameter_max_length_on_error = -1
+log_min_messages = debug1
+deadlock_timeout = 100ms
+auto_explain.log_min_duration = 0
+auto_explain.log_verbose = on
+"""
+MEGABYTE = 1 << 20
+FORMATS = {"stderr": "mask.log", "csvlog": "mask.csv", "jsonlog": "mask.json"}
+MASK = "***"
+
+# Statements that bring {key} or {text} into each of the places that the log has for them, and how they end.
+# With %s, a parameter.
+KEYS = {
+    "SET fernet.keys = '{key}'": None,
+    "SET fernet.keys = '{key},{key}', '{key}'": None,
+    "SET fernet.keys = '{key},{piece}'": "22023",
+    "SELECT set_config('fernet.keys', %s, false) IS NOT NULL": None,
+    "SELECT set_config('fernet.keys', %s, false) IS NOT NULL, 1 / (random() * 0)::int": "22012",
+    "DO $$ BEGIN EXECUTE 'SET fernet.keys = ''{key},x'''; END $$": "22023",
+    "DO $$ BEGIN RAISE WARNING '%', '{key}' USING DETAIL = '{key}', HINT = '{key}'; END $$": None,
+    "DO $$ BEGIN RAISE LOG 'ä € {key} ä €'; END $$": None,
+    "DO $$ BEGIN RAISE '{key}'; END $$": "P0001",
+    "SELECT '{key}' /* {key} */ FROM nothing -- {key}": "42P01",
+    "DO $$ BEGIN EXECUTE 'SELECT ''{key}'' FROM nothing'; END $$": "42P01",
+    "PREPARE p AS SELECT '{key}'; EXECUTE p; DEALLOCATE p": None,
+}
+LITERALS = {
+    "SELECT '{text}', E'\\'{text}', $x${text}$x$, U&'{text}'": None,
+    "SELECT length(%s), length('{text}')": None,
+    "SELECT length(%s), 1 / (random() * 0)::int": "22012",
+    'SELECT 1 AS "it\'s", \'{text}\' AS "\'", \'{text}\' -- don\'t': None,
+    "SELECT '{text}' FROM nothing": "42P01",
+    "DO $$ BEGIN EXECUTE 'SELECT ''{text}'' FROM nothing'; END $$": "42P01",
+    "DO $$ BEGIN PERFORM 1 / (length('{text}') * 0); END $$": "22012",
+    "PREPARE p AS SELECT '{text}'; EXECUTE p; DEALLOCATE p": None,
+}
+
+
+class Logged:
+    """A server that logs everything, in all formats."""
+
+    def __init__(self, host):
+        self.host = host
+        self.folder = Path(host, "data", "log")
+
+    def connect(self, database="postgres", **options):
+        session = connect(database, host=self.host, **options)
+        session.execute("SET client_min_messages = warning")
+        return session
+
+    def read(self, kind):
+        return (self.folder / FORMATS[kind]).read_bytes()
+
+    def mark(self):
+        """Logs something, waits for it in all formats, and returns it."""
+        mark = f"-- {time.monotonic_ns()}"
+        with self.connect() as session:
+            session.execute("SET auto_explain.log_min_duration = -1")
+            session.execute(f"SELECT 1 {mark}")
+        wait_for(lambda: all(mark.encode() in self.read(kind) for kind in FORMATS))
+        return mark.encode()
+
+    def logged(self, action):
+        """What the action has logged, by format."""
+        start = self.mark()
+        action()
+        end = self.mark()
+        return {kind: self.read(kind).rpartition(start)[2].partition(b"\n")[2].partition(end)[0].rpartition(b"\n")[0]
+                for kind in FORMATS}
+
+    def run(self, session, statements, **secrets):
+        for statement, sqlstate in statements.items():
+            ended = None
+            for part in statement.split("; ") if statement.startswith("PREPARE") else [statement]:
+                for name, secret in secrets.items():
+                    part = part.replace("{" + name + "}", secret)
+                try:
+                    session.execute(part, [next(iter(secrets.values()))] * part.count("%s") or None)
+                except psycopg.Error as error:
+                    ended = error.sqlstate
+            assert ended == sqlstate, statement
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def pieces(secret):
+    return {secret[start:start + 12] for start in range(len(secret) - 11)}
+
+
+def shows(log, secret):
+    return any(piece.encode() in log for piece in pieces(secret))
+
+
+@pytest.fixture(scope="module")
+def logged():
+    with server(CONFIGURATION) as host:
+        with connect("postgres", host=host) as admin:
+            admin.execute("CREATE EXTENSION pg_fernet; CREATE ROLE ordinary LOGIN")
+        yield Logged(host)
+
+
+@pytest.fixture
+def session(logged):
+    with logged.connect() as session:
+        yield session
+
+
+@pytest.fixture
+def secret():
+    return key()
+
+
+def records(log):
+    """Of the log in JSON, what does not change from run to run."""
+    for line in log.decode("utf-8", "replace").splitlines():
+        record = json.loads(line)
+        for name in "timestamp", "pid", "session_id", "line_num", "session_start", "vxid", "txid", "query_id":
+            record.pop(name, None)
+        yield {name: re.sub(r"\d+\.\d+ ms", "ms", value) if isinstance(value, str) else value for name, value in record.items()}
+
+
+def test_keys_are_in_no_format(logged, session, secret):
+    log = logged.logged(lambda: logged.run(session, KEYS, key=secret, piece=secret[:30]))
+    for kind in FORMATS:
+        assert not shows(log[kind], secret), kind
+        assert log[kind].count(MASK.encode()) > 2 * len(KEYS)
+        assert "ä € *** ä €".encode() in log[kind]
+    # As many columns as ever.
+    assert len({len(row) for row in csv.reader(log["csvlog"].decode().splitlines(keepends=True))}) == 1
+
+
+def test_nothing_else_of_a_line_changes(logged, secret):
+    """With the setting off, the log has the keys, and in all other respects is the same."""
+    def run(setting):
+        with logged.connect(application_name="traced") as session:
+            session.execute(f"SET fernet.mask_log = {setting}")
+            log = logged.logged(lambda: logged.run(session, KEYS, key=secret, piece=secret[:30]))["jsonlog"]
+        return [record for record in records(log) if record.get("application_name") == "traced"]
+
+    masked, unmasked = run("keys"), run("off")
+    assert sum(secret in str(record) for record in unmasked) > len(KEYS)
+    replaced = [json.loads(json.dumps(record).replace(secret, MASK).replace(secret[:30], MASK)) for record in unmasked]
+    assert masked == replaced
+
+
+def test_the_client_gets_what_it_got(logged, session, secret):
+    """And so does the statement itself."""
+    told = notices(session)
+    session.execute(f"DO $$ BEGIN RAISE WARNING '{secret}'; END $$")
+    assert told == [secret]
+    with pytest.raises(psycopg.errors.UndefinedTable) as error:
+        session.execute(f"DO $$ BEGIN EXECUTE 'SELECT ''{secret}'' FROM nothing'; END $$")
+    assert error.value.diag.internal_query == f"SELECT '{secret}' FROM nothing"
+    assert error.value.diag.internal_position == str(error.value.diag.internal_query.index("nothing") + 1)
+    query = f"SELECT current_query(), '{secret}'"
+    assert session.execute(query).fetchone() == (query, secret)
+
+
+def test_tokens_stay(logged, session, secret):
+    token = pyca.encrypt(secret, b"hello", 0).decode()
+    log = logged.logged(lambda: session.execute(f"SET fernet.keys = '{secret}'; SELECT fernet_decrypt('{token}')"))
+    for kind in FORMATS:
+        assert token.encode() in log[kind]
+        assert not shows(log[kind], secret)
+
+
+def test_a_hundred_keys(logged, session):
+    keys = [key() for _ in range(100)]
+    log = logged.logged(lambda: session.execute(f"SET fernet.keys = '{','.join(keys)}'"))
+    for kind in FORMATS:
+        assert not any(shows(log[kind], each) for each in keys)
+        assert ",".join([MASK] * 100).encode() in log[kind]
+
+
+def test_the_reload(logged, session, secret):
+    """Told by the postmaster."""
+    def configure():
+        session.execute(f"ALTER SYSTEM SET fernet.keys = '{secret}'")
+        reload(session)
+
+    log = logged.logged(configure)
+    try:
+        for kind in FORMATS:
+            assert re.search(rb'parameter \W+fernet.keys\W+ changed to \W+\*\*\*', log[kind]), kind
+            assert not shows(log[kind], secret)
+    finally:
+        session.execute("ALTER SYSTEM RESET fernet.keys")
+        reload(session)
+
+
+def test_a_connection_option(logged, secret):
+    def attempt():
+        with pytest.raises(psycopg.OperationalError):
+            logged.connect(options=f"-c fernet.keys={secret},{secret}x")
+        with suppress(psycopg.OperationalError):
+            logged.connect(options=f"-c fernet.keys={secret}, {secret}")
+
+    log = logged.logged(attempt)
+    for kind in FORMATS:
+        assert not shows(log[kind], secret), kind
+        assert b"FATAL" in log[kind]
+
+
+def test_a_crash(logged, secret):
+    """The postmaster tells what the process was running. Ends all sessions."""
+    def crash():
+        with logged.connect() as session:
+            session.execute(f"SET fernet.keys = '{secret}'")
+            os.kill(session.info.backend_pid, signal.SIGKILL)
+            wait_for(lambda: b"reinitializing" in (logged.folder / "mask.log").read_bytes())
+        wait_for(is_up)
+
+    def is_up():
+        with suppress(psycopg.OperationalError):
+            logged.connect().close()
+            return True
+
+    log = logged.logged(crash)
+    for kind in FORMATS:
+        assert re.search(rb"Failed process was running: SET fernet.keys = '\*\*\*'", log[kind]), kind
+        assert not shows(log[kind], secret)
+
+
+@pytest.mark.parametrize("setting, is_shown", [("literals", False), ("keys", True)])
+def test_literals(logged, session, setting, is_shown):
+    text = "secret-of-somebody"
+    session.execute(f"SET fernet.mask_log = {setting}")
+    log = logged.logged(lambda: logged.run(session, LITERALS, text=text))
+    for kind in FORMATS:
+        shown = [line for line in log[kind].splitlines() if shows(line, text)]
+        assert bool(shown) == is_shown, shown
+        assert b"it's" in log[kind]
+        assert b"don't" in log[kind]
+
+
+def test_literals_in_a_deadlock(logged):
+    """Two statements in one detail, of two sessions."""
+    text = "secret-of-somebody"
+
+    def deadlock():
+        with logged.connect() as one, logged.connect() as other:
+            one.execute("CREATE TABLE locked AS SELECT n, '' AS x FROM generate_series(1, 2) AS n")
+            for session in one, other:
+                session.execute("SET fernet.mask_log = literals; BEGIN")
+            one.execute("UPDATE locked SET x = '' WHERE n = 1")
+            other.execute("UPDATE locked SET x = '' WHERE n = 2")
+            one.pgconn.send_query(f"UPDATE locked SET x = '{text}' WHERE n = 2".encode())
+            with suppress(psycopg.errors.DeadlockDetected):
+                other.execute(f"UPDATE locked SET x = '{text}' WHERE n = 1")
+            # So that both can end their transactions.
+            other.rollback()
+            while one.pgconn.get_result():
+                pass
+            one.rollback()
+
+    log = logged.logged(deadlock)
+    for kind in FORMATS:
+        assert b"deadlock detected" in log[kind]
+        assert not shows(log[kind], text)
+
+
+def test_old_strings(logged, session):
+    text = "secret-of-somebody"
+    session.execute("SET fernet.mask_log = literals; SET standard_conforming_strings = off; SET escape_string_warning = off")
+    log = logged.logged(lambda: session.execute(rf"SELECT 'a\'{text}', '{text}'"))
+    assert not any(shows(log[kind], text) for kind in FORMATS)
+
+
+def test_another_encoding(logged, secret):
+    create_database("masked_latin1", "LATIN1", host=logged.host)
+    with logged.connect("masked_latin1", client_encoding="LATIN1") as session:
+        log = logged.logged(lambda: session.execute(f"SELECT 'ÄÖ{secret}ÿ'"))
+    for kind in FORMATS:
+        assert "SELECT 'ÄÖ***ÿ'".encode("latin-1") in log[kind], kind
+
+
+def test_parallel_workers(logged, session, secret):
+    session.execute("CREATE TABLE rows AS SELECT n FROM generate_series(1, 10000) AS n")
+    force_parallel(session)
+
+    def fail():
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            session.execute(f"SELECT sum(n / (n - n)) FROM rows WHERE '{secret}' <> ''")
+
+    log = logged.logged(fail)
+    for kind in FORMATS:
+        assert b"division by zero" in log[kind]
+        assert not shows(log[kind], secret)
+
+
+def test_who_may_set_it(logged):
+    with logged.connect(user="ordinary") as user:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            user.execute("SET fernet.mask_log = off")
+        assert value(user, "SHOW fernet.mask_log") == "keys"
+        with logged.connect() as admin:
+            admin.execute("GRANT SET ON PARAMETER fernet.mask_log TO ordinary")
+        user.execute("SET fernet.mask_log = off")
+
+
+def test_values_it_takes(logged, session):
+    with pytest.raises(psycopg.errors.InvalidParameterValue) as error:
+        session.execute("SET fernet.mask_log = everything")
+    assert error.value.diag.message_hint == "Available values: off, keys, literals."
+
+
+def test_it_keeps_no_memory(logged, session, secret):
+    def tell(times):
+        session.execute(f"DO $$ BEGIN FOR n IN 1..{times} LOOP RAISE LOG '% {secret}', n; END LOOP; END $$")
+
+    tell(100)
+    before = private_memory(session)
+    tell(5000)
+    assert private_memory(session) - before < 256
+
+
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="no prlimit")
+def test_out_of_memory(logged, secret):
+    """Where there is no memory for the masked text, or for the line, there is an error or another text, and the session
+    goes on."""
+    statement = f"SELECT 1 /* {secret} {'x' * MEGABYTE} */"
+    refused = []
+
+    def attempt():
+        """With ever more room, until there is enough."""
+        def limit(size):
+            subprocess.run([*RUN, "prlimit", f"--pid={session.info.backend_pid}", f"--as={size}:"], cwd="/", check=True)
+
+        for room in itertools.count(step=MEGABYTE // 2):
+            with logged.connect() as session:
+                session.execute("SET log_min_duration_statement = -1")
+                limit(memory(session, "VmSize") * 1024 + room)
+                try:
+                    session.execute(statement)
+                    return
+                except psycopg.Error as error:
+                    refused.append(error.sqlstate)
+                limit("unlimited")
+                assert value(session, "SELECT 1") == 1
+
+    log = logged.logged(attempt)
+    assert set(refused) == {"53200"}
+    for kind in FORMATS:
+        assert not any(piece.encode() in log[kind] for piece in pieces(secret))
+        assert b"(not logged: no memory to mask it)" in log[kind]
+        assert b"PANIC" not in log[kind]
+
+
+def test_without_preloading():
+    """It counts in a session that has loaded the library. Who may not set it, cannot set it before either."""
+    with server("log_statement = all") as host:
+        with connect("postgres", host=host) as admin:
+            admin.execute("CREATE EXTENSION pg_fernet; CREATE ROLE ordinary LOGIN")
+        before, after = key(), key()
+        with connect("postgres", host=host, user="ordinary") as user:
+            user.execute(f"SET fernet.mask_log = off; SELECT '{before}'")
+            told = notices(user)
+            user.execute("SELECT fernet_is_token('x')")
+            assert told == ['permission denied to set parameter "fernet.mask_log"']
+            user.execute(f"SELECT '{after}'")
+        log = Path(host, "data", "server.log").read_bytes()
+        assert shows(log, before)
+        assert not shows(log, after)
+
+
+#
+# Beside another library with such a hook
+#
+
+WATCH = """
+#include "postgres.h"
+#include "fmgr.h"
+
+PG_MODULE_MAGIC;
+
+static emit_log_hook_type previous;
+
+static void
+watch(ErrorData *edata)
+{
+    FILE *seen = fopen("seen", "a");
+
+    fprintf(seen, "%s\\n", edata->message);
+    fclose(seen);
+    if (previous)
+        previous(edata);
+    if (strstr(edata->message, "unwanted"))
+    {
+        edata->output_to_server = false;
+        ereport(LOG, errmsg("kept out with %s", "KEY"));
+    }
+}
+
+PGDLLEXPORT void
+_PG_init(void)
+{
+    previous = emit_log_hook;
+    emit_log_hook = watch;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def watch(tmp_path_factory):
+    """A library that writes down each message before it is logged. Some it replaces by one of its own, with a key in it."""
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("watch", numbered=True)
+    for path in folder, *folder.parents[:2]:
+        path.chmod(0o755)
+    source, library = folder / "watch.c", folder / "watch.so"
+    source.write_text(WATCH.replace("KEY", key()))
+    headers = subprocess.run([os.environ["PG_CONFIG"], "--includedir-server"], check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run(["cc", "-shared", "-fPIC", "-I", headers, "-o", library, source], check=True)
+    return library
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_beside_another_hook(watch, secret, is_first):
+    libraries = [str(watch), "pg_fernet"] if is_first else ["pg_fernet", str(watch)]
+    with server(f"shared_preload_libraries = '{','.join(libraries)}'") as host:
+        with connect("postgres", host=host) as session:
+            told = notices(session)
+            for message in f"wanted {secret}", f"unwanted {secret}", "wanted as it is":
+                session.execute(f"DO $$ BEGIN RAISE WARNING '{message}'; END $$")
+            assert told == [f"wanted {secret}", f"unwanted {secret}", "wanted as it is"]
+        seen = Path(host, "data", "seen").read_text().splitlines()
+        log = Path(host, "data", "server.log").read_text()
+    masked = ["wanted ***", "unwanted ***", "wanted as it is"]
+    unmasked = [] if is_first else [f"wanted {secret}", f"unwanted {secret}"]
+    assert sorted(line for line in seen if "wanted" in line) == sorted(masked + unmasked)
+    assert re.findall(r"WARNING:  (.*)", log) == ["wanted ***", "wanted as it is"]
+    assert set(re.findall(r"LOG:  (kept out .*)", log)) == {"kept out with ***"}

@@ -1,0 +1,221 @@
+//! The server log: what is in a message, and in the statement behind it, before it is written.
+
+use std::cell::Cell;
+use std::collections::TryReserveError;
+use std::ffi::{CStr, c_char};
+use std::{array, mem, ptr, thread};
+
+use pgrx::prelude::*;
+
+use super::literal::Syntax;
+
+/// Returns what is to be logged in the place of a text, or `None` for the text itself. Called in every
+/// server process, also in the midst of an error: it must not call the server, nor panic.
+pub(crate) type Mask = fn(&[u8], Syntax) -> Result<Option<Vec<u8>>, TryReserveError>;
+
+/// What is logged where there is no memory for anything else.
+const NO_MEMORY: &CStr = c"(not logged: no memory to mask it)";
+
+thread_local! {
+    static MASK: Cell<Option<Mask>> = const { Cell::new(None) };
+    /// The hook of a library that was loaded before.
+    static PREVIOUS: Cell<pg_sys::emit_log_hook_type> = const { Cell::new(None) };
+    /// The message that the server logs right now, masked.
+    static MASKED: Cell<*mut pg_sys::ErrorData> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// Has every message masked before it is written to the server log, in whatever format. What the client
+/// gets is not changed. Called once in a process, or in the postmaster for all.
+pub(crate) fn mask_messages(mask: Mask) {
+    MASK.set(Some(mask));
+    // SAFETY: a global that only this process changes.
+    unsafe {
+        PREVIOUS.set(pg_sys::emit_log_hook);
+        pg_sys::emit_log_hook = Some(emit_log);
+    }
+}
+
+/// The server calls this with what it is about to log, and then, if that is still to be logged, logs it.
+/// Since it sends the same to the client, and frees it, nothing in it may change for good. So where
+/// there is something to mask, the server logs it from here, masked for so long. It then calls all
+/// hooks again: those of libraries that were loaded before see what is masked, and that only; those
+/// of later ones see both.
+#[pg_guard]
+unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
+    // SAFETY: the server passes what is on the top of its stack of errors.
+    if let Some(masked) = unsafe { Masked::new(error) } {
+        // SAFETY: no arguments. It logs what is on the top of the stack.
+        unsafe { pg_sys::EmitErrorReport() };
+        drop(masked);
+        // SAFETY: it is still there.
+        unsafe { (*error).output_to_server = false };
+    } else if let Some(previous) = PREVIOUS.get() {
+        // SAFETY: another hook of this kind.
+        unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| previous(error)) };
+    }
+}
+
+/// How many texts a message has: message, detail, detail for the log, hint, context, internal query. The
+/// statement comes last.
+const TEXTS: usize = 7;
+
+/// A message whose texts are masked until this is dropped. Until then, nothing of it goes to the client.
+struct Masked {
+    error: *mut pg_sys::ErrorData,
+    originals: [*const c_char; TEXTS],
+    /// What has taken the places of the originals.
+    _masked: [Option<Vec<u8>>; TEXTS],
+    output_to_client: bool,
+    /// The message in the midst of which a hook, or the server, logs this one.
+    outer: *mut pg_sys::ErrorData,
+}
+
+impl Masked {
+    /// Returns `None` if there is nothing to mask, or it is masked already.
+    ///
+    /// # Safety
+    /// `error` must be on the stack of errors, with its texts, while this lasts.
+    unsafe fn new(error: *mut pg_sys::ErrorData) -> Option<Self> {
+        let mask = MASK.get()?;
+        // SAFETY: see above.
+        if unsafe { !(*error).output_to_server } || error == MASKED.get() {
+            return None;
+        }
+        // SAFETY: see above.
+        let (originals, are_statements, has_escapes) = unsafe {
+            (
+                texts(error),
+                are_statements(error),
+                !pg_sys::standard_conforming_strings,
+            )
+        };
+        let mut masked = [const { None }; TEXTS];
+        for at in 0..TEXTS {
+            if originals[at].is_null() {
+                continue;
+            }
+            // SAFETY: texts are C strings.
+            let text = unsafe { CStr::from_ptr(originals[at]) };
+            let syntax = Syntax {
+                is_statement: are_statements[at],
+                has_escapes,
+            };
+            masked[at] = match mask(text.to_bytes(), syntax).and_then(terminated) {
+                Ok(masked) => masked,
+                // An empty vector stands for the text that needs no memory.
+                Err(_) => Some(Vec::new()),
+            };
+        }
+        if masked.iter().all(Option::is_none) {
+            return None;
+        }
+        let replacements: [*const c_char; TEXTS] = array::from_fn(|at| match &masked[at] {
+            None => originals[at],
+            Some(text) if text.is_empty() => NO_MEMORY.as_ptr(),
+            Some(text) => text.as_ptr().cast(),
+        });
+        // SAFETY: C strings, of which those that are ours live as long as `masked`.
+        let output_to_client = unsafe {
+            set_texts(error, replacements);
+            mem::replace(&mut (*error).output_to_client, false)
+        };
+        Some(Self {
+            error,
+            originals,
+            _masked: masked,
+            output_to_client,
+            outer: MASKED.replace(error),
+        })
+    }
+}
+
+impl Drop for Masked {
+    fn drop(&mut self) {
+        // SAFETY: the stack of errors is a static array.
+        unsafe {
+            set_texts(self.error, self.originals);
+            (*self.error).output_to_client = self.output_to_client;
+            if thread::panicking() {
+                // There was no memory to log the message. The next one says so, and must need less.
+                pg_sys::debug_query_string = ptr::null();
+            }
+        }
+        MASKED.set(self.outer);
+    }
+}
+
+/// Makes a C string of what has been masked.
+fn terminated(masked: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, TryReserveError> {
+    let Some(mut text) = masked else {
+        return Ok(None);
+    };
+    text.try_reserve_exact(1)?;
+    text.push(0);
+    Ok(Some(text))
+}
+
+/// # Safety
+/// `error` must be valid.
+unsafe fn texts(error: *const pg_sys::ErrorData) -> [*const c_char; TEXTS] {
+    // SAFETY: see above; a global that only this process changes.
+    unsafe {
+        [
+            (*error).message,
+            (*error).detail,
+            (*error).detail_log,
+            (*error).hint,
+            (*error).context,
+            (*error).internalquery,
+            // Not logged with all messages.
+            if (*error).hide_stmt {
+                ptr::null_mut()
+            } else {
+                pg_sys::debug_query_string.cast_mut()
+            },
+        ]
+        .map(<*mut c_char>::cast_const)
+    }
+}
+
+/// # Safety
+/// `error` must be valid.
+unsafe fn set_texts(error: *mut pg_sys::ErrorData, texts: [*const c_char; TEXTS]) {
+    let [message, detail, detail_log, hint, context, query, statement] =
+        texts.map(<*const c_char>::cast_mut);
+    // SAFETY: see above; a global that only this process changes.
+    unsafe {
+        (*error).message = message;
+        (*error).detail = detail;
+        (*error).detail_log = detail_log;
+        (*error).hint = hint;
+        (*error).context = context;
+        (*error).internalquery = query;
+        if !(*error).hide_stmt {
+            pg_sys::debug_query_string = statement;
+        }
+    }
+}
+
+/// Tells which of the texts are SQL.
+///
+/// # Safety
+/// `error` must be valid.
+unsafe fn are_statements(error: *const pg_sys::ErrorData) -> [bool; TEXTS] {
+    // SAFETY: see above. The format of the message is a C string.
+    let format = unsafe {
+        (*error)
+            .message_id
+            .as_ref()
+            .map(|format| CStr::from_ptr(format))
+    };
+    let message = format.is_some_and(|format| {
+        let begins = |beginning: &&[u8]| format.to_bytes().starts_with(beginning);
+        LOGGED_STATEMENTS.iter().any(begins)
+    });
+    let (detail, detail_log, hint, context) = (false, false, false, false);
+    [message, detail, detail_log, hint, context, true, true]
+}
+
+/// How the formats begin, before they are translated, of messages with which the server logs a statement:
+/// a simple one, the execution of a prepared one, and the duration of either.
+const LOGGED_STATEMENTS: [&[u8]; 3] = [b"statement: %s", b"%s %s%s%s: %s", b"duration: %s ms  "];
