@@ -46,6 +46,42 @@ CREATE FUNCTION fernet_encrypt_trigger() RETURNS trigger
     AS 'MODULE_PATHNAME', 'fernet_encrypt_trigger_wrapper';
 COMMENT ON FUNCTION fernet_encrypt_trigger() IS
     'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
+-- From a column of plaintexts to one of tokens, and back.
+CREATE PROCEDURE fernet_encrypt_column(
+    relation regclass, column_name name, batch_size integer DEFAULT 10000,
+    INOUT encrypted bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old_key bigint DEFAULT NULL,
+    INOUT unknown_key bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_encrypt_column_wrapper';
+COMMENT ON PROCEDURE fernet_encrypt_column(
+    regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+    'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
+
+CREATE PROCEDURE fernet_decrypt_column(
+    relation regclass, column_name name, batch_size integer DEFAULT 10000,
+    INOUT decrypted bigint DEFAULT NULL, INOUT in_text bigint DEFAULT NULL, INOUT unknown_key bigint DEFAULT NULL,
+    INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_column_wrapper';
+COMMENT ON PROCEDURE fernet_decrypt_column(
+    regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+    'decrypt the values of a column that are tokens, in batches with a COMMIT after each';
+
+CREATE PROCEDURE fernet_encrypt_shard(
+    relation regclass, column_name name, batch_size integer, fingerprints text,
+    INOUT result text DEFAULT NULL)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_encrypt_shard_wrapper';
+COMMENT ON PROCEDURE fernet_encrypt_shard(regclass, name, integer, text, text) IS
+    'what fernet_encrypt_column calls for each shard of a table that Citus distributes';
+
+CREATE PROCEDURE fernet_decrypt_shard(
+    relation regclass, column_name name, batch_size integer, fingerprints text,
+    INOUT result text DEFAULT NULL)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_shard_wrapper';
+COMMENT ON PROCEDURE fernet_decrypt_shard(regclass, name, integer, text, text) IS
+    'what fernet_decrypt_column calls for each shard of a table that Citus distributes';
 
 -- A time to live counts until the statement, not until the transaction.
 CREATE OR REPLACE FUNCTION fernet_decrypt(token text, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS text
@@ -82,7 +118,8 @@ BEGIN
         JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
         CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner)))
         WHERE e.extname = 'pg_fernet' AND grantee <> p.proowner
-          AND (p.proargtypes[0] IN ('json'::regtype, 'jsonb'::regtype) OR p.proname = 'fernet_encrypt_trigger')
+          AND (p.proargtypes[0] IN ('json'::regtype, 'jsonb'::regtype)
+               OR p.proname ~ '^fernet_((en|de)crypt_(column|shard)|encrypt_trigger)$')
         GROUP BY p.oid
     LOOP
         EXECUTE format('REVOKE ALL ON ROUTINE %s FROM %s', routine.signature, routine.grantees);

@@ -199,6 +199,31 @@ COMMENT ON PROCEDURE fernet_rotate_column(
     regclass, name, integer, boolean, bigint, bigint, bigint, bigint, bigint) IS
     're-encrypt the tokens of a column under the first key, in batches with a COMMIT after each';
 
+-- As fernet_rotate_column, these two return what they did, and then what they found: tokens by what opens
+-- them, values without one, and NULLs. There is no column for values in plaintext in the one, or for
+-- tokens that a key opens in the other: if any are left, a WARNING says so. Tokens with text beside them
+-- are in no one's way when a column is encrypted, and count as current or old_key; when it is decrypted
+-- they remain, and are counted in in_text.
+CREATE PROCEDURE fernet_encrypt_column(
+    relation regclass, column_name name, batch_size integer DEFAULT 10000,
+    INOUT encrypted bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old_key bigint DEFAULT NULL,
+    INOUT unknown_key bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_encrypt_column_wrapper';
+COMMENT ON PROCEDURE fernet_encrypt_column(
+    regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+    'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
+
+CREATE PROCEDURE fernet_decrypt_column(
+    relation regclass, column_name name, batch_size integer DEFAULT 10000,
+    INOUT decrypted bigint DEFAULT NULL, INOUT in_text bigint DEFAULT NULL, INOUT unknown_key bigint DEFAULT NULL,
+    INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_column_wrapper';
+COMMENT ON PROCEDURE fernet_decrypt_column(
+    regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+    'decrypt the values of a column that are tokens, in batches with a COMMIT after each';
+
 CREATE PROCEDURE fernet_rotate_shard(
     relation regclass, column_name name, batch_size integer, strict boolean, fingerprints text,
     INOUT result text DEFAULT NULL)
@@ -206,6 +231,22 @@ CREATE PROCEDURE fernet_rotate_shard(
     AS 'MODULE_PATHNAME', 'fernet_rotate_shard_wrapper';
 COMMENT ON PROCEDURE fernet_rotate_shard(regclass, name, integer, boolean, text, text) IS
     'what fernet_rotate_column calls for each shard of a table that Citus distributes';
+
+CREATE PROCEDURE fernet_encrypt_shard(
+    relation regclass, column_name name, batch_size integer, fingerprints text,
+    INOUT result text DEFAULT NULL)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_encrypt_shard_wrapper';
+COMMENT ON PROCEDURE fernet_encrypt_shard(regclass, name, integer, text, text) IS
+    'what fernet_encrypt_column calls for each shard of a table that Citus distributes';
+
+CREATE PROCEDURE fernet_decrypt_shard(
+    relation regclass, column_name name, batch_size integer, fingerprints text,
+    INOUT result text DEFAULT NULL)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_decrypt_shard_wrapper';
+COMMENT ON PROCEDURE fernet_decrypt_shard(regclass, name, integer, text, text) IS
+    'what fernet_decrypt_column calls for each shard of a table that Citus distributes';
 
 --
 -- Keep encrypted. Whoever creates a trigger must be allowed to execute the function; whoever writes to

@@ -415,6 +415,53 @@ fn a_token_with_foreign_bytes_in_it() {
 
 /// Without a key that opens it, a token must be the whole run; what only looks like one a little, an
 /// image for instance, is none.
+/// The plaintext of a value that is one token and nothing else.
+fn open_value(keyring: &Keyring, value: &[u8]) -> (Option<Vec<u8>>, Vec<Result<usize, Error>>) {
+    let (mut buf, mut openers) = (vec![0; value.len()], Vec::new());
+    let len = keyring.open_value(value, &mut buf, |opener| openers.push(opener));
+    (len.map(|len| buf[..len].to_vec()), openers)
+}
+
+#[test]
+fn a_value_that_is_one_token_and_nothing_else() {
+    let keys = [Fernet::generate_key(), Fernet::generate_key()];
+    let keyring = keyring(&[&keys[0], &keys[1]]);
+    let token = Fernet::new(&keys[1]).unwrap().encrypt(b"secret");
+    let (start, end) = token.split_at(40);
+    for whole in [
+        token.clone(),
+        format!(" {token}\r\n"),
+        format!("{start}\n{end}"),
+        token.replace('-', "+").replace('_', "/"),
+    ] {
+        let opened = (Some(b"secret".to_vec()), vec![Ok(1)]);
+        assert_eq!(open_value(&keyring, whole.as_bytes()), opened, "{whole}");
+        let mut buf = vec![0; whole.len()];
+        assert!(Token::decode_whole(whole.as_bytes(), &mut buf).is_some());
+    }
+    // pyca opens some of these, too, and what stands beside the token would be lost.
+    for (text, tokens) in [
+        (format!("\"{token}\""), 1),
+        (format!("{token},{token}"), 2),
+        (format!("{token} {token}"), 2),
+        (format!("{token}x"), 1),
+        (format!("={token}"), 1),
+        (format!("{start}-\u{e4}-{end}"), 0),
+        (token.replace("==", "%3D%3D"), 1),
+    ] {
+        let (plaintext, openers) = open_value(&keyring, text.as_bytes());
+        assert_eq!(plaintext, None, "{text}");
+        assert_eq!(openers, inspect(&keyring, text.as_bytes()));
+        assert_eq!(openers.len(), tokens, "{text}");
+        let mut buf = vec![0; text.len()];
+        assert!(Token::decode_whole(text.as_bytes(), &mut buf).is_none());
+    }
+    let foreign = Fernet::new(&Fernet::generate_key()).unwrap().encrypt(b"x");
+    let refused = (None, vec![Err(Error::Unauthenticated)]);
+    assert_eq!(open_value(&keyring, foreign.as_bytes()), refused);
+    assert_eq!(open_value(&keyring, b"secret"), (None, vec![]));
+}
+
 #[test]
 fn what_no_key_opens() {
     let (new, other) = (encode(&[1; 32]), encode(&[2; 32]));

@@ -120,6 +120,10 @@ USES = {
                " SELECT * FROM fernet_census('held', 'value'); SELECT * FROM fernet_find_columns()", None),
     "column, rotate": ("CALL fernet_rotate_column('held', 'value')", None),
     "column, rotate strictly": ("CALL fernet_rotate_column('held', 'value', strict => true)", "22P02"),
+    "column, encrypt": ("CALL fernet_encrypt_column('held', 'value')", None),
+    "column, decrypt": ("CALL fernet_decrypt_column('held', 'value')", None),
+    "column, decrypt what is not text": ("INSERT INTO held VALUES ('{binary}')", None),
+    "column, decrypt to text": ("CALL fernet_decrypt_column('held', 'value')", "22021"),
 }
 
 

@@ -91,6 +91,14 @@ CALLS = {
         "CALL fernet.fernet_rotate_column('fernet.secrets', 'token')",
     "fernet_rotate_shard(regclass,name,integer,boolean,text,text)":
         "CALL fernet.fernet_rotate_shard('fernet.secrets', 'token', 10, false, {fingerprints})",
+    "fernet_encrypt_column(regclass,name,integer,bigint,bigint,bigint,bigint,bigint)":
+        "CALL fernet.fernet_encrypt_column('fernet.secrets', 'token')",
+    "fernet_encrypt_shard(regclass,name,integer,text,text)":
+        "CALL fernet.fernet_encrypt_shard('fernet.secrets', 'token', 10, {fingerprints})",
+    "fernet_decrypt_column(regclass,name,integer,bigint,bigint,bigint,bigint,bigint)":
+        "CALL fernet.fernet_decrypt_column('fernet.secrets', 'token')",
+    "fernet_decrypt_shard(regclass,name,integer,text,text)":
+        "CALL fernet.fernet_decrypt_shard('fernet.secrets', 'token', 10, {fingerprints})",
 }
 
 

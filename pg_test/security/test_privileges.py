@@ -18,7 +18,8 @@ ROLES = {
     "owner": [],  # of the database
     "rotator": ["EXECUTE ON FUNCTION fernet_rotate(text), fernet_rotate(bytea), fernet_rotate(json), fernet_rotate(jsonb)"],
     "decryptor": ["EXECUTE ON FUNCTION fernet_decrypt(text), fernet_decrypt(bytea)",
-                  "EXECUTE ON FUNCTION fernet_decrypt(text, interval, timestamptz), fernet_decrypt(bytea, interval, timestamptz)"],
+                  "EXECUTE ON FUNCTION fernet_decrypt(text, interval, timestamptz), fernet_decrypt(bytea, interval, timestamptz)",
+                  "EXECUTE ON PROCEDURE fernet_decrypt_column, fernet_decrypt_shard"],
     "operator": ["EXECUTE ON FUNCTION fernet_census, fernet_find_columns", "EXECUTE ON PROCEDURE fernet_rotate_column, fernet_rotate_shard"],
     "setter": ["SET ON PARAMETER fernet.keys, fernet.keys_file, fernet.keys_command"],
     "nobody": [],
@@ -37,8 +38,12 @@ fernet_decrypt_bytea(bytea)                             x       .      .        
 fernet_decrypt_bytea(bytea,interval,timestamptz)        x       .      .        .        .       .      .      .       .
 fernet_decrypt_bytea(text)                              x       .      .        .        .       .      .      .       .
 fernet_decrypt_bytea(text,interval,timestamptz)         x       .      .        .        .       .      .      .       .
+fernet_decrypt_column(regclass,name,integer)            x       .      .        x        .       .      .      .       .
+fernet_decrypt_shard(regclass,name,integer,text,text)   x       .      .        x        .       .      .      .       .
 fernet_encrypt(bytea)                                   x       .      .        .        .       .      .      .       .
 fernet_encrypt(text)                                    x       .      .        .        .       .      .      .       .
+fernet_encrypt_column(regclass,name,integer)            x       .      .        .        .       .      .      .       .
+fernet_encrypt_shard(regclass,name,integer,text,text)   x       .      .        .        .       .      .      .       .
 fernet_encrypt_trigger()                                x       .      .        .        .       .      .      .       .
 fernet_find_columns(integer)                            x       .      .        .        x       .      .      .       .
 fernet_generate_key()                                   x       x      x        x        x       x      x      x       x
@@ -143,11 +148,13 @@ SETTING = {
 
 def statement(action, token, fingerprints):
     """What a row of the matrix means in SQL."""
-    if action.startswith("fernet_rotate_shard"):
-        return f"CALL fernet_rotate_shard('tokens', 'token', 10, false, '{fingerprints}')"
-    if action.startswith("fernet_rotate_column"):
-        return "CALL fernet_rotate_column('tokens', 'token')"
-    if action == "fernet_encrypt_trigger()":
+    procedure = action.partition("(")[0]
+    if procedure.endswith("_shard"):
+        strict = ", false" if "boolean" in action else ""
+        return f"CALL {procedure}('tokens', 'token', 10{strict}, '{fingerprints}')"
+    if procedure.endswith("_column"):
+        return f"CALL {procedure}('tokens', 'token')"
+    if procedure == "fernet_encrypt_trigger":
         return ("CREATE TEMP TABLE written (token text); CREATE TRIGGER encrypt BEFORE INSERT ON written"
                 " FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('token'); INSERT INTO written VALUES ('hello')")
     if action.startswith("fernet_"):

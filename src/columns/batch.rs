@@ -16,7 +16,7 @@ use crate::pg::value::Values;
 /// What a look has seen and done.
 pub(super) struct Look {
     pub(super) report: Report,
-    /// Rows with a token under an older key: all of them, those among them that somebody else had
+    /// Rows with something to convert: all of them, those among them that somebody else had
     /// locked, and those that were written and are as they were.
     pub(super) found: usize,
     pub(super) locked: usize,
@@ -81,8 +81,8 @@ pub(super) struct NewRow {
     pub(super) is_untouched: bool,
     /// Which of the batch's values.
     pub(super) value: usize,
-    /// How many tokens in it are to be under the first key.
-    pub(super) tokens: i64,
+    /// How many tokens in it were to be rotated, or 1 for a value that was to be encrypted or decrypted.
+    pub(super) due: i64,
 }
 
 /// Rows of one table that are to be written.
@@ -107,9 +107,9 @@ impl Batch {
         Ok(())
     }
 
-    /// Returns how many tokens are to be under the first key.
-    pub(super) fn tokens(&self) -> i64 {
-        self.rows.iter().map(|row| row.tokens).sum()
+    /// Returns how much is done once all of it is written.
+    pub(super) fn due(&self) -> i64 {
+        self.rows.iter().map(|row| row.due).sum()
     }
 
     /// Returns a range that all of its rows are in, or were when they were read.

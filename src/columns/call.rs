@@ -1,7 +1,9 @@
-//! `CALL fernet_rotate_column`: what it is called with, here or on the nodes of Citus.
+//! `CALL fernet_rotate_column`, `fernet_encrypt_column`, `fernet_decrypt_column`: what they are called
+//! with, here or on the nodes of Citus.
 //!
-//! Of a table that Citus spreads over nodes, each shard is rotated where it is, by
-//! `fernet_rotate_shard`.
+//! Of a table that Citus spreads over nodes, each shard is converted where it is, by
+//! `fernet_rotate_shard` and its kin. There is one for each, so that who may rotate on a node may not
+//! decrypt there.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -9,7 +11,8 @@ use std::time::Instant;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::convert::Rotation;
+use super::conversion::Conversion;
+use super::convert::Pass;
 use super::progress::Report;
 use super::{Error, citus, table, warning};
 use crate::fernet::Keyring;
@@ -28,102 +31,196 @@ fn fernet_rotate_column(
     strict: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
-    let started = Instant::now();
-    let call = Call::new(relation, column_name, batch_size, strict, fcinfo)?;
-    if call.keyring.keys().len() == 1 {
-        warning::single_key().warn();
-    }
-    let report = if call.is_sharded {
-        call.rotate_shards(&relation::schema_of(fcinfo))?
-    } else {
-        call.rotate()?
-    };
-    report.tell(started.elapsed());
-    Ok(Record::new(fcinfo, report.counts()))
+    let strict = strict.ok_or(Error::Null("strict"))?;
+    let conversion = Conversion::Rotate { strict };
+    convert_column(conversion, relation, column_name, batch_size, fcinfo)
 }
 
-/// Rotates a shard for a call on another node, if the keys here are the same.
+#[pg_extern(sql = false)]
+fn fernet_encrypt_column(
+    relation: Option<pg_sys::Oid>,
+    column_name: Option<Name>,
+    batch_size: Option<i32>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<Record, ErrorReport> {
+    let conversion = Conversion::Encrypt;
+    convert_column(conversion, relation, column_name, batch_size, fcinfo)
+}
+
+#[pg_extern(sql = false)]
+fn fernet_decrypt_column(
+    relation: Option<pg_sys::Oid>,
+    column_name: Option<Name>,
+    batch_size: Option<i32>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<Record, ErrorReport> {
+    let conversion = Conversion::Decrypt;
+    convert_column(conversion, relation, column_name, batch_size, fcinfo)
+}
+
 #[pg_extern(sql = false)]
 fn fernet_rotate_shard(
     relation: Option<pg_sys::Oid>,
     column_name: Option<Name>,
     batch_size: Option<i32>,
     strict: Option<bool>,
-    caller_fingerprints: Option<Value<'_>>,
+    fingerprints: Option<Value<'_>>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
-    let call = Call::new(relation, column_name, batch_size, strict, fcinfo)?;
-    let theirs = caller_fingerprints.ok_or(Error::Null("fingerprints"))?;
+    let strict = strict.ok_or(Error::Null("strict"))?;
+    let conversion = Conversion::Rotate { strict };
+    convert_shard(
+        conversion,
+        relation,
+        column_name,
+        batch_size,
+        fingerprints,
+        fcinfo,
+    )
+}
+
+#[pg_extern(sql = false)]
+fn fernet_encrypt_shard(
+    relation: Option<pg_sys::Oid>,
+    column_name: Option<Name>,
+    batch_size: Option<i32>,
+    fingerprints: Option<Value<'_>>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<Record, ErrorReport> {
+    convert_shard(
+        Conversion::Encrypt,
+        relation,
+        column_name,
+        batch_size,
+        fingerprints,
+        fcinfo,
+    )
+}
+
+#[pg_extern(sql = false)]
+fn fernet_decrypt_shard(
+    relation: Option<pg_sys::Oid>,
+    column_name: Option<Name>,
+    batch_size: Option<i32>,
+    fingerprints: Option<Value<'_>>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<Record, ErrorReport> {
+    convert_shard(
+        Conversion::Decrypt,
+        relation,
+        column_name,
+        batch_size,
+        fingerprints,
+        fcinfo,
+    )
+}
+
+fn convert_column(
+    conversion: Conversion,
+    relation: Option<pg_sys::Oid>,
+    column_name: Option<Name>,
+    batch_size: Option<i32>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<Record, ErrorReport> {
+    let started = Instant::now();
+    let call = Call::new(conversion, relation, column_name, batch_size, fcinfo)?;
+    if matches!(conversion, Conversion::Rotate { .. }) && call.keyring.keys().len() == 1 {
+        warning::single_key().warn();
+    }
+    let report = if call.is_sharded {
+        call.convert_shards(&relation::schema_of(fcinfo))?
+    } else {
+        call.convert()?
+    };
+    report.tell(conversion, started.elapsed());
+    Ok(Record::new(fcinfo, report.counts(conversion)))
+}
+
+/// Converts a shard for a call on another node, if the keys here are the same.
+fn convert_shard(
+    conversion: Conversion,
+    relation: Option<pg_sys::Oid>,
+    column_name: Option<Name>,
+    batch_size: Option<i32>,
+    fingerprints: Option<Value<'_>>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<Record, ErrorReport> {
+    let call = Call::new(conversion, relation, column_name, batch_size, fcinfo)?;
+    let theirs = fingerprints.ok_or(Error::Null("fingerprints"))?;
     if theirs[..] != *fingerprint::list(&call.keyring).as_bytes() {
         return Err(Error::OtherKeys.into());
     }
-    Ok(Record::new(fcinfo, [call.rotate()?.to_text()]))
+    Ok(Record::new(fcinfo, [call.convert()?.to_text()]))
 }
 
 /// A call of one of the procedures that may go ahead.
 struct Call {
+    conversion: Conversion,
     relation: pg_sys::Oid,
     is_sharded: bool,
     column_name: Name,
     batch_size: i32,
-    strict: bool,
     /// One for the whole call, whatever happens to the settings meanwhile.
     keyring: Rc<Keyring>,
 }
 
 impl Call {
     fn new(
+        conversion: Conversion,
         relation: Option<pg_sys::Oid>,
         column_name: Option<Name>,
         batch_size: Option<i32>,
-        strict: Option<bool>,
         fcinfo: pg_sys::FunctionCallInfo,
     ) -> Result<Self, Error> {
         let relation = relation.ok_or(Error::Null("relation"))?;
         let column_name = column_name.ok_or(Error::Null("column_name"))?;
         let batch_size = batch_size.ok_or(Error::Null("batch_size"))?;
-        let strict = strict.ok_or(Error::Null("strict"))?;
         if batch_size < 1 {
             return Err(Error::LessThanOne("batch_size"));
         }
         if !server::may_commit(fcinfo) {
             return Err(Error::InTransaction);
         }
-        server::refuse_in_read_only_transaction(c"fernet_rotate_column()");
+        server::refuse_in_read_only_transaction(conversion.procedure());
 
         let keyring = keyring()?;
-        let is_sharded = table::check(relation, column_name.as_cstr())?;
+        let is_sharded = table::check(relation, column_name.as_cstr(), conversion)?;
         Ok(Self {
+            conversion,
             relation,
             is_sharded,
             column_name,
             batch_size,
-            strict,
             keyring,
         })
     }
 
-    fn rotate(&self) -> Result<Report, Error> {
-        Rotation {
+    fn convert(&self) -> Result<Report, Error> {
+        Pass {
+            conversion: self.conversion,
             relation: self.relation,
             column_name: self.column_name.as_cstr(),
             batch_size: self.batch_size as usize,
-            strict: self.strict,
             keyring: &self.keyring,
-            rotated: 0,
+            done: 0,
         }
         .run()
     }
 
-    fn rotate_shards(&self, schema: &[u8]) -> Result<Report, Error> {
-        let before = [b"CALL ", schema, b".fernet_rotate_shard("].concat();
+    fn convert_shards(&self, schema: &[u8]) -> Result<Report, Error> {
+        let (procedure, strict) = match self.conversion {
+            Conversion::Rotate { strict } => ("rotate", format!("{strict}, ")),
+            Conversion::Encrypt => ("encrypt", String::new()),
+            Conversion::Decrypt => ("decrypt", String::new()),
+        };
+        let procedure = format!(".fernet_{procedure}_shard(");
+        let before = [b"CALL ", schema, procedure.as_bytes()].concat();
         let after = [
             b", ",
             &relation::literal(self.column_name.as_cstr())[..],
             format!(
-                "::pg_catalog.name, {}, {}, '{}'::pg_catalog.text, NULL::pg_catalog.text)",
+                "::pg_catalog.name, {}, {strict}'{}'::pg_catalog.text, NULL::pg_catalog.text)",
                 self.batch_size,
-                self.strict,
                 fingerprint::list(&self.keyring)
             )
             .as_bytes(),

@@ -1,14 +1,15 @@
-//! The rotation of a column in batches, with a commit after each, and the proof that nothing is left.
+//! A column is converted in batches, with a commit after each, until there is the proof that nothing is
+//! left. What is done to a value is the [`Conversion`]'s: it is rotated, encrypted or decrypted.
 //!
-//! A *look* reads the whole relation, partition by partition, and rotates tokens in memory. When it
+//! A *look* reads the whole relation, partition by partition, and converts values in memory. When it
 //! has a batch, it writes that back to the rows that are still what was read, those that have the same
 //! place (`ctid`) and writer (`xmin`), commits, and reads on. It waits for a locked row only for a
 //! moment: of rows that were changed meanwhile it takes the newest version, and what is still locked
 //! is left for the next look.
 //!
-//! After a look that has rotated anything comes another one, and before it a wait, without a lock or a
-//! snapshot of ours, for the transactions that have written to the relation: what they wrote may be
-//! under an older key, and cannot be seen before. A look that finds nothing to rotate has read
+//! After a look that has converted anything comes another one, and before it a wait, without a lock or
+//! a snapshot of ours, for the transactions that have written to the relation: what they wrote may be
+//! as it was before, and cannot be seen yet. A look that finds nothing to convert has read
 //! everything in one snapshot. If those who were writing before it have ended, that is the proof:
 //! rows that move cannot hide from one snapshot.
 //!
@@ -21,34 +22,34 @@ use pgrx::prelude::*;
 
 use super::Error;
 use super::batch::{Batch, Look, NewRow, Reader};
+use super::conversion::{Conversion, Found};
 use super::progress::Report;
 use super::table::{self, Fate, Table, Writer};
-use super::tally::inspect;
-use super::warning;
-use crate::fernet::{self, Keyring};
+use super::{fit, warning};
+use crate::fernet::Keyring;
 use crate::pg::report::notice;
 use crate::pg::row::{Tid, Xid};
+use crate::pg::server;
 use crate::pg::transaction::Transaction;
 use crate::pg::value_type::Stored;
-use crate::pg::{random, server};
 
-pub(super) struct Rotation<'a> {
+pub(super) struct Pass<'a> {
+    pub(super) conversion: Conversion,
     pub(super) relation: pg_sys::Oid,
     pub(super) column_name: &'a CStr,
     pub(super) batch_size: usize,
-    pub(super) strict: bool,
     /// One for the whole call, whatever happens to the settings meanwhile.
     pub(super) keyring: &'a Keyring,
-    /// How many tokens are under the first key because of this call.
-    pub(super) rotated: i64,
+    /// How many tokens were rotated, or values encrypted or decrypted, and are so because of this call.
+    pub(super) done: i64,
 }
 
-impl Rotation<'_> {
+impl Pass<'_> {
     pub(super) fn run(mut self) -> Result<Report, Error> {
         Transaction::end_callers()?;
         // Where nobody is writing, there is nobody to wait for, and the first look may be the proof.
         let mut has_waited = self.writers(false)?.is_empty();
-        let mut label = "rotating";
+        let mut label = self.conversion.doing();
         let mut started = None;
         let mut unfinished = None;
         for looks in 1.. {
@@ -83,9 +84,12 @@ impl Rotation<'_> {
 
     fn finish(&self, look: Look, unfinished: Option<Writer>) -> Report {
         let mut report = look.report;
-        // The look has also seen what was rotated before it; but not what somebody has deleted since, or
+        // The look has also seen what was done before it; but not what somebody has deleted since, or
         // what a trigger has undone when the transaction ended.
-        report.rotated = self.rotated.min(report.tally.current());
+        report.done = self.done.min(match self.conversion {
+            Conversion::Rotate { .. } | Conversion::Encrypt => report.tally.current(),
+            Conversion::Decrypt => report.rows - report.tally.nulls - report.left,
+        });
         report.unfinished = match unfinished {
             Some(writer) => Some(warning::gave_up_waiting(&writer.description)),
             None if look.is_outdated => Some(warning::GAVE_UP_LOOKING.into()),
@@ -125,9 +129,9 @@ impl Rotation<'_> {
         Ok(None)
     }
 
-    /// Looks at the whole relation, and rotates what it finds, or only counts it. What finds nothing
+    /// Looks at the whole relation, and converts what it finds, or only counts it. What finds nothing
     /// has one snapshot from its beginning to its end.
-    fn look(&mut self, label: &'static str, rotates: bool) -> Result<Look, Error> {
+    fn look(&mut self, label: &'static str, converts: bool) -> Result<Look, Error> {
         let mut look = Look::new(self.keyring)?;
         let mut reader: Option<Reader> = None;
         loop {
@@ -143,12 +147,12 @@ impl Rotation<'_> {
                     }
                 };
                 while let Some(oid) = reader.table() {
-                    // The lock on a table without anything to rotate is not needed any longer.
+                    // The lock on a table without anything to convert is not needed any longer.
                     let batch = transaction.undo_unless(
                         |batch: &Result<Batch, Error>| {
                             batch.as_ref().is_ok_and(|batch| !batch.rows.is_empty())
                         },
-                        || self.read(transaction, reader, &mut look, rotates),
+                        || self.read(transaction, reader, &mut look, converts),
                     )?;
                     if !batch.rows.is_empty() {
                         self.write(transaction, oid, &batch, &mut look)?;
@@ -169,7 +173,7 @@ impl Rotation<'_> {
         transaction: &Transaction,
         reader: &mut Reader,
         look: &mut Look,
-        rotates: bool,
+        converts: bool,
     ) -> Result<Batch, Error> {
         let mut batch = Batch::default();
         let member = &reader.members[0];
@@ -196,11 +200,10 @@ impl Rotation<'_> {
             for row in rows.iter() {
                 let version = row.version();
                 let id = version.id;
-                let place = || table.place(id);
-                let batch_for_new = rotates.then_some(&mut batch);
+                let batch_for_new = converts.then_some(&mut batch);
                 let value = version.stored(&table.column.value_type);
                 let (writer, is_untouched) = (version.writer, version.is_untouched);
-                self.rotate(id, writer, is_untouched, value, batch_for_new, place, look)?;
+                self.convert(&table, id, writer, is_untouched, value, batch_for_new, look)?;
                 look.report.rows += 1;
                 reader.progress.advance(id.block);
                 if batch.is_full(self.batch_size) {
@@ -213,69 +216,66 @@ impl Rotation<'_> {
         Ok(batch)
     }
 
-    /// Counts the tokens in the value of a row. If there is a batch, and something to rotate, adds the
-    /// row to it with its new value.
+    /// Counts what is in the value of a row. If there is a batch, and something to do, adds the row to
+    /// it with its new value.
     #[allow(
         clippy::too_many_arguments,
         reason = "a row version, and what is made of it"
     )]
-    fn rotate(
+    fn convert(
         &self,
+        table: &Table<'_>,
         id: Tid,
         writer: Xid,
         is_untouched: bool,
         value: Option<Stored<'_>>,
-        batch: Option<&mut Batch>,
-        place: impl Fn() -> String,
+        mut batch: Option<&mut Batch>,
         look: &mut Look,
     ) -> Result<(), Error> {
-        let tally = &mut look.report.tally;
+        let report = &mut look.report;
         let Some(value) = value else {
-            tally.nulls += 1;
+            report.tally.nulls += 1;
             return Ok(());
         };
-        let (mut tokens, mut old, mut refusal) = (0, 0, None);
-        let mut each = |opener: Result<usize, fernet::Error>| {
-            tokens += 1;
-            old += i64::from(opener.is_ok_and(|index| index > 0));
-            refusal = refusal.or_else(|| opener.err());
-            tally.add_token(opener);
-        };
-        let strict = self.strict && batch.is_some();
-        match batch {
-            Some(batch) => {
-                let new_value = value.change(&mut batch.values, |part, room| {
-                    self.keyring.rotate_value(part, room, random::iv, &mut each)
-                })?;
-                if let Some(value) = new_value {
-                    batch.push(NewRow {
-                        id,
-                        writer,
-                        is_untouched,
-                        value,
-                        tokens: old,
-                    })?;
-                }
+        let is_strict = self.conversion.is_strict() && batch.is_some();
+        let values = batch.as_deref_mut().map(|batch| &mut batch.values);
+        let found = self
+            .conversion
+            .apply(self.keyring, &value, &mut report.tally, values);
+        let Found {
+            due,
+            new_value,
+            in_text,
+            refusal,
+        } = found.map_err(|error| Error::of_row(error, || table.place(id)))?;
+        if let (Some(batch), Some(value)) = (batch, new_value) {
+            if self.conversion == Conversion::Encrypt {
+                let len = batch.values.get(value).len();
+                fit::check_token(&table.column, len, || table.place(id))?;
             }
-            None => inspect(self.keyring, &value, each)?,
+            batch.push(NewRow {
+                id,
+                writer,
+                is_untouched,
+                value,
+                due,
+            })?;
         }
-        look.found += usize::from(old > 0);
-        if tokens == 0 {
-            tally.not_a_token += 1;
-            refusal = (!value.is_document()).then_some(fernet::Error::NotAToken);
-        }
+        look.found += usize::from(due > 0);
+        report.left += due;
+        report.in_text += in_text;
         match refusal {
-            Some(refusal) if strict => Err(Error::Value {
-                place: place(),
-                refusal,
-            }),
-            Some(refusal) => {
-                let describe = || format!("{}: {refusal}", place());
-                look.report.name(describe);
-                Ok(())
+            Some(refusal) if is_strict => {
+                return Err(Error::Value {
+                    place: table.place(id),
+                    refusal,
+                });
             }
-            None => Ok(()),
+            Some(refusal) => report.name(|| format!("{}: {refusal}", table.place(id))),
+            None if in_text > 0 => report.name(|| format!("{}: {IN_TEXT}", table.place(id))),
+            None => {}
         }
+        Ok(())
     }
 
     /// Writes new values to their rows, and to the newest versions of those that were changed
@@ -305,7 +305,7 @@ impl Rotation<'_> {
         };
         let written = update(batch, &|row| row.is_untouched);
         if written == Some(batch.rows.len() as u64) && !table.relation.has_code_on_update() {
-            self.rotated += batch.tokens();
+            self.done += batch.due();
             return Ok(());
         }
         // Some of the rows were changed, moved or locked meanwhile, or before. Or a trigger or a rule has
@@ -314,20 +314,12 @@ impl Rotation<'_> {
         for row in &batch.rows {
             let may_be_ours = row.is_untouched && written.is_some();
             table.fate(row.id, may_be_ours, |fate| match fate {
-                Fate::Ours(value) => self.count_written(row, value, look),
+                Fate::Ours(value) => self.count_written(&table, row, value, look),
                 Fate::Held(id, writer, value) => {
                     // Its tokens were counted when it was read.
                     let mut ignored = Look::new(self.keyring)?;
-                    let place = || table.place(id);
-                    self.rotate(
-                        id,
-                        writer,
-                        true,
-                        value,
-                        Some(&mut rest),
-                        place,
-                        &mut ignored,
-                    )
+                    let batch = Some(&mut rest);
+                    self.convert(&table, id, writer, true, value, batch, &mut ignored)
                 }
                 Fate::Locked => {
                     look.locked += 1;
@@ -343,12 +335,12 @@ impl Rotation<'_> {
         }
         if !table.relation.has_code_on_update() {
             // All of these are locked.
-            self.rotated += rest.tokens();
+            self.done += rest.due();
             return Ok(());
         }
         for row in &rest.rows {
             table.fate(row.id, true, |fate| match fate {
-                Fate::Ours(value) => self.count_written(row, value, look),
+                Fate::Ours(value) => self.count_written(&table, row, value, look),
                 _ => {
                     look.kept += 1;
                     Ok(())
@@ -358,29 +350,31 @@ impl Rotation<'_> {
         Ok(())
     }
 
-    /// Counts the tokens of a row that this call has written, if they are under the first key now.
+    /// Counts what was done to a row that this call has written, and what the row holds now.
     fn count_written(
         &mut self,
+        table: &Table<'_>,
         row: &NewRow,
         value: Option<Stored<'_>>,
         look: &mut Look,
     ) -> Result<(), Error> {
-        let (mut old, mut current) = (0, 0);
-        if let Some(value) = value {
-            inspect(self.keyring, &value, |token| match token {
-                Ok(0) => current += 1,
-                Ok(_) => old += 1,
-                Err(_) => {}
-            })?;
-        }
-        if old > 0 {
+        let mut now = Look::new(self.keyring)?;
+        self.convert(table, row.id, row.writer, true, value, None, &mut now)?;
+        let report = now.report;
+        if now.found > 0 {
             look.kept += 1;
         } else {
-            self.rotated += row.tokens.min(current);
+            self.done += row.due.min(match self.conversion {
+                Conversion::Rotate { .. } | Conversion::Encrypt => report.tally.current(),
+                Conversion::Decrypt => 1 - report.tally.nulls,
+            });
         }
         Ok(())
     }
 }
+
+/// Why a value is named that has tokens, and is neither encrypted nor decrypted.
+const IN_TEXT: &str = "there is other text beside the token";
 
 /// After that many looks, and that much time since the first one, it gives up if each has found
 /// something; and however short they are, after so many at the most.

@@ -39,6 +39,17 @@ pub(crate) enum Error {
         relation: String,
         kind: Kind,
     },
+    /// No token fits into the column.
+    TooShort {
+        column: String,
+        relation: String,
+    },
+    /// A constraint or an index may not take the values that are to be written.
+    Constrained {
+        column: String,
+        relation: String,
+        dependent: String,
+    },
     /// The table's access method has no scans by range.
     AccessMethod {
         relation: String,
@@ -92,7 +103,30 @@ pub(crate) enum Error {
         place: String,
         refusal: fernet::Error,
     },
+    /// A value in a column cannot be encrypted or decrypted, for that reason.
+    Row {
+        place: String,
+        reason: pg::Error,
+    },
 }
+
+impl Error {
+    /// Names the row of a value that could not be converted, if it is the value's fault.
+    pub(super) fn of_row(error: pg::Error, place: impl FnOnce() -> String) -> Self {
+        use pg::Error::{NotText, NotUtf8, TooLarge};
+        match error {
+            reason @ (NotText | NotUtf8 | TooLarge) => Self::Row {
+                place: place(),
+                reason,
+            },
+            error => Self::Server(error),
+        }
+    }
+}
+
+/// What to do with a column that is too short.
+const MAKE_IT_TEXT: &str = "Make the column text: a token has 100 characters for up to 15 bytes, and a third \
+                            more than its plaintext beyond.";
 
 /// What to write.
 const CREATE_TRIGGER: &str = "Use CREATE TRIGGER ... BEFORE INSERT OR UPDATE ON table FOR EACH ROW EXECUTE \
@@ -116,10 +150,10 @@ impl From<Error> for Report {
             ),
             Error::InTransaction => Self::new(
                 Code::ERRCODE_INVALID_TRANSACTION_TERMINATION,
-                "cannot rotate in batches inside a transaction block",
+                "cannot commit in batches inside a transaction block",
                 "Call it on its own, outside of a transaction block, since it commits after each \
-                 batch. Inside, use UPDATE ... SET column = fernet_rotate(column) WHERE \
-                 fernet_key_index(column) > 1.",
+                 batch. Inside, use UPDATE with a function on single values, as in SET column = \
+                 fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
             ),
             Error::NoRelation(oid) => Self::new(
                 Code::ERRCODE_UNDEFINED_TABLE,
@@ -134,30 +168,45 @@ impl From<Error> for Report {
             Error::Generated { column, relation } => Self::new(
                 Code::ERRCODE_GENERATED_ALWAYS,
                 format!("column \"{column}\" of {relation} is a generated column"),
-                "Rotate the column that it is computed from.",
+                "Give the name of the column that it is computed from.",
             ),
             Error::PartitionKey { column, relation } => Self::new(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("column \"{column}\" is in the partition key of {relation}"),
-                "Each new token may belong to another partition: use UPDATE on the partitioned \
-                 table, SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+                "Each new value may belong to another partition: use UPDATE on the partitioned \
+                 table, as in SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
             ),
             Error::NotATable { relation, kind } => Self::new(
                 Code::ERRCODE_WRONG_OBJECT_TYPE,
                 format!("{relation} is not a table"),
                 match kind {
-                    Kind::View => "Rotate the tables that the view reads.",
+                    Kind::View => "Call it for the tables that the view reads.",
                     Kind::MaterializedView => {
-                        "Rotate the tables that the materialized view reads, and refresh it."
+                        "Call it for the tables that the materialized view reads, and refresh that."
                     }
-                    Kind::ForeignTable => "Rotate the table on the server that holds it.",
+                    Kind::ForeignTable => "Call it on the server that holds the table.",
                     _ => "Give the name of a table.",
                 },
             ),
             Error::AccessMethod { relation } => Self::new(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("access method of {relation} does not find rows by their block"),
-                "Use UPDATE ... SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+                "Use UPDATE, as in SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+            ),
+            Error::TooShort { column, relation } => Self::new(
+                Code::ERRCODE_STRING_DATA_RIGHT_TRUNCATION,
+                format!("column \"{column}\" of {relation} is too short for a token"),
+                MAKE_IT_TEXT,
+            ),
+            Error::Constrained {
+                column,
+                relation,
+                dependent,
+            } => Self::new(
+                Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+                format!("column \"{column}\" of {relation} is in {dependent}"),
+                "What is encrypted or decrypted may not satisfy it. Drop it first; afterwards, see \
+                 whether it can be made again.",
             ),
             Error::HiddenRows { relation } => Self::new(
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -209,8 +258,8 @@ impl From<Error> for Report {
             } => Self::new(
                 Code::ERRCODE_DATATYPE_MISMATCH,
                 format!(
-                    "column \"{column}\" of {relation} is of type {type_name}, which cannot be encrypted as a \
-                     whole"
+                    "column \"{column}\" of {relation} is of type {type_name}, which cannot be encrypted or \
+                     decrypted as a whole"
                 ),
                 "A token takes the place of values of type text, varchar, char, citext and bytea. Keep other \
                  secrets in a column of such a type.",
@@ -244,10 +293,16 @@ impl From<Error> for Report {
             } => Self::new(
                 Code::ERRCODE_STRING_DATA_RIGHT_TRUNCATION,
                 format!("value too long for type {type_name}"),
-                "Make the column text: a token has 100 characters for up to 15 bytes, and a third more than \
-                 its plaintext beyond.",
+                MAKE_IT_TEXT,
             )
             .with_detail(format!("A token for {place} has {len} characters.")),
+            Error::Row { place, reason } => {
+                let report = Self::from(reason);
+                Self {
+                    message: format!("{}: {place}", report.message),
+                    ..report
+                }
+            }
             Error::Value { place, refusal } => {
                 let report = Self::from(refusal);
                 // The message names the place, so it says less of why than that of a function does.
@@ -314,6 +369,9 @@ mod tests {
             place: place.into(),
             refusal,
         });
+        let reasons = [pg::Error::NotText, pg::Error::NotUtf8, pg::Error::TooLarge];
+        let rows =
+            reasons.map(|reason| Error::of_row(reason, || "(0,1) of public.connection".into()));
         let errors = [
             Error::Keys(keys::Error::Unset),
             Error::Server(pg::Error::OutOfMemory),
@@ -334,6 +392,15 @@ mod tests {
             },
             Error::AccessMethod {
                 relation: relation(),
+            },
+            Error::TooShort {
+                column: column(),
+                relation: relation(),
+            },
+            Error::Constrained {
+                column: column(),
+                relation: relation(),
+                dependent: "constraint connection_value_check of public.connection".into(),
             },
             Error::HiddenRows {
                 relation: relation(),
@@ -373,6 +440,7 @@ mod tests {
                 .into_iter()
                 .chain(not_tables)
                 .chain(values)
+                .chain(rows)
                 .map(Report::from),
         );
     }

@@ -1,14 +1,15 @@
-//! What the client is told of a rotation: how far it has come, once a second at most, and what came of
+//! What the client is told of a conversion: how far it has come, once a second at most, and what came of
 //! it.
 
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
+use super::conversion::Conversion;
 use super::tally::Tally;
 use super::warning;
 use crate::pg::report::notice;
 
-/// Where a rotation stands in what it reads.
+/// Where a look is in what it reads.
 pub(crate) struct Progress {
     label: &'static str,
     started: Instant,
@@ -83,11 +84,15 @@ fn describe_time(time: Duration) -> String {
 pub(super) struct Report {
     /// What the last look has seen.
     pub(super) tally: Tally,
-    /// How many tokens are under the first key because of the call.
-    pub(super) rotated: i64,
+    /// How many tokens were rotated, or values encrypted or decrypted, by the call.
+    pub(super) done: i64,
     /// How many rows the last look has read.
     pub(super) rows: i64,
-    /// The first values that no key opens or that hold no token, by their place.
+    /// How many tokens or values the last look has seen to which that is still to be done.
+    pub(super) left: i64,
+    /// How many tokens that a key opens are not encrypted or decrypted, since they have text beside them.
+    pub(super) in_text: i64,
+    /// The first values that are left as they are, by their place.
     bad: Vec<String>,
     /// Why there is no proof, for instance who was still writing when `lock_timeout` ended the wait.
     pub(super) unfinished: Option<String>,
@@ -96,8 +101,10 @@ pub(super) struct Report {
 impl AddAssign for Report {
     fn add_assign(&mut self, other: Self) {
         self.tally += other.tally;
-        self.rotated += other.rotated;
+        self.done += other.done;
         self.rows += other.rows;
+        self.left += other.left;
+        self.in_text += other.in_text;
         self.name_bad(other.bad);
         self.unfinished = self.unfinished.take().or(other.unfinished);
     }
@@ -111,7 +118,7 @@ impl Report {
         }
     }
 
-    /// Names a value that no key opens, or that holds no token, if few are named yet.
+    /// Names a value that is left as it is, if few are named yet.
     pub(super) fn name(&mut self, value: impl FnOnce() -> String) {
         if self.bad.len() < NAMED {
             self.bad.push(value());
@@ -124,53 +131,66 @@ impl Report {
     }
 
     /// Tells the client.
-    pub(super) fn tell(&self, time: Duration) {
-        let &Tally {
-            unknown_key,
-            not_a_token,
-            ..
-        } = &self.tally;
+    pub(super) fn tell(&self, conversion: Conversion, time: Duration) {
+        let (done, thing) = conversion.done();
         let rate = self.rows as f64 / time.as_secs_f64().max(0.001);
         notice(format!(
-            "rotated {} in {} in {}, {rate:.0} rows/s",
-            counted(self.rotated, "token"),
+            "{done} {} in {} in {}, {rate:.0} rows/s",
+            counted(self.done, thing),
             counted(self.rows, "row"),
             describe_time(time)
         ));
         if !self.bad.is_empty() {
+            let unknown_key = self.tally.unknown_key;
+            let other = match conversion {
+                Conversion::Rotate { .. } => self.tally.not_a_token,
+                Conversion::Encrypt | Conversion::Decrypt => self.in_text,
+            };
             let is_full = self.bad.len() == NAMED;
-            let more = if is_full && unknown_key + not_a_token > NAMED as i64 {
+            let more = if is_full && unknown_key + other > NAMED as i64 {
                 "; and others"
             } else {
                 ""
             };
             let places = format!("{}{more}.", self.bad.join("; "));
-            warning::left_as_they_are(unknown_key, not_a_token, places).warn();
+            match conversion {
+                Conversion::Rotate { .. } => {
+                    warning::left_as_they_are(unknown_key, other, places).warn();
+                }
+                Conversion::Encrypt | Conversion::Decrypt => {
+                    warning::left_in_text(unknown_key, other, places).warn();
+                }
+            }
         }
-        let old = self.tally.old();
         if let Some(reason) = &self.unfinished {
-            warning::unfinished(reason, old).warn();
-        } else if old > 0 {
-            warning::still_old(old).warn();
+            warning::unfinished(conversion, reason, self.left).warn();
+        } else if self.left > 0 {
+            warning::still_left(conversion, self.left).warn();
         }
     }
 
-    /// Returns what the procedure returns: rotated, current, unknown_key, not_a_token, nulls.
-    pub(super) fn counts(&self) -> [i64; 5] {
-        let tally = &self.tally;
-        [
-            self.rotated,
-            tally.current() - self.rotated,
-            tally.unknown_key,
-            tally.not_a_token,
-            tally.nulls,
-        ]
+    /// Returns what the procedure returns.
+    pub(super) fn counts(&self, conversion: Conversion) -> [i64; 5] {
+        let (done, tally) = (self.done, &self.tally);
+        let [second, third, fourth] = match conversion {
+            Conversion::Rotate { .. } => {
+                [tally.current() - done, tally.unknown_key, tally.not_a_token]
+            }
+            Conversion::Encrypt => [tally.current() - done, tally.old(), tally.unknown_key],
+            // A plaintext may look like a token that no key opens.
+            Conversion::Decrypt => {
+                let before = tally.not_a_token - done;
+                [self.in_text, tally.unknown_key, before.max(0)]
+            }
+        };
+        [done, second, third, fourth, tally.nulls]
     }
 
-    /// Writes it down for the node that has called this one: what was rotated and read, the tally, a line
-    /// that says why there is no proof, then the values by line.
+    /// Writes it down for the node that has called this one: what was done, read, left and passed over,
+    /// the tally, a line that says why there is no proof, then the values by line.
     pub(super) fn to_text(&self) -> String {
-        let done = format!("{} {}", self.rotated, self.rows);
+        let done = [self.done, self.rows, self.left, self.in_text].map(|count| count.to_string());
+        let done = done.join(" ");
         let unfinished = self.unfinished.clone().unwrap_or_default();
         let lines = [done, self.tally.to_text(), unfinished].into_iter();
         // A name may hold a line break.
@@ -183,13 +203,16 @@ impl Report {
     /// Reads what [`to_text`](Self::to_text) has written.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines();
-        let (rotated, rows) = lines.next()?.split_once(' ')?;
+        let counts: Option<Vec<_>> = lines.next()?.split(' ').map(|n| n.parse().ok()).collect();
+        let [done, rows, left, in_text] = counts?.try_into().ok()?;
         let tally = Tally::parse(lines.next()?)?;
         let unfinished = lines.next().filter(|line| !line.is_empty());
         Some(Self {
             tally,
-            rotated: rotated.parse().ok()?,
-            rows: rows.parse().ok()?,
+            done,
+            rows,
+            left,
+            in_text,
             unfinished: unfinished.map(str::to_owned),
             bad: lines.map(str::to_owned).collect(),
         })

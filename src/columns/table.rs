@@ -1,12 +1,13 @@
-//! A table whose column is rotated: what may be, and the SQL that reads and writes it.
+//! A table whose column is converted: what may be, and the SQL that reads and writes it.
 
 use std::ffi::CStr;
 use std::ops::Range;
 
 use pgrx::prelude::*;
 
-use super::Error;
 use super::citus::Spread;
+use super::conversion::Conversion;
+use super::{Error, fit};
 use crate::pg::encoding;
 use crate::pg::new_values::{NewValues, Shown};
 use crate::pg::relation::{Column, Identifier, Kind, Lock, Relation};
@@ -128,9 +129,13 @@ pub(crate) fn writers(
     writers
 }
 
-/// Refuses, before anything is done, what cannot be rotated. Tells whether the table has its rows in
+/// Refuses, before anything is done, what cannot be converted. Tells whether the table has its rows in
 /// shards. Only one table of the family is locked at a time.
-pub(crate) fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<bool, Error> {
+pub(super) fn check(
+    relation: pg_sys::Oid,
+    column_name: &CStr,
+    conversion: Conversion,
+) -> Result<bool, Error> {
     let connection = Connection::read_only();
     let family = family(&connection, relation, column_name);
     if family.is_empty() {
@@ -149,7 +154,10 @@ pub(crate) fn check(relation: pg_sys::Oid, column_name: &CStr) -> Result<bool, E
                 }
                 match Table::open(&connection, member.oid, column_name) {
                     Err(Error::NoRelation(gone)) if gone != relation => Ok(()),
-                    opened => opened.map(drop),
+                    opened => {
+                        drop(opened?);
+                        fit::check(&connection, member.oid, column_name, conversion)
+                    }
                 }
             },
         );
@@ -181,7 +189,7 @@ impl<'c> Table<'c> {
     /// Opens a table, or returns `None` if it is partitioned, and so has no rows of its own.
     ///
     /// # Errors
-    /// If it is gone, or cannot be rotated.
+    /// If it is gone, or cannot be converted.
     pub(crate) fn open(
         connection: &'c Connection,
         oid: pg_sys::Oid,

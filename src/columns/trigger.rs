@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::Error;
+use super::{Error, fit};
 use crate::fernet;
 use crate::keys::keyring;
 use crate::pg::domain::Domain;
@@ -58,7 +58,6 @@ struct Column {
     name: String,
     column: relation::Column,
     plaintext: Plaintext,
-    max_chars: Option<usize>,
     domain: Option<Domain>,
 }
 
@@ -80,7 +79,6 @@ impl Column {
         })?;
         Ok(Self {
             plaintext,
-            max_chars: column.max_chars(),
             domain: Domain::of(column.type_oid),
             name,
             column,
@@ -99,10 +97,6 @@ impl Column {
     ) -> Result<Option<Value<'fcx>>, Error> {
         let keyring = keyring()?;
         written.with_bytes(|value| {
-            let value = match self.plaintext {
-                Plaintext::PaddedText => without_blanks(value),
-                _ => value,
-            };
             let mut refusal = Some(fernet::Error::NotAToken);
             // Tokens that are refused come last.
             let each = |opener: Result<_, _>| refusal = opener.err();
@@ -118,24 +112,15 @@ impl Column {
                 _ => return Ok(None),
             }
             let seal = |plaintext: &[u8]| Value::token_of(plaintext, &keyring);
-            let token = match self.plaintext {
-                Plaintext::Bytes => seal(value)?,
-                _ => encoding::with_utf8(value, seal)??,
-            };
+            let token = self.plaintext.of_value(value, seal)??;
             self.fit(token, trigger).map(Some)
         })
     }
 
     /// Makes a token a value of the column's type.
     fn fit<'fcx>(&self, token: Value<'fcx>, trigger: &Trigger<'_>) -> Result<Value<'fcx>, Error> {
-        let value = match (self.max_chars, self.plaintext) {
-            (Some(max), _) if token.len() > max => {
-                return Err(Error::TooLong {
-                    place: self.place(trigger),
-                    len: token.len(),
-                    type_name: self.column.printable_type(),
-                });
-            }
+        fit::check_token(&self.column, token.len(), || self.place(trigger))?;
+        let value = match (self.column.max_chars(), self.plaintext) {
             (Some(max), Plaintext::PaddedText) => {
                 let mut padded = Buffer::new(max)?;
                 padded.fill(b' ');
@@ -158,10 +143,4 @@ impl Column {
             trigger.relation().printable_name()
         )
     }
-}
-
-/// Returns text without the blanks at its end.
-fn without_blanks(text: &[u8]) -> &[u8] {
-    let len = text.iter().rposition(|&byte| byte != b' ');
-    &text[..len.map_or(0, |last| last + 1)]
 }

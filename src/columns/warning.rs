@@ -1,5 +1,6 @@
 //! What the client is warned of.
 
+use super::conversion::Conversion;
 use super::find::Obstacle;
 use super::progress::counted;
 use crate::pg::Report;
@@ -25,31 +26,70 @@ pub(super) fn left_as_they_are(unknown_key: i64, not_a_token: i64, places: Strin
     .with_detail(places)
 }
 
-/// The last look saw tokens under an older key.
-pub(super) fn still_old(tokens: i64) -> Report {
+/// Values were neither encrypted nor decrypted, the first of which are at `places`.
+pub(super) fn left_in_text(unknown_key: i64, in_text: i64, places: String) -> Report {
     Report::warning(
         format!(
-            "{} can still be read only with an older key",
-            counted(tokens, "token")
+            "left as they are: {} that no key opens, {} among other text",
+            counted(unknown_key, "token"),
+            counted(in_text, "token")
         ),
-        "Give the new key to all that write to the table, look at its triggers and rules, and call \
-         this again. fernet_census() counts the tokens under each key.",
+        "Append the missing key to the list of keys. What stands beside a token is neither encrypted \
+         nor decrypted: only the application knows what it is.",
     )
-    .with_detail(
+    .with_detail(places)
+}
+
+/// The last look saw so many tokens or values to which something is still to be done.
+pub(super) fn still_left(conversion: Conversion, left: i64) -> Report {
+    let (message, hint) = match conversion {
+        Conversion::Rotate { .. } => (
+            format!(
+                "{} can still be read only with an older key",
+                counted(left, "token")
+            ),
+            "Give the new key to all that write to the table, look at its triggers and rules, and call \
+             this again. fernet_census() counts the tokens under each key.",
+        ),
+        Conversion::Encrypt => (
+            format!("still in plaintext: {}", counted(left, "value")),
+            "Let all that write to the table encrypt, look at its triggers and rules, and call this \
+             again. fernet_census() counts the values without a token.",
+        ),
+        Conversion::Decrypt => (
+            format!("still encrypted: {}", counted(left, "value")),
+            "Let nobody who writes to the table encrypt any more, drop triggers that do, and call this \
+             again. fernet_census() counts the tokens under each key.",
+        ),
+    };
+    Report::warning(message, hint).with_detail(
         "Others wrote or locked their rows each time, or a trigger or a rule keeps them as they are.",
     )
 }
 
-/// There is no proof, for that reason, that no other tokens are under an older key.
-pub(super) fn unfinished(reason: &str, tokens: i64) -> Report {
+/// There is no proof, for that reason, that this is all that is left.
+pub(super) fn unfinished(conversion: Conversion, reason: &str, left: i64) -> Report {
+    let left = match conversion {
+        Conversion::Rotate { .. } => {
+            let tokens = counted(left, "token");
+            format!("{tokens} can be read only with an older key")
+        }
+        Conversion::Encrypt => format!("Still in plaintext: {}", counted(left, "value")),
+        Conversion::Decrypt => format!("Still encrypted: {}", counted(left, "value")),
+    };
     Report::warning(
         reason,
         "Call this again when the other transaction has ended, or with a longer lock_timeout.",
     )
-    .with_detail(format!(
-        "{} can be read only with an older key, not counting what could not be seen.",
-        counted(tokens, "token")
-    ))
+    .with_detail(format!("{left}, not counting what could not be seen."))
+}
+
+/// Nobody will find plaintexts by that index any more.
+pub(super) fn useless(index: &str) -> Report {
+    Report::warning(
+        format!("{index} finds no plaintext once it is encrypted"),
+        "Drop it. To look values up, keep a keyed hash of each in a column of its own.",
+    )
 }
 
 /// `lock_timeout` ended the wait for that process, which has written to the table.
@@ -102,11 +142,18 @@ mod tests {
         assert_documented([
             single_key(),
             left_as_they_are(2, 1, "no key opens (0,1) of public.connection.".into()),
-            still_old(3),
-            unfinished(&gave_up_waiting(writer), 3),
-            unfinished(GAVE_UP_LOOKING, 3),
+            left_in_text(2, 1, "no key opens (0,1) of public.connection.".into()),
+            unfinished(Conversion::Encrypt, &gave_up_waiting(writer), 3),
+            unfinished(Conversion::Decrypt, GAVE_UP_LOOKING, 3),
+            useless("index public.connection_password_idx"),
             unreadable(table, "canceling statement due to lock timeout"),
         ]);
+        let conversions = [
+            Conversion::Rotate { strict: false },
+            Conversion::Encrypt,
+            Conversion::Decrypt,
+        ];
+        assert_documented(conversions.map(|conversion| still_left(conversion, 3)));
         use Obstacle::*;
         assert_documented(
             [Foreign, Unlogged, NotReadable, HiddenRows].map(|obstacle| left_out(table, obstacle)),

@@ -101,11 +101,17 @@ impl Keyring {
     /// [`Error::Unauthenticated`], [`Error::BadPadding`]: nothing was decrypted.
     pub fn open(&self, token: Token<'_>) -> Result<usize, Error> {
         let (index, len) = self.opener(&token)?;
+        self.unseal(token, index, len);
+        Ok(len)
+    }
+
+    /// Puts the plaintext of a token, of that length, to the front of the token's buffer, the rest of
+    /// which is wiped. The key with that index opens it.
+    pub(super) fn unseal(&self, token: Token<'_>, index: usize, len: usize) {
         let Token { buf, len: end } = token;
         decrypt(&self.keys[index], &mut buf[..end]);
         buf.copy_within(CIPHERTEXT_AT..CIPHERTEXT_AT + len, 0);
         zeroize_bytes(&mut buf[len..end]);
-        Ok(len)
     }
 
     /// Replaces a token that the key with that index opens by one under the first key, with its own

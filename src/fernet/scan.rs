@@ -94,6 +94,29 @@ impl Keyring {
         })
     }
 
+    /// Looks at every token in `value` as [`inspect_value`](Self::inspect_value) does. If the value is
+    /// one token and nothing else, and a key opens it, the plaintext is at the front of `buf`, and its
+    /// length is returned.
+    ///
+    /// # Panics
+    /// If `buf` is shorter than `value`.
+    pub fn open_value(
+        &self,
+        value: &[u8],
+        buf: &mut [u8],
+        mut each: impl FnMut(Result<usize, Error>),
+    ) -> Option<usize> {
+        if let Some(token) = Token::decode_whole(value, buf)
+            && let Ok((key, len)) = self.opener(&token)
+        {
+            each(Ok(key));
+            self.unseal(token, key, len);
+            return Some(len);
+        }
+        self.inspect_value(value, buf, each);
+        None
+    }
+
     /// Gives every token that a key opens to `change`, with the index of that key. `change` may put
     /// another into its place, and returns that one's length. Returns that of the new value.
     fn each_token<E>(

@@ -59,6 +59,26 @@ impl<'a> Token<'a> {
         Ok(Self { buf, len })
     }
 
+    /// Decodes `encoded` into `buf` if it is a token and nothing else: white space may stand in it and
+    /// around it, and that alone is lost where its plaintext takes its place.
+    ///
+    /// # Panics
+    /// As [`decode`](Self::decode).
+    pub fn decode_whole(encoded: &[u8], buf: &'a mut [u8]) -> Option<Self> {
+        assert!(buf.len() >= Self::decoded_len_max(encoded.len()));
+        let lenient = |buf: &mut [u8]| {
+            let start = Self::start(encoded)?;
+            let (len, end) = Self::decode_lenient(&encoded[start..], buf)?;
+            let is_own = |(at, &byte): (usize, &u8)| {
+                byte.is_ascii_whitespace()
+                    || at >= start && (byte == b'=' || at < start + end && codec::is_char(byte))
+            };
+            encoded.iter().enumerate().all(is_own).then_some(len)
+        };
+        let len = Self::decode_strict(encoded, buf).or_else(|| lenient(buf))?;
+        Some(Self { buf, len })
+    }
+
     /// Decodes a token that is written as we write it, and returns its length in `buf`.
     pub(super) fn decode_strict(encoded: &[u8], buf: &mut [u8]) -> Option<usize> {
         let [b'g', b'A'..=b'P', ..] = encoded else {

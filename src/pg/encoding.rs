@@ -22,18 +22,31 @@ pub(crate) fn with_utf8<R>(text: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<R,
     }
 }
 
+/// Calls `f` with text that is given in UTF-8, in the database's encoding.
+pub(crate) fn with_text<R>(utf8: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<R, Error> {
+    Ok(match from_utf8(utf8)? {
+        Some((converted, len)) => f(&converted[..len]),
+        None => f(utf8),
+    })
+}
+
 /// Makes the first `len` bytes, UTF-8, a text value in the database's encoding.
 pub(crate) fn text_from_utf8<'fcx>(buffer: Buffer, len: usize) -> Result<Value<'fcx>, Error> {
-    let utf8 = &buffer[..len];
+    Ok(match from_utf8(&buffer[..len])? {
+        Some((converted, len)) => converted.finish(len),
+        None => buffer.finish(len),
+    })
+}
+
+/// Converts text from UTF-8 and returns it with its length, or `None` if it is the same in the database's
+/// encoding.
+fn from_utf8(utf8: &[u8]) -> Result<Option<(Buffer, usize)>, Error> {
     if !is_valid_utf8(utf8) {
         return Err(Error::NotText);
     }
     match database_encoding() {
-        UTF8 | SQL_ASCII => Ok(buffer.finish(len)),
-        encoding => {
-            let (converted, len) = convert(utf8, UTF8, encoding)?.ok_or(Error::NotText)?;
-            Ok(converted.finish(len))
-        }
+        UTF8 | SQL_ASCII => Ok(None),
+        encoding => Ok(Some(convert(utf8, UTF8, encoding)?.ok_or(Error::NotText)?)),
     }
 }
 

@@ -27,11 +27,7 @@ impl Value<'_> {
     /// Makes a token under the first key, stamped with the time of the call.
     pub(crate) fn token_of(plaintext: &[u8], keyring: &Keyring) -> Result<Self, Error> {
         let mut buffer = Buffer::new(sealed_len(plaintext.len()).ok_or(Error::TooLarge)?)?;
-        // A clock before 1970 has no other form in a token.
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let len = keyring.seal(plaintext, now.as_secs(), &random::iv()?, &mut buffer);
+        let len = seal(plaintext, keyring, &mut buffer)?;
         Ok(buffer.finish(len))
     }
 
@@ -137,7 +133,17 @@ impl Buffer {
     }
 }
 
-/// Text or bytea values that are kept for later, one behind the other. They are no secrets.
+/// Puts a token into a buffer of its length at least, and returns that.
+fn seal(plaintext: &[u8], keyring: &Keyring, buffer: &mut [u8]) -> Result<usize, Error> {
+    // A clock before 1970 has no other form in a token.
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Ok(keyring.seal(plaintext, now.as_secs(), &random::iv()?, buffer))
+}
+
+/// Text or bytea values that are kept for later, one behind the other. They are not wiped: they are
+/// about to be in a table.
 #[derive(Default)]
 pub(crate) struct Values {
     /// Each value as the server lays it out, aligned as its header must be.
@@ -153,6 +159,9 @@ impl Values {
         make: impl FnOnce(&mut [u8]) -> Result<Option<usize>, Error>,
     ) -> Result<Option<usize>, Error> {
         const HEADER: usize = pg_sys::VARHDRSZ / size_of::<u32>();
+        if capacity > MAX_VALUE {
+            return Err(Error::TooLarge);
+        }
         let start = self.words.len();
         let words_of = |bytes: usize| HEADER + bytes.div_ceil(size_of::<u32>());
         // To grow by doubling would take too much where a single value is large.
@@ -170,11 +179,29 @@ impl Values {
             self.words.truncate(start);
             return made;
         };
-        assert!(len <= capacity && len <= MAX_VALUE);
+        assert!(len <= capacity);
         // SAFETY: the memory begins with the header.
         unsafe { pgrx::set_varsize_4b(value.cast(), (len + pg_sys::VARHDRSZ) as i32) };
         self.words.truncate(start + words_of(len));
         Ok(Some(start))
+    }
+
+    /// Adds a copy of a value.
+    pub(crate) fn copy(&mut self, value: &[u8]) -> Result<Option<usize>, Error> {
+        self.push(value.len(), |room| {
+            room.copy_from_slice(value);
+            Ok(Some(value.len()))
+        })
+    }
+
+    /// Adds a token, as [`Value::token_of`] makes it.
+    pub(crate) fn token_of(
+        &mut self,
+        plaintext: &[u8],
+        keyring: &Keyring,
+    ) -> Result<Option<usize>, Error> {
+        let len = sealed_len(plaintext.len()).ok_or(Error::TooLarge)?;
+        self.push(len, |room| seal(plaintext, keyring, room).map(Some))
     }
 
     /// Returns a value, by what [`push`](Self::push) has returned.

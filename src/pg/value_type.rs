@@ -6,6 +6,7 @@ use pgrx::prelude::*;
 
 use super::Error;
 use super::array::Array;
+use super::encoding;
 use super::jsonb::Jsonb;
 use super::row::with_bytes_of;
 use super::value::{Buffer, Value, Values};
@@ -44,6 +45,36 @@ pub(crate) enum Plaintext {
     /// Text behind which there may be blanks that do not count.
     PaddedText,
     Bytes,
+}
+
+impl Plaintext {
+    /// Calls `f` with what is encrypted of a value, as the functions on single values take it: of text,
+    /// its UTF-8 form.
+    pub(crate) fn of_value<R>(self, value: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<R, Error> {
+        match self {
+            Self::Bytes => Ok(f(value)),
+            Self::Text => encoding::with_utf8(value, f),
+            Self::PaddedText => encoding::with_utf8(without_blanks(value), f),
+        }
+    }
+
+    /// Calls `f` with the value that was encrypted. The server adds the blanks that it may lack.
+    pub(crate) fn to_value<R>(
+        self,
+        plaintext: &[u8],
+        f: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, Error> {
+        match self {
+            Self::Bytes => Ok(f(plaintext)),
+            Self::Text | Self::PaddedText => encoding::with_text(plaintext, f),
+        }
+    }
+}
+
+/// Returns text without the blanks at its end.
+fn without_blanks(text: &[u8]) -> &[u8] {
+    let len = text.iter().rposition(|&byte| byte != b' ');
+    &text[..len.map_or(0, |last| last + 1)]
 }
 
 /// Gets a part of a value, and as much room, where it may put something else and return the length
@@ -256,6 +287,11 @@ impl<'v> Stored<'v> {
         !matches!(self.value_type.form, Form::Bytes)
     }
 
+    /// Returns what the value is as a plaintext, or its token: see [`ValueType::plaintext`].
+    pub(crate) fn plaintext(&self) -> Option<Plaintext> {
+        self.value_type.plaintext()
+    }
+
     /// Calls `f` with each part of the value.
     pub(crate) fn read(
         &self,
@@ -295,10 +331,7 @@ impl<'v> Stored<'v> {
             let Some(value) = changed else {
                 return Ok(None);
             };
-            values.push(value.len(), |room| {
-                room.copy_from_slice(&value);
-                Ok(Some(room.len()))
-            })
+            values.copy(&value)
         })
     }
 }
