@@ -199,11 +199,10 @@ COMMENT ON PROCEDURE fernet_rotate_column(
     regclass, name, integer, boolean, bigint, bigint, bigint, bigint, bigint) IS
     're-encrypt the tokens of a column under the first key, in batches with a COMMIT after each';
 
--- As fernet_rotate_column, these two return what they did, and then what they found: tokens by what opens
--- them, values without one, and NULLs. There is no column for values in plaintext in the one, or for
--- tokens that a key opens in the other: if any are left, a WARNING says so. Tokens with text beside them
--- are in no one's way when a column is encrypted, and count as current or old_key; when it is decrypted
--- they remain, and are counted in in_text.
+-- Like fernet_rotate_column, these two return first what they did, and then what they found and left. What
+-- they should have converted and could not is in no column: a WARNING counts it. Both leave a token that
+-- has text beside it: fernet_encrypt_column counts it as current or old_key, fernet_decrypt_column as
+-- in_text.
 CREATE PROCEDURE fernet_encrypt_column(
     relation regclass, column_name name, batch_size integer DEFAULT 10000,
     INOUT encrypted bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old_key bigint DEFAULT NULL,

@@ -12,7 +12,10 @@ from postgres import set_keys, value
 STANDARD = {
     "0A000": "a column that a table is partitioned by",
     "22004": "a NULL where none may be",
+    "22001": "a column that is too short",
     "22023": "a number of rows below 1",
+    "2BP01": "a column that something depends on",
+    "42501": "a catalog of the server's own",
     "42P01": "no such relation",
     "42703": "no such column",
     "42804": "a column of a type that holds no tokens",
@@ -82,13 +85,15 @@ def test_every_relation_and_name(db, relations):
         for name in NAMES:
             for statement in ("SELECT * FROM fernet_census(%s::oid::regclass, %s::name)",
                               "CALL fernet_rotate_column(%s::oid::regclass, %s::name)",
-                              "CALL fernet_rotate_column(%s::oid::regclass, %s::name, 1, true)"):
+                              "CALL fernet_rotate_column(%s::oid::regclass, %s::name, 1, true)",
+                              "CALL fernet_decrypt_column(%s::oid::regclass, %s::name)",
+                              "CALL fernet_encrypt_column(%s::oid::regclass, %s::name)"):
                 code = outcome(db, statement, relation, name)
                 # The division by zero is the view's own; values of the catalogs are no tokens.
                 assert code in {None, "22012", "22P02", *STANDARD}, (statement, relation, name)
                 seen[code] += 1
     print(f"{seen.total()} calls: {dict(seen)}")
-    assert set(STANDARD) - set(seen) == {"22004", "22023"}
+    assert set(STANDARD) - set(seen) == {"22001", "22004", "22023"}
     assert value(db, "SELECT count(*) FROM usual WHERE fernet_key_index(a) = 1") == 1
 
 
@@ -97,7 +102,9 @@ def test_every_number_and_null(db, relations):
     for number in -2**31, -1, 0, None, 1, 2, 2**31 - 1:
         expected = "22023" if number is not None and number < 1 else None
         assert outcome(db, "SELECT * FROM fernet_find_columns(%s)", number) == expected
-        assert outcome(db, "CALL fernet_rotate_column(%s::oid::regclass, 'a', %s)", usual, number) == ("22004" if number is None else expected)
+        for procedure in "rotate", "decrypt", "encrypt":
+            call = f"CALL fernet_{procedure}_column(%s::oid::regclass, 'a', %s)"
+            assert outcome(db, call, usual, number) == ("22004" if number is None else expected)
     for arguments in (None, "a", 1, False), (usual, None, 1, False), (usual, "a", 1, None):
         assert outcome(db, "CALL fernet_rotate_column(%s::oid::regclass, %s, %s, %s)", *arguments) == "22004"
     for arguments in (None, "a"), (usual, None):

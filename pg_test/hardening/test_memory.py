@@ -103,6 +103,22 @@ def test_every_error_caught(db, tokens, code, call):
         assert value(db, "SELECT fernet_key_index(fernet_encrypt('x'))") == 1
 
 
+@pytest.mark.parametrize("type", ["text", "char(200)", "bytea"])
+def test_columns_there_and_back(db, tokens, type):
+    db.execute(f"CREATE TEMP TABLE there AS SELECT ('secret ' || n)::{type} AS value FROM generate_series(1, 100) AS n")
+    db.execute("SET client_min_messages = error")
+
+    def run(values):
+        for _ in range(values // 100):
+            for procedure in "encrypt", "decrypt":
+                assert db.execute(f"CALL fernet_{procedure}_column('there', 'value', 40)").fetchone()[0] == 100
+        return values
+
+    first, second = growth(db, run, count(10_000, 1_000_000))
+    assert first < MEGABYTE
+    assert second < MEGABYTE // 4
+
+
 @pytest.mark.parametrize("type", ["text", "jsonb", "text[]"])
 @pytest.mark.parametrize("call", [
     "SELECT sum(tokens) FROM fernet_census('hundred', 'token')",

@@ -108,6 +108,42 @@ def test_text_that_is_not_utf8_is_refused(session, key):
         session.execute("SELECT fernet_encrypt(convert_from('\\x636166e9', 'SQL_ASCII'))")
 
 
+def test_columns_there_and_back(session, encoding, key):
+    session.execute("CREATE TABLE texts (id integer, value text)")
+    try:
+        for id, text in enumerate(FITS[encoding]):
+            session.execute("INSERT INTO texts VALUES (%s, %s)", [id, text])
+        stored = "SELECT id, value::bytea FROM (SELECT id, convert_to(value, getdatabaseencoding()) AS value FROM texts) AS t ORDER BY id"
+        before = session.execute(stored).fetchall()
+        session.execute("CALL fernet_encrypt_column('texts', 'value')")
+        tokens = session.execute("SELECT value::bytea FROM texts ORDER BY id").fetchall()
+        assert [Fernet(key).decrypt(token).decode() for (token,) in tokens] == FITS[encoding]
+        session.execute("CALL fernet_decrypt_column('texts', 'value')")
+        assert session.execute(stored).fetchall() == before
+
+        # Of what does not fit, the row is named, and nothing of the value shown.
+        for plaintext in [text.encode() for text in DOES_NOT_FIT.get(encoding, [])] + [b"secret\0", b"secret \xed\xa0\x80"]:
+            session.execute("TRUNCATE texts")
+            session.execute("INSERT INTO texts VALUES (1, convert_from(%s, 'SQL_ASCII'))", [Fernet(key).encrypt(plaintext)])
+            with pytest.raises(psycopg.errors.CharacterNotInRepertoire) as refusal:
+                session.execute("CALL fernet_decrypt_column('texts', 'value')")
+            diag = refusal.value.diag
+            assert diag.message_primary == "plaintext is not valid text in the database encoding: (0,1) of public.texts"
+            assert (diag.message_detail, diag.context) == (None, None)
+    finally:
+        session.execute("DROP TABLE texts")
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII"], indirect=True)
+def test_a_column_of_text_that_is_not_utf8(session, key):
+    session.execute("CREATE TABLE texts AS SELECT convert_from('\\x636166e9', 'SQL_ASCII') AS value")
+    try:
+        with pytest.raises(psycopg.errors.CharacterNotInRepertoire, match=r"text has no equivalent in UTF-8: \(0,1\) of public.texts"):
+            session.execute("CALL fernet_encrypt_column('texts', 'value')")
+    finally:
+        session.execute("DROP TABLE texts")
+
+
 def test_paths_in_messages(session, encoding):
     name = {"UTF8": "žluťoučký 🐘", "LATIN1": "schlüssel", "EUC_JP": "日本語", "SQL_ASCII": "A key"}[encoding]
     stored = name.encode({"LATIN1": "latin-1", "EUC_JP": "euc_jp"}.get(encoding, "utf-8"))

@@ -7,7 +7,7 @@ import pytest
 
 from fixtures import rng  # noqa: F401, a fixture
 from postgres import connect
-from tables import NEW, OLD
+from tables import CONVERSIONS, NEW, OLD
 
 DATABASE = "pg_fernet_operations"
 
@@ -35,6 +35,12 @@ def sessions(database):
             return session
 
         yield session
+
+
+@pytest.fixture(params=CONVERSIONS, ids=lambda conversion: conversion.name)
+def conversion(request):
+    """Each of the procedures on whole columns."""
+    return request.param
 
 
 @pytest.fixture

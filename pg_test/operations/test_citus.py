@@ -14,7 +14,7 @@ from psycopg import errors
 from cluster import Cluster
 from pages import code_block
 from postgres import value
-from tables import LOST, NEW, OLD, census, fill, in_background, plaintexts, rotate, under, wait_until
+from tables import DECRYPT, ENCRYPT, LOST, NEW, OLD, census, fill, in_background, plaintexts, rotate, under, wait_until
 
 with psycopg.connect() as server:
     if not value(server, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'citus')"):
@@ -90,6 +90,15 @@ def test_one_call_rotates_all_shards(db):
     assert {id: plaintext for id, (plaintext, _) in found.items()} == secrets(ROWS)
     assert {key for _, key in found.values()} == {NEW}
     assert rotate(db) == {"rotated": 0, "current": ROWS, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+
+
+def test_there_and_back(db):
+    distribute(db, 0)
+    db.execute(f"INSERT INTO secrets SELECT i, 'secret ' || i FROM generate_series(1, {ROWS}) AS i")
+    assert ENCRYPT.call(db) == ENCRYPT.counts(ROWS)
+    assert census(db) == {"current": ROWS}
+    assert DECRYPT.call(db) == DECRYPT.counts(ROWS)
+    assert value(db, "SELECT count(*) FROM secrets WHERE value = 'secret ' || id") == ROWS
 
 
 def test_any_node_can_be_called(db, workers):

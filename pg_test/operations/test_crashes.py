@@ -1,13 +1,15 @@
 """Calls that are killed with their session, or with the server, at random moments."""
 
+import itertools
 import sys
 import time
 
 import psycopg
 import pytest
+from cryptography.fernet import Fernet, InvalidToken
 
 from cluster import Cluster
-from tables import NEW, OLD, census, fill, in_background, plaintexts, rotate
+from tables import DECRYPT, ENCRYPT, NEW, OLD, ROTATE, census, contents, in_background
 
 ROWS = 20_000
 KILLS = 20
@@ -25,17 +27,38 @@ def cluster():
         yield cluster
 
 
+def there_and_back(procedure, cluster):
+    """Conversions in turn, each of which undoes the one before: rotations from one key to the other, or there from plaintexts to
+    tokens and back. Yields the conversion, and whether a value is as it makes it."""
+    for keys in itertools.cycle([[NEW, OLD], [OLD, NEW]]):
+        if procedure == "rotate":
+            cluster.write("keys", "\n".join(keys))
+            yield ROTATE, lambda value, key=keys[0]: opens(key, value)
+        else:
+            yield ENCRYPT, ENCRYPT.is_new
+            yield DECRYPT, DECRYPT.is_new
+
+
+def opens(key, token):
+    try:
+        return Fernet(key).decrypt(token) is not None
+    except InvalidToken:
+        return False
+
+
+@pytest.mark.parametrize("procedure", ["rotate", "encrypt, decrypt"])
 @pytest.mark.parametrize("victim", ["session", "server"])
-def test_a_new_call_completes_the_job(cluster, rng, victim):
+def test_a_new_call_completes_the_job(cluster, rng, victim, procedure):
     with cluster.connect() as db:
         db.execute("DROP TABLE IF EXISTS secrets")
-        fill(db, ROWS)
-    to_new = True
-    done = 0  # how many rows the calls since the last reversal have rotated
+        (ROTATE if procedure == "rotate" else ENCRYPT).fill(db, ROWS)
+    conversions = there_and_back(procedure, cluster)
+    conversion, is_new = next(conversions)
+    done = 0  # how many rows the calls since the last reversal have converted
     for kill in range(KILLS):
         caller = cluster.connect()
         pid = caller.info.backend_pid
-        with in_background(rotate, caller, batch_size=200) as call:
+        with in_background(conversion.call, caller, batch_size=200) as call:
             time.sleep(rng.uniform(0, 0.15))
             if victim == "session":
                 cluster.kill_session(pid)
@@ -50,21 +73,18 @@ def test_a_new_call_completes_the_job(cluster, rng, victim):
         if victim == "server":
             cluster.start()
         with cluster.connect() as db:
-            # Every value opens, and is what it was; what was rotated stays rotated.
-            found = plaintexts(db)
-            assert {id: p for id, (p, _) in found.items()} == {id: f"secret {id}" for id in range(1, ROWS + 1)}
-            current = sum(key == (NEW if to_new else OLD) for _, key in found.values())
-            assert census(db).get("current", 0) == current
+            # Every value is what it was; what was converted stays so.
+            assert contents(db) == {id: f"secret {id}" for id in range(1, ROWS + 1)}
+            current = sum(is_new(found) for (found,) in db.execute("SELECT value FROM secrets"))
+            assert census(db).get(conversion.after, 0) == current
             assert done <= current
-            print(f"{current} rows of {ROWS} are done")
+            print(f"{conversion.name}: {current} rows of {ROWS} are done")
             done = current
             if finished or current == ROWS:
                 assert current == ROWS
                 # The other way round, then.
-                to_new, done = not to_new, 0
-                cluster.write("keys", "\n".join([NEW, OLD] if to_new else [OLD, NEW]))
+                (conversion, is_new), done = next(conversions), 0
     with cluster.connect() as db:
-        counts = rotate(db)
-        assert counts == {"rotated": ROWS - done, "current": done, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
-        assert census(db) == {"current": ROWS}
+        assert conversion.call(db) == conversion.counts(ROWS - done, done)
+        assert census(db) == {conversion.after: ROWS}
     cluster.write("keys", "\n".join([NEW, OLD]))

@@ -6,7 +6,7 @@ import pytest
 from psycopg import errors
 
 from postgres import value
-from tables import LOST, NEW, OLD, census, fill, plaintexts, rotate, rotation_held_at, under, wait_until
+from tables import LOST, NEW, OLD, census, contents, fill, rotate, rotation_held_at, under, wait_until
 
 ROWS = 50_000
 
@@ -19,43 +19,41 @@ def notices_of(db):
 
 
 def is_consistent(db):
-    found = plaintexts(db)
-    return {id: plaintext for id, (plaintext, _) in found.items()} == {id: f"secret {id}" for id in range(1, ROWS + 1)}
+    return contents(db) == {id: f"secret {id}" for id in range(1, ROWS + 1)}
 
 
-def test_cancel(db, sessions):
-    fill(db, ROWS)
+def test_cancel(db, sessions, conversion):
+    conversion.fill(db, ROWS)
     caller = sessions()
-    with rotation_held_at(db, caller, 2000, batch_size=500) as (call, _):
+    with rotation_held_at(db, caller, 2000, conversion, batch_size=500) as (call, _):
         assert value(db, "SELECT pg_cancel_backend(%s)", caller.info.backend_pid)
         with pytest.raises(errors.QueryCanceled):
             call.result()
     done = census(db)
-    assert 1000 <= done["current"] < 2000
+    assert 1000 <= done[conversion.after] < 2000
     assert is_consistent(db)
     # The same session goes on where it was.
-    assert rotate(caller) == {"rotated": done["old key"], "current": done["current"],
-                              "unknown_key": 0, "not_a_token": 0, "nulls": 0}
-    assert census(db) == {"current": ROWS}
+    assert conversion.call(caller) == conversion.counts(done[conversion.before], done[conversion.after])
+    assert census(db) == {conversion.after: ROWS}
     assert is_consistent(db)
 
 
-def test_statement_timeout(db, sessions):
-    fill(db, ROWS)
+def test_statement_timeout(db, sessions, conversion):
+    conversion.fill(db, ROWS)
     caller = sessions()
     done = [0]
     while True:
         # On a busy machine little time may be too little even to find that all is done.
         caller.execute(f"SET statement_timeout = {100 * len(done)}")
         try:
-            counts = rotate(caller, batch_size=200)
+            counts = conversion.call(caller, batch_size=200)
             break
         except errors.QueryCanceled:
             assert is_transaction_over(caller)
-            done.append(census(db).get("current", 0))
+            done.append(census(db).get(conversion.after, 0))
     assert done == sorted(done) and done[-1] > 0
-    assert counts == {"rotated": ROWS - done[-1], "current": done[-1], "unknown_key": 0, "not_a_token": 0, "nulls": 0}
-    assert census(db) == {"current": ROWS}
+    assert counts == conversion.counts(ROWS - done[-1], done[-1])
+    assert census(db) == {conversion.after: ROWS}
     assert is_consistent(db)
 
 
@@ -63,34 +61,34 @@ def is_transaction_over(db):
     return db.info.transaction_status == 0
 
 
-def test_a_terminated_session(db, sessions):
-    fill(db, ROWS)
+def test_a_terminated_session(db, sessions, conversion):
+    conversion.fill(db, ROWS)
     caller = sessions()
-    with rotation_held_at(db, caller, 2000, batch_size=500) as (call, _):
+    with rotation_held_at(db, caller, 2000, conversion, batch_size=500) as (call, _):
         db.execute("SELECT pg_terminate_backend(%s)", [caller.info.backend_pid])
         with pytest.raises(errors.OperationalError):
             call.result()
     done = census(db)
-    assert 1000 <= done["current"] < 2000
-    assert rotate(db)["rotated"] == done["old key"]
-    assert census(db) == {"current": ROWS}
+    assert 1000 <= done[conversion.after] < 2000
+    assert conversion.call(db)[conversion.done] == done[conversion.before]
+    assert census(db) == {conversion.after: ROWS}
 
 
-def test_an_error_in_a_trigger(db, sessions):
-    fill(db, 1000)
+def test_an_error_in_a_trigger(db, sessions, conversion):
+    conversion.fill(db, 1000)
     db.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
                " $$ BEGIN IF NEW.id = 777 THEN RAISE 'not this one'; END IF; RETURN NEW; END $$")
     try:
         db.execute("CREATE TRIGGER refuse BEFORE UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION refuse()")
         with pytest.raises(errors.RaiseException, match="not this one"):
-            rotate(db, batch_size=100)
+            conversion.call(db, batch_size=100)
         assert is_transaction_over(db)
         # The batch of that row is undone, those before it are not.
         done = census(db)
-        assert 500 < done["current"] < 777 and done["old key"] == 1000 - done["current"]
+        assert 500 < done[conversion.after] < 777 and done[conversion.before] == 1000 - done[conversion.after]
     finally:
         db.execute("DROP FUNCTION refuse CASCADE")
-    assert rotate(db)["rotated"] == done["old key"]
+    assert conversion.call(db)[conversion.done] == done[conversion.before]
 
 
 def test_keys_that_change_meanwhile(db, sessions):

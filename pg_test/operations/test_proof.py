@@ -1,5 +1,5 @@
-"""A rotation ends with nothing under an older key, or with a WARNING that says how much: whatever moves, is inserted or
-kept meanwhile."""
+"""A conversion ends with nothing left, under an older key for instance, or with a WARNING that says how much: whatever moves, is
+inserted or kept meanwhile."""
 
 import re
 import threading
@@ -11,10 +11,10 @@ from cryptography.fernet import Fernet
 from psycopg import errors
 
 from postgres import notices, value
-from tables import OLD, census, fill, in_background, rotate, under, wait_until, waits_for_lock
+from tables import DECRYPT, ENCRYPT, OLD, census, contents, fill, in_background, rotate, under, wait_until, waits_for_lock
 
 ROWS = 50_000
-LEFT = re.compile(r"(\d+) tokens? can still be read only with an older key")
+LEFT = re.compile(r"(\d+) tokens? can still be read only with an older key|still (?:in plaintext|encrypted): (\d+) values?")
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def over_and_over(session, statement):
 
 def warned_of(told):
     """How many tokens the warnings say are left."""
-    return sum(int(found[1]) for message in told if (found := LEFT.fullmatch(message)))
+    return sum(int(found[1] or found[2]) for message in told if (found := LEFT.fullmatch(message)))
 
 
 MOVERS = {
@@ -55,61 +55,60 @@ MOVERS = {
 
 @pytest.mark.parametrize("statement", MOVERS.values(), ids=MOVERS)
 @pytest.mark.parametrize("rows", [100, ROWS])
-def test_a_row_that_moves_all_the_time(db, sessions, statement, rows):
+def test_a_row_that_moves_all_the_time(db, sessions, conversion, statement, rows):
     db.execute("CREATE TABLE secrets (id integer, part integer, value text) PARTITION BY LIST (part)")
     for part in 1, 2:
         db.execute(f"CREATE TABLE secrets_{part} PARTITION OF secrets FOR VALUES IN ({part})")
-    with under(db, OLD):
-        db.execute(f"INSERT INTO secrets SELECT i, 1 + i % 2, fernet_encrypt('x') FROM generate_series(1, {rows}) AS i")
+    conversion.fill(db, rows, "INSERT INTO secrets SELECT i, 1 + i % 2, {value}")
     db.execute("CREATE INDEX ON secrets (id)")
     caller = sessions()
     told = notices(caller, "WARNING")
     with over_and_over(sessions(), statement) as moved:
         start = moved[0]
-        counts = rotate(caller)
+        counts = conversion.call(caller)
     print(f"moved {moved[0] - start} times, {counts}, {told}")
     assert moved[0] > start
-    left = census(db).get("old key", 0)
+    left = census(db).get(conversion.before, 0)
     assert left == warned_of(told)
-    assert counts["rotated"] == rows - left
-    assert rotate(db)["rotated"] == left
-    assert census(db) == {"current": rows}
+    assert counts[conversion.done] == rows - left
+    assert conversion.call(db)[conversion.done] == left
+    assert census(db) == {conversion.after: rows}
 
 
-def test_what_was_not_committed_when_the_call_began(db, sessions):
-    fill(db, 10)
+def test_what_was_not_committed_when_the_call_began(db, sessions, conversion):
+    conversion.fill(db, 10)
     writer, caller = sessions(), sessions()
     told = notices(caller, "NOTICE")
     writer.execute("BEGIN")
-    writer.execute("INSERT INTO secrets VALUES (11, %s)", [Fernet(OLD).encrypt(b"late").decode()])
-    with in_background(rotate, caller) as call:
+    writer.execute("INSERT INTO secrets VALUES (11, %s)", [conversion.value("late")])
+    with in_background(conversion.call, caller) as call:
         # What can be seen is rotated first. Then it says whom it waits for, and has no lock on the table.
         wait_until(lambda: told)
         pid = writer.info.backend_pid
         assert told[0] == f"waiting for process {pid}, which has written to public.secrets or locked it"
-        assert census(db) == {"current": 10}
+        assert census(db) == {conversion.after: 10}
         assert value(db, "SELECT count(*) FROM pg_locks WHERE pid = %s AND locktype = 'relation'", caller.info.backend_pid) == 0
         assert value(db, "SELECT backend_xmin IS NULL FROM pg_stat_activity WHERE pid = %s", caller.info.backend_pid)
         writer.execute("COMMIT")
-        assert call.result()["rotated"] == 11
-    assert census(db) == {"current": 11}
+        assert call.result()[conversion.done] == 11
+    assert census(db) == {conversion.after: 11}
 
 
-def test_lock_timeout_bounds_the_wait(db, sessions):
-    fill(db, 10)
+def test_lock_timeout_bounds_the_wait(db, sessions, conversion):
+    conversion.fill(db, 10)
     writer, caller = sessions(), sessions()
     told = notices(caller, "WARNING")
     writer.execute("BEGIN")
-    writer.execute("INSERT INTO secrets VALUES (11, %s)", [Fernet(OLD).encrypt(b"late").decode()])
+    writer.execute("INSERT INTO secrets VALUES (11, %s)", [conversion.value("late")])
     caller.execute("SET lock_timeout = '1200ms'")
     start = time.monotonic()
-    assert rotate(caller)["rotated"] == 10
+    assert conversion.call(caller)[conversion.done] == 10
     assert 1.1 < time.monotonic() - start < 10
     assert told == \
         [f"gave up waiting for process {writer.info.backend_pid}, which has written to public.secrets or locked it"]
     writer.execute("COMMIT")
-    assert census(db) == {"current": 10, "old key": 1}
-    assert rotate(caller)["rotated"] == 1
+    assert census(db) == {conversion.after: 10, conversion.before: 1}
+    assert conversion.call(caller)[conversion.done] == 1
 
 
 @pytest.mark.parametrize("lock", ["ACCESS SHARE", "SHARE UPDATE EXCLUSIVE", "ROW SHARE"])
@@ -123,11 +122,11 @@ def test_who_does_not_write_is_not_waited_for(db, sessions, lock):
     other.execute("COMMIT")
 
 
-def test_two_calls_at_once(db, sessions):
-    fill(db, 20_000)
-    with in_background(rotate, sessions(), batch_size=100) as first, in_background(rotate, sessions(), batch_size=100) as second:
-        assert first.result()["rotated"] + second.result()["rotated"] == 20_000
-    assert census(db) == {"current": 20_000}
+def test_two_calls_at_once(db, sessions, conversion):
+    conversion.fill(db, 20_000)
+    with in_background(conversion.call, sessions(), batch_size=100) as first, in_background(conversion.call, sessions(), batch_size=100) as second:
+        assert first.result()[conversion.done] + second.result()[conversion.done] == 20_000
+    assert census(db) == {conversion.after: 20_000}
 
 
 def test_who_holds_a_row_can_change_the_table(db, sessions):
@@ -161,7 +160,7 @@ def test_partitions_are_locked_after_their_table(db, sessions, called):
         assert call.result()["rotated"] == 1
 
 
-def test_a_table_that_is_rewritten_after_the_snapshot(db, sessions):
+def test_a_table_that_is_rewritten_after_the_snapshot(db, sessions, conversion):
     # To that snapshot it is empty then.
     db.execute("CREATE TABLE secrets (id integer, n integer, value text) PARTITION BY LIST (id)")
     for part in 1, 2:
@@ -172,8 +171,8 @@ def test_a_table_that_is_rewritten_after_the_snapshot(db, sessions):
     first, second = "secrets_1", "secrets_2"
     writer, locker, caller = sessions(), sessions(), sessions()
     writer.execute("BEGIN")
-    writer.execute("INSERT INTO secrets VALUES (2, 0, %s)", [Fernet(OLD).encrypt(b"x").decode()])
-    with in_background(rotate, caller) as call:
+    writer.execute("INSERT INTO secrets VALUES (2, 0, %s)", [conversion.value("x")])
+    with in_background(conversion.call, caller) as call:
         wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
         locker.execute("BEGIN")
         locker.execute(f"LOCK TABLE {first} IN ACCESS EXCLUSIVE MODE")
@@ -185,8 +184,8 @@ def test_a_table_that_is_rewritten_after_the_snapshot(db, sessions):
         db.execute(f"ALTER TABLE {second} SET UNLOGGED")
         db.execute("DROP TABLE aside")
         locker.execute("COMMIT")
-        assert call.result()["rotated"] == 1
-    assert census(db) == {"current": 1}
+        assert call.result()[conversion.done] == 1
+    assert census(db) == {conversion.after: 1}
 
 
 ATTACHED = {
@@ -198,17 +197,17 @@ ATTACHED = {
 
 
 @pytest.mark.parametrize("statements, partitioned", ATTACHED.values(), ids=ATTACHED)
-def test_a_table_that_is_added_in_an_open_transaction(db, sessions, statements, partitioned):
+def test_a_table_that_is_added_in_an_open_transaction(db, sessions, conversion, statements, partitioned):
     db.execute(f"CREATE TABLE secrets (id integer, value text) {partitioned}")
-    token = Fernet(OLD).encrypt(b"x").decode()
+    token = conversion.value("x")
     other, caller = sessions(), sessions()
     other.execute("BEGIN")
     other.execute(statements.format(insert=f"INSERT INTO more VALUES (2, '{token}')"))
-    with in_background(rotate, caller) as call:
+    with in_background(conversion.call, caller) as call:
         wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
         other.execute("COMMIT")
-        assert call.result()["rotated"] == 1
-    assert census(db) == {"current": 1}
+        assert call.result()[conversion.done] == 1
+    assert census(db) == {conversion.after: 1}
 
 
 # After the snapshot of a look has been taken, and before it comes to the second child.
@@ -220,21 +219,21 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_child_that_is_changed_behind_the_snapshot(db, sessions, change):
+def test_a_child_that_is_changed_behind_the_snapshot(db, sessions, conversion, change):
     db.execute("CREATE TABLE secrets (id integer, value text)")
     for child in 1, 2:
         db.execute(f"CREATE TABLE secrets_{child} () INHERITS (secrets)")
-    db.execute("INSERT INTO secrets_2 VALUES (2, %s)", [Fernet(OLD).encrypt(b"x").decode()])
+    db.execute("INSERT INTO secrets_2 VALUES (2, %s)", [conversion.value("x")])
     locker, caller = sessions(), sessions()
     locker.execute("BEGIN")
     # That is not waited for before the look, but it keeps it from the first child.
     locker.execute("LOCK TABLE ONLY secrets_1 IN SHARE MODE")
-    with in_background(rotate, caller) as call:
+    with in_background(conversion.call, caller) as call:
         wait_until(lambda: value(db, WAITS_FOR_FIRST, caller.info.backend_pid))
         db.execute(change)
         locker.execute("COMMIT")
-        assert call.result()["rotated"] == 1
-    assert census(db) == {"current": 1}
+        assert call.result()[conversion.done] == 1
+    assert census(db) == {conversion.after: 1}
 
 
 WAITS_FOR_FIRST = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = %s AND NOT granted AND relation = 'secrets_1'::regclass)"
@@ -316,18 +315,36 @@ KEPT = {
 
 
 @pytest.mark.parametrize("when, body", KEPT.values(), ids=KEPT)
-def test_what_a_trigger_keeps_is_counted(db, sessions, function, when, body):
-    fill(db, 50)
+def test_what_a_trigger_keeps_is_counted(db, sessions, conversion, function, when, body):
+    conversion.fill(db, 50)
     function(body)
     db.execute(f"CREATE TRIGGER keep {when} UPDATE ON secrets FOR EACH ROW"
                " WHEN (OLD.id % 5 = 0 AND pg_trigger_depth() = 0) EXECUTE FUNCTION code()")
     caller = sessions()
     told = notices(caller, "WARNING")
     start = time.monotonic()
-    assert rotate(caller) == {"rotated": 40, "current": 0, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+    assert conversion.call(caller) == conversion.counts(40)
     assert time.monotonic() - start < 5
-    assert census(db) == {"current": 40, "old key": 10}
+    assert census(db) == {conversion.after: 40, conversion.before: 10}
     assert warned_of(told) == 10
+
+
+def test_beside_a_trigger_that_encrypts(db, sessions, function):
+    """It passes tokens on as they are: what the call encrypts is encrypted once. What the call decrypts, it encrypts again."""
+    ENCRYPT.fill(db, 50)
+    function("IF NOT fernet_is_token(NEW.value) THEN NEW.value := fernet_encrypt(NEW.value); END IF; RETURN NEW;")
+    db.execute("CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION code()")
+    db.execute("INSERT INTO secrets VALUES (51, 'secret 51')")
+    caller = sessions()
+    told = notices(caller, "WARNING")
+    assert ENCRYPT.call(caller) == ENCRYPT.counts(50, 1)
+    assert told == []
+    assert contents(db) == {id: f"secret {id}" for id in range(1, 52)}
+    start = time.monotonic()
+    assert DECRYPT.call(caller) == DECRYPT.counts(0)
+    assert time.monotonic() - start < 5
+    assert warned_of(told) == 51
+    assert census(db) == {"current": 51}
 
 
 RULES = {
@@ -390,14 +407,14 @@ def test_what_a_trigger_writes_instead_is_not_counted(db, sessions, function, in
     assert rotate(sessions())["rotated"] == 0
 
 
-def test_what_a_deferred_trigger_puts_back_is_not_counted(db, sessions, function):
-    fill(db, 20)
+def test_what_a_deferred_trigger_puts_back_is_not_counted(db, sessions, conversion, function):
+    conversion.fill(db, 20)
     function("UPDATE secrets SET value = OLD.value WHERE id = NEW.id; RETURN NULL;")
     db.execute("CREATE CONSTRAINT TRIGGER back AFTER UPDATE ON secrets DEFERRABLE INITIALLY DEFERRED"
                " FOR EACH ROW WHEN (OLD.value <> NEW.value AND pg_trigger_depth() = 0) EXECUTE FUNCTION code()")
     caller = sessions()
     told = notices(caller, "WARNING")
-    assert rotate(caller)["rotated"] == 0
+    assert conversion.call(caller)[conversion.done] == 0
     assert warned_of(told) == 20
 
 

@@ -1,4 +1,4 @@
-"""Rotation beside others who write to the table, or lock its rows."""
+"""Rotation, encryption and decryption beside others who write to the table, or lock its rows."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from postgres import notices, value
-from tables import (NEW, OLD, census, fill, full_scans, in_background, in_line, plaintexts, rotate,
+from tables import (NEW, OLD, census, contents, fill, full_scans, in_background, in_line, plaintexts, rotate,
                     rotation_held_at, under, wait_until, waits_for_lock)
 
 # Two million rows, for instance, take some minutes.
@@ -21,10 +21,10 @@ WRITERS = 4
 class Writer(threading.Thread):
     """Updates and inserts rows that no other writer touches, in transactions of one to three."""
 
-    def __init__(self, db, number, keys, rng, stop):
+    def __init__(self, db, number, forms, rng, stop):
         super().__init__()
         self.db, self.number, self.rng, self.stop = db, number, rng, stop
-        self.ciphers = [(key, Fernet(key)) for key in keys]
+        self.forms = forms  # of which each makes a value of a plaintext
         self.written = {}
         self.slowest = 0
         self.error = None
@@ -41,14 +41,14 @@ class Writer(threading.Thread):
         start = time.monotonic()
         with self.db.transaction():
             for _ in range(self.rng.randint(1, 3)):
-                key, cipher = self.rng.choice(self.ciphers)
+                form = self.rng.choice(self.forms)
                 plaintext = f"written by {self.number}: {self.rng.random()}"
                 # A row of its own: new ones have numbers past all others.
                 id = self.rng.randrange(1, ROWS * 11 // 10, WRITERS) + self.number
                 self.db.execute("INSERT INTO secrets VALUES (%s, %s)"
                                 " ON CONFLICT (id) DO UPDATE SET value = excluded.value",
-                                [id, cipher.encrypt(plaintext.encode()).decode()])
-                written[id] = plaintext, key
+                                [id, form(plaintext)])
+                written[id] = plaintext, form
         self.slowest = max(self.slowest, time.monotonic() - start)
         self.written |= written
         if self.rng.random() < 0.01:  # only locks a row, for a while
@@ -57,17 +57,18 @@ class Writer(threading.Thread):
                 time.sleep(0.05)
 
 
-@pytest.mark.parametrize("keys", [[NEW], [NEW, OLD]], ids=["new key", "both keys"])
-def test_nothing_is_lost(db, sessions, rng, keys):
-    fill(db, ROWS)
+@pytest.mark.parametrize("only_new", [True, False], ids=["all write what is new", "some write what is old"])
+def test_nothing_is_lost(db, sessions, conversion, rng, only_new):
+    conversion.fill(db, ROWS)
     scans = full_scans(db)
     stop = threading.Event()
-    writers = [Writer(sessions(), n, keys, rng, stop) for n in range(WRITERS)]
+    forms = [conversion.new_value] if only_new else [conversion.new_value, conversion.value]
+    writers = [Writer(sessions(), n, forms, rng, stop) for n in range(WRITERS)]
     for writer in writers:
         writer.start()
     wait_until(lambda: all(writer.written for writer in writers))
     try:
-        counts = rotate(sessions(), batch_size=5000)
+        counts = conversion.call(sessions(), batch_size=5000)
     finally:
         stop.set()
         for writer in writers:
@@ -82,21 +83,20 @@ def test_nothing_is_lost(db, sessions, rng, keys):
     expected = {id: f"secret {id}" for id in range(1, ROWS + 1)}
     written = {id: last for writer in writers for id, last in writer.written.items()}
     expected |= {id: plaintext for id, (plaintext, _) in written.items()}
-    found = plaintexts(db)
-    assert {id: plaintext for id, (plaintext, _) in found.items()} == expected
+    assert contents(db) == expected
 
-    # What is still under the old key was written under it; the census tells exactly how much.
-    old = {id for id, (_, key) in found.items() if key == OLD}
-    assert old <= {id for id, (_, key) in written.items() if key == OLD}
-    assert census(db).get("old key", 0) == len(old)
-    assert counts["unknown_key"] == counts["not_a_token"] == counts["nulls"] == 0
-    assert counts["rotated"] > ROWS * 0.9
+    # What is still as it was before was written so; the census tells exactly how much.
+    old = {id for id, found in db.execute("SELECT id, value FROM secrets") if not conversion.is_new(found)}
+    assert old <= {id for id, (_, form) in written.items() if form == conversion.value}
+    assert census(db).get(conversion.before, 0) == len(old)
+    assert all(count == 0 for name, count in counts.items() if name not in (conversion.done, conversion.already))
+    assert counts[conversion.done] > ROWS * 0.9
     # No batch read the whole table.
-    assert full_scans(db) == scans + 2  # the two checks above
+    assert full_scans(db) == scans + 3  # the checks above
 
-    assert rotate(db)["rotated"] == len(old)
-    assert census(db) == {"current": len(found)}
-    assert {id: plaintext for id, (plaintext, _) in plaintexts(db).items()} == expected
+    assert conversion.call(db)[conversion.done] == len(old)
+    assert census(db) == {conversion.after: len(expected)}
+    assert contents(db) == expected
 
 
 SCRIPT = """
@@ -197,24 +197,23 @@ def test_locked_rows_are_waited_for_at_last_and_alone(db, sessions):
     assert census(db) == {"current": 20_000}
 
 
-def test_an_update_in_progress_wins(db, sessions):
-    fill(db, 3)
+def test_an_update_in_progress_wins(db, sessions, conversion):
+    conversion.fill(db, 3)
     writer, caller = sessions(), sessions()
-    mine = Fernet(OLD).encrypt(b"mine").decode()
+    mine = conversion.value("mine")
     writer.execute("BEGIN")
     writer.execute("UPDATE secrets SET value = %s WHERE id = 2", [mine])
-    with in_background(rotate, caller) as call:
+    with in_background(conversion.call, caller) as call:
         wait_until_it_waits_for_long(db, caller)
         # A deadlock, if the call had a lock on another row while it waits.
         writer.execute("SET deadlock_timeout = '10ms'")
         writer.execute("UPDATE secrets SET value = %s WHERE id = 1", [mine])
         writer.execute("COMMIT")
         counts = call.result()
-    found = plaintexts(db)
-    assert {id: plaintext for id, (plaintext, _) in found.items()} == {1: "mine", 2: "mine", 3: "secret 3"}
-    # Row 1 was rotated, written again under the old key, and rotated again: it counts once.
-    assert counts["rotated"] == 3
-    assert census(db) == {"current": 3}
+    assert contents(db) == {1: "mine", 2: "mine", 3: "secret 3"}
+    # Row 1 was converted, written again as before, and converted again: it counts once.
+    assert counts == conversion.counts(3)
+    assert census(db) == {conversion.after: 3}
 
 
 def test_a_row_is_rotated_whose_other_columns_are_changed_meanwhile(db, sessions):

@@ -195,6 +195,8 @@ CREATE VIEW view AS TABLE secrets;
 CREATE MATERIALIZED VIEW matview AS TABLE secrets;
 CALL fernet_encrypt_column('view', 'value');
 CALL fernet_decrypt_column('matview', 'value');
+CALL fernet_encrypt_column('pg_description', 'description');
+\echo :LAST_ERROR_SQLSTATE
 SET default_transaction_read_only = on;
 CALL fernet_encrypt_column('secrets', 'value');
 CALL fernet_decrypt_column('secrets', 'value');

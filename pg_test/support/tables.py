@@ -1,10 +1,11 @@
-"""Tables of tokens, calls of fernet_rotate_column, and what they are checked with."""
+"""Tables of tokens, calls of fernet_rotate_column and its kin, and what they are checked with."""
 
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from cryptography.fernet import Fernet
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from postgres import value
 
@@ -28,11 +29,63 @@ def fill(db, rows, key=OLD, table="secrets"):
     db.execute(f"VACUUM ANALYZE {table}")
 
 
-def rotate(db, table="secrets", **arguments):
-    """Calls the procedure and returns its counts."""
-    named = "".join(f", {name} => {argument}" for name, argument in arguments.items())
-    cursor = db.execute(f"CALL fernet_rotate_column('{table}', 'value'{named})")
-    return dict(zip([column.name for column in cursor.description], cursor.fetchone()))
+@dataclass(frozen=True)
+class Conversion:
+    """A procedure on whole columns, with the statuses that the census has for its values before and after."""
+
+    name: str
+    before: str
+    after: str
+    done: str  # what it calls those that it has converted
+    others: list[str]  # its other counts
+    already: str  # which of these is of values that were so before
+
+    def call(self, db, table="secrets", **arguments):
+        """Calls the procedure and returns its counts."""
+        named = "".join(f", {name} => {argument}" for name, argument in arguments.items())
+        cursor = db.execute(f"CALL fernet_{self.name}_column('{table}', 'value'{named})")
+        return dict(zip([column.name for column in cursor.description], cursor.fetchone()))
+
+    def counts(self, done, already=0):
+        """What it returns, where there is nothing else."""
+        return {self.done: done, **dict.fromkeys(self.others, 0), self.already: already}
+
+    def value(self, plaintext):
+        """What such a plaintext is before."""
+        return {"rotate": Fernet(OLD).encrypt, "encrypt": bytes, "decrypt": Fernet(NEW).encrypt}[self.name](plaintext.encode()).decode()
+
+    def new_value(self, plaintext):
+        """What it is after, as somebody else writes it."""
+        return plaintext if self.name == "decrypt" else Fernet(NEW).encrypt(plaintext.encode()).decode()
+
+    def is_new(self, value):
+        try:
+            Fernet(NEW).decrypt(value)
+            return self.name != "decrypt"
+        except InvalidToken:
+            return self.name == "decrypt"
+
+    def sql(self, plaintext):
+        """The same, as an expression of SQL."""
+        return plaintext if self.name == "encrypt" else f"fernet_encrypt({plaintext})"
+
+    def fill(self, db, rows, insert=None):
+        """Makes a table as `fill` does, or one that is there already, of what the procedure is to convert."""
+        with under(db, OLD if self.name == "rotate" else NEW):
+            if not insert:
+                db.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
+                insert = "INSERT INTO secrets SELECT i, {value}"
+            value = self.sql("'secret ' || i")
+            db.execute(f"{insert.format(value=value)} FROM generate_series(1, {rows}) AS i")
+        db.execute("VACUUM ANALYZE secrets")
+
+
+ROTATE = Conversion("rotate", "old key", "current", "rotated", ["current", "unknown_key", "not_a_token", "nulls"], "current")
+ENCRYPT = Conversion("encrypt", "not a token", "current", "encrypted", ["current", "old_key", "unknown_key", "nulls"], "current")
+DECRYPT = Conversion("decrypt", "current", "not a token", "decrypted", ["in_text", "unknown_key", "not_a_token", "nulls"], "not_a_token")
+CONVERSIONS = [ROTATE, ENCRYPT, DECRYPT]
+
+rotate = ROTATE.call
 
 
 def census(db, table="secrets"):
@@ -54,6 +107,19 @@ def plaintexts(db, keys=(NEW, OLD), table="secrets"):
         raise ValueError("no key opens the token")
 
     return {id: decrypt(token) for id, token in db.execute(f"SELECT id, value FROM {table}")}
+
+
+def contents(db):
+    """The plaintexts of a table, in which there may be tokens and plaintexts."""
+    cipher = MultiFernet([Fernet(NEW), Fernet(OLD)])
+
+    def plaintext(value):
+        try:
+            return cipher.decrypt(value).decode()
+        except InvalidToken:
+            return value
+
+    return {id: plaintext(value) for id, value in db.execute("SELECT id, value FROM secrets")}
 
 
 def full_scans(db, table="secrets"):
@@ -99,8 +165,8 @@ class Background:
 
 
 @contextmanager
-def rotation_held_at(db, caller, id, **arguments):
-    """Rotates in the background, and holds the call in the batch of a row until `go_on` is called.
+def rotation_held_at(db, caller, id, conversion=ROTATE, **arguments):
+    """Rotates, encrypts or decrypts in the background, and holds the call in the batch of a row until `go_on` is called.
 
     The batch polls: a wait for a lock would be over after a moment, and the row left out.
     """
@@ -114,7 +180,7 @@ def rotation_held_at(db, caller, id, **arguments):
     db.execute(f"CREATE TRIGGER hold BEFORE UPDATE ON secrets FOR EACH ROW WHEN (OLD.id = {id}) EXECUTE FUNCTION hold()")
     held = "SELECT wait_event IS NOT DISTINCT FROM 'PgSleep' FROM pg_stat_activity WHERE pid = %s"
     try:
-        with in_background(rotate, caller, **arguments) as call:
+        with in_background(conversion.call, caller, **arguments) as call:
             try:
                 wait_until(lambda: value(db, held, caller.info.backend_pid))
                 yield call, go_on

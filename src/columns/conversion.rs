@@ -15,7 +15,8 @@ pub(super) enum Conversion {
     Rotate { strict: bool },
     /// Values in which there is no token become one under the first key.
     Encrypt,
-    /// Values that are one token and nothing else, and that a key opens, become their plaintexts.
+    /// Values that are one token and nothing else, and that a key opens, become their plaintexts. A
+    /// plaintext may be such a token again: then the next look decrypts that.
     Decrypt,
 }
 

@@ -39,6 +39,10 @@ pub(crate) enum Error {
         relation: String,
         kind: Kind,
     },
+    /// It is a catalog of the server's own.
+    Catalog {
+        relation: String,
+    },
     /// No token fits into the column.
     TooShort {
         column: String,
@@ -192,6 +196,11 @@ impl From<Error> for Report {
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("access method of {relation} does not find rows by their block"),
                 "Use UPDATE, as in SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+            ),
+            Error::Catalog { relation } => Self::new(
+                Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("{relation} is a system catalog"),
+                "Give the name of a table of your own.",
             ),
             Error::TooShort { column, relation } => Self::new(
                 Code::ERRCODE_STRING_DATA_RIGHT_TRUNCATION,
@@ -392,6 +401,9 @@ mod tests {
             },
             Error::AccessMethod {
                 relation: relation(),
+            },
+            Error::Catalog {
+                relation: "pg_catalog.pg_authid".into(),
             },
             Error::TooShort {
                 column: column(),

@@ -2,7 +2,7 @@
 //!
 //! A token is longer than its plaintext, and another one each time. The server would stop at the first
 //! row that a constraint does not let through, with half of the column converted, and some of its
-//! messages show the value.
+//! messages show the value. And it lets a superuser write to its own catalogs.
 
 use std::ffi::CStr;
 
@@ -30,21 +30,25 @@ pub(super) fn check(
     };
     let relation = Relation::open(connection, oid, Lock::Write).ok_or(Error::NoRelation(oid))?;
     let column = relation.column(column_name)?;
-    let name = || encoding::printable(column_name.to_bytes());
+    let printable_name = || encoding::printable(column_name.to_bytes());
+    if relation.is_catalog() {
+        return Err(Error::Catalog {
+            relation: relation.printable_name(),
+        });
+    }
     if column.value_type.plaintext().is_none() {
         return Err(Error::NoPlaintext {
-            column: name(),
+            column: printable_name(),
             relation: relation.printable_name(),
             type_name: column.printable_type(),
         });
     }
-    if encrypts
-        && column
-            .max_chars()
-            .is_some_and(|max| Some(max) < sealed_len(0))
-    {
+    let takes_a_token = column
+        .max_chars()
+        .is_none_or(|max| Some(max) >= sealed_len(0));
+    if encrypts && !takes_a_token {
         return Err(Error::TooShort {
-            column: name(),
+            column: printable_name(),
             relation: relation.printable_name(),
         });
     }
@@ -55,7 +59,7 @@ pub(super) fn check(
     {
         if is_in_the_way {
             return Err(Error::Constrained {
-                column: encoding::printable(column_name.to_bytes()),
+                column: printable_name(),
                 relation: relation.printable_name(),
                 dependent: name,
             });

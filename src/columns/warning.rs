@@ -53,12 +53,12 @@ pub(super) fn still_left(conversion: Conversion, left: i64) -> Report {
         ),
         Conversion::Encrypt => (
             format!("still in plaintext: {}", counted(left, "value")),
-            "Let all that write to the table encrypt, look at its triggers and rules, and call this \
-             again. fernet_census() counts the values without a token.",
+            "Make everything that writes to the table encrypt, look at its triggers and rules, and call \
+             this again. fernet_census() counts the values without a token.",
         ),
         Conversion::Decrypt => (
             format!("still encrypted: {}", counted(left, "value")),
-            "Let nobody who writes to the table encrypt any more, drop triggers that do, and call this \
+            "Stop everything that encrypts on the way into the table, triggers included, and call this \
              again. fernet_census() counts the tokens under each key.",
         ),
     };

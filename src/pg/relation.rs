@@ -110,6 +110,12 @@ impl<'c> Relation<'c> {
         }
     }
 
+    /// Tells whether it is a catalog of the server's own.
+    pub(crate) fn is_catalog(&self) -> bool {
+        // SAFETY: no pointers.
+        unsafe { pg_sys::IsCatalogRelationOid(self.oid()) }
+    }
+
     /// Returns the name with its schema.
     pub(crate) fn name(&self) -> Identifier {
         let class = self.class();
