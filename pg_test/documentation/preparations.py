@@ -145,11 +145,6 @@ def one_key(reader):
     use_keys(reader, NEW)
 
 
-def encrypted_column(reader):
-    """What fernet_encrypt_column will do."""
-    reader.run_sql("UPDATE customer SET id = id;")
-
-
 def prefect(reader):
     reader.run_sql(f"""
         CREATE TABLE block_document AS SELECT to_jsonb(fernet_encrypt('{{}}')) AS data;
@@ -174,7 +169,6 @@ PREPARATIONS = {
     ("docs/applications.md", "Other applications"): vault,
     ("docs/applications.md", "Prefect"): prefect,
     ("docs/columns.md", "Encrypting a column"): one_key,
-    ("docs/columns.md", "5. Proof"): encrypted_column,
     ("docs/migrations.md", "Rules"): project,
     ("docs/migrations.md", "Alembic"): alembic_project,
     ("docs/migrations.md", "Alembic, in batches"): rotated_by_alembic,

@@ -140,4 +140,4 @@ class Reader:
 def relevant_lines(text):
     """Without blank ones, and without what progress and speed depend on."""
     lines = (re.sub(r"( rows) in .* rows/s$", r"\1", line.rstrip()) for line in text.splitlines())
-    return [line for line in lines if line and not re.match("NOTICE:  (rotating|checking what)", line)]
+    return [line for line in lines if line and not re.match("NOTICE:  (rotating|encrypting|decrypting|checking what)", line)]

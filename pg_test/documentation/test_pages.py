@@ -40,10 +40,6 @@ NOT_RUN = {
         "UPDATE data_sources": "pg_test/documentation/test_applications.py::test_redash",
         "UPDATE sentry_integration": "pg_test/documentation/test_formats.py::test_sentry",
     },
-    "docs/columns.md": {
-        "CALL fernet_encrypt_column": "there is no such procedure yet",
-        "CALL fernet_decrypt_column": "there is no such procedure yet",
-    },
     "docs/migrations.md": {
         "sqitch init": "sqitch brings 60 packages of Perl",
         "sqitch deploy": "the same",
