@@ -119,7 +119,7 @@ BEGIN
         CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner)))
         WHERE e.extname = 'pg_fernet' AND grantee <> p.proowner
           AND (p.proargtypes[0] IN ('json'::regtype, 'jsonb'::regtype)
-               OR p.proname ~ '^fernet_((en|de)crypt_(column|shard)|encrypt_trigger)$')
+               OR p.proname ~ '^fernet_(en|de)crypt_(column|shard|trigger)$')
         GROUP BY p.oid
     LOOP
         EXECUTE format('REVOKE ALL ON ROUTINE %s FROM %s', routine.signature, routine.grantees);
