@@ -11,7 +11,7 @@ from cryptography.fernet import Fernet
 from psycopg import errors
 
 from postgres import notices, value
-from tables import DECRYPT, ENCRYPT, OLD, census, contents, fill, in_background, rotate, under, wait_until, waits_for_lock
+from tables import DECRYPT, ENCRYPT, OLD, census, contents, fill, in_background, in_line, rotate, under, wait_until, waits_for_lock
 
 ROWS = 50_000
 LEFT = re.compile(r"(\d+) tokens? can still be read only with an older key|still (?:in plaintext|encrypted): (\d+) values?")
@@ -261,6 +261,31 @@ def test_a_column_that_is_made_again_behind_the_snapshot(db, sessions):
         db.execute("DROP TABLE secrets CASCADE")
 
 
+BECOMES_A_DOCUMENT = {
+    "encrypt": (ENCRYPT, {"not a token": 1}, "still in plaintext: 1 value"),
+    "decrypt": (DECRYPT, {"current": 1}, "left as they are: 0 tokens that no key opens, 1 token among other text"),
+}
+
+
+@pytest.mark.parametrize("conversion, left, warning", BECOMES_A_DOCUMENT.values(), ids=BECOMES_A_DOCUMENT)
+def test_a_column_that_becomes_a_document_meanwhile(db, sessions, conversion, left, warning):
+    """What is in it then is neither encrypted nor decrypted, and the call says that it is left."""
+    conversion.fill(db, 10)
+    writer, other, caller = sessions(), sessions(), sessions()
+    told = notices(caller, "WARNING")
+    late = conversion.value("x")
+    writer.execute("BEGIN")
+    writer.execute("INSERT INTO secrets VALUES (11, %s)", [late])
+    with in_background(conversion.call, caller) as call:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        with in_line(db, other, "ALTER TABLE secrets ALTER value TYPE jsonb USING to_jsonb(value)"):
+            writer.execute("COMMIT")
+        assert call.result()[conversion.done] == 10
+    assert told[-1] == warning
+    assert census(db) == {conversion.after: 10} | left
+    assert value(db, "SELECT value #>> '{}' FROM secrets WHERE id = 11") == late
+
+
 def test_a_table_that_is_dropped_meanwhile(db, sessions):
     fill(db, 10)
     other, caller = sessions(), sessions()
@@ -329,11 +354,10 @@ def test_what_a_trigger_keeps_is_counted(db, sessions, conversion, function, whe
     assert warned_of(told) == 10
 
 
-def test_beside_a_trigger_that_encrypts(db, sessions, function):
+def test_beside_the_trigger_that_encrypts(db, sessions):
     """It passes tokens on as they are: what the call encrypts is encrypted once. What the call decrypts, it encrypts again."""
     ENCRYPT.fill(db, 50)
-    function("IF NOT fernet_is_token(NEW.value) THEN NEW.value := fernet_encrypt(NEW.value); END IF; RETURN NEW;")
-    db.execute("CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION code()")
+    db.execute("CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('value')")
     db.execute("INSERT INTO secrets VALUES (51, 'secret 51')")
     caller = sessions()
     told = notices(caller, "WARNING")
