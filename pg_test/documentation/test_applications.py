@@ -106,8 +106,7 @@ def test_key_files_of_derived_keys(tmp_path):
     def derived(secret):
         return run({"SECRET_KEY": secret}, "-c", code_block(PAGE, "SQLAlchemy-Utils", "python"))
 
-    assert not typed(first)
-    file.unlink(missing_ok=True)
+    assert not typed(first) and not file.exists()
     assert typed(first, OLD_SECRET="old")
     assert (file.read_text().split(), file.stat().st_mode & 0o777) == ([derived("old")], 0o600)
     assert not typed(first, OLD_SECRET="another")
