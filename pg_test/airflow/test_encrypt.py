@@ -1,5 +1,7 @@
 """Encryption: of plaintext by encrypt.sql, and by fernet_encrypt for Airflow to read."""
 
+import re
+
 import pytest
 from cryptography.fernet import Fernet
 
@@ -102,6 +104,28 @@ def test_a_token_of_somebody_else(airflow, old, new):
     assert airflow.psql_ok("encrypt.sql", old)
     assert airflow.check(old)[0]
     airflow.assert_reads(ENCRYPTED, rows, key=old)
+
+
+def test_a_token_of_somebody_else_in_the_json_of_a_trigger(airflow, old, new, both):
+    """Inside another token, nothing could rotate it, or what is beside it, once the key is there."""
+    lost = Fernet.generate_key().decode()
+    theirs, ours = (Fernet(key).encrypt(b"secret").decode() for key in (lost, old))
+    held = [theirs, f"v1-{theirs}", f"a line\n{theirs}", f"{ours};{theirs}"]
+    image = {"image": "gAAAAA" * 10}
+    airflow.seed({"triggers": [{"classpath": f"example.Theirs{number}", "kwargs": {"secret": text}} for number, text in enumerate(held)]
+                  + [{"classpath": "example.Image", "kwargs": image}]}, key=None)
+
+    printed = airflow.psql_ok("encrypt.sql", old)
+
+    assert "trigger: rows encrypted: 1\ntrigger: rows left, since their JSON holds tokens: 4\n" in printed
+    airflow.psql_ok("rotate.sql", f"{both},{lost}")
+    read = airflow.read(new)["triggers"]
+    assert read["example.Image"] == image
+    for number, text in enumerate(held):
+        secret = read[f"example.Theirs{number}"]["secret"]
+        tokens = re.findall("gAAAAA[^;]+", secret)
+        assert len(tokens) == text.count("gAAAAA")
+        assert all(Fernet(new).decrypt(token) == b"secret" for token in tokens)
 
 
 def test_an_error_leaves_everything_as_it_was(half_encrypted_airflow):

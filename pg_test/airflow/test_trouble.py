@@ -213,23 +213,28 @@ def test_tasks_that_write_xcoms(airflow, both, script):
         assert airflow.check(both)[0]
 
 
-def test_xcoms_that_no_key_opens(airflow, old, new, both):
+def test_documents_with_tokens_that_no_key_opens(airflow, old, new, both):
     """They stop nothing. What is under the old key beside them is rotated by hand."""
     lost = Fernet.generate_key().decode()
+    mixed = [Fernet(key).encrypt(b"x").decode() for key in (lost, old)]
     airflow.push({"lost": {"delta": {"secret": "x"}}}, key=lost)
-    airflow.push({"mixed": [Fernet(key).encrypt(b"x").decode() for key in (lost, old)]})
+    airflow.push({"mixed": mixed})
+    airflow.seed({"triggers": [{"classpath": "example.Mixed", "kwargs": {"secrets": mixed}}]}, key=None)
 
     airflow.psql_ok("rotate.sql", both)
 
     succeeded, statuses = airflow.check(both)
     assert not succeeded
     assert statuses["xcom.value", "current"] == ("1", 7, "yes")
-    assert statuses["xcom.value", "old key"] == ("2", 1, "no")
+    assert statuses["xcom.value", "old key"] == statuses["trigger.kwargs", "old key"] == ("2", 1, "no")
     with airflow.connect(keys=both, autocommit=True) as connection:
-        connection.execute(code_block("When something fails", "sql", containing="CALL"))
+        for call in code_block("When something fails", "sql", containing="CALL").splitlines():
+            connection.execute(call)
         connection.execute("DELETE FROM xcom WHERE key = 'lost'")
     assert airflow.check(both)[0]
-    assert Fernet(new).decrypt(airflow.read(new)["xcoms"]["mixed"][1]) == b"x"
+    read = airflow.read(new)
+    for secrets in read["xcoms"]["mixed"], read["triggers"]["example.Mixed"]["secrets"]:
+        assert Fernet(new).decrypt(secrets[1]) == b"x"
 
 
 AT_A_LOCK = "wait_event_type = 'Lock'"

@@ -46,6 +46,7 @@ def test_key_in_the_database(database):
         session.execute("CREATE EXTENSION pg_fernet")
         old = value(session, KEY_IN_THE_DATABASE)
         session.execute(prefect.block("sql", "configuration"))
+        session.execute("COMMIT")
         new = value(session, KEY_IN_THE_DATABASE)
         assert new != old
         # The list was that of the transaction.

@@ -92,6 +92,32 @@ def test_rotation(database, heading, make_secret, column, column_type, applicati
     assert run(new, *application, "read") == "hunter2"
 
 
+def test_key_files_of_derived_keys(tmp_path):
+    """The commands of the page's beginning: none makes a key of a secret that is not set."""
+    file = tmp_path / "fernet.keys"
+    (tmp_path / "derive.py").write_text(code_block(PAGE, "SQLAlchemy-Utils", "python"))
+    first, rotation = (code_block(PAGE, "Other applications", "sh", containing=text).replace("/etc/postgresql", str(tmp_path))
+                       for text in ("set -C", "NEW_SECRET"))
+
+    def typed(command, **secret):
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env={"PATH": os.environ["PATH"]} | secret, capture_output=True)
+        return done.returncode == 0
+
+    def derived(secret):
+        return run({"SECRET_KEY": secret}, "-c", code_block(PAGE, "SQLAlchemy-Utils", "python"))
+
+    assert not typed(first) and not file.exists()
+    assert typed(first, OLD_SECRET="old")
+    assert (file.read_text().split(), file.stat().st_mode & 0o777) == ([derived("old")], 0o600)
+    assert not typed(first, OLD_SECRET="another")
+
+    assert not typed(rotation, OLD_SECRET="old") and not typed(rotation, NEW_SECRET="new")
+    assert file.read_text().split() == [derived("old")]
+    assert typed(rotation, OLD_SECRET="old", NEW_SECRET="new")
+    assert (file.read_text().split(), file.stat().st_mode & 0o777) == ([derived("new"), derived("old")], 0o600)
+    assert (tmp_path / "fernet.keys.old").read_text().split() == [derived("old")]
+
+
 def test_json_fields(database):
     """As the page says: jsonb with a token in each leaf, rotated by the same statement."""
     application = ["django_fields.py", "encrypted_fields.fields"]

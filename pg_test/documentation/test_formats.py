@@ -134,7 +134,11 @@ def test_openmetadata(session):
     fingerprint = value(session, "SELECT fingerprint FROM fernet_keys() WHERE key_index = 2")
     assert value(session, "SELECT tokens FROM fernet_census('user_entity', 'json') WHERE fingerprint = %s",
                  fingerprint) == 2 * len(SECRETS)
+    left = code_block(PAGE, "All columns at once", "sql", containing="fernet_census")
+    assert sorted(session.execute(left).fetchall()) == sorted(
+        [(table, "json", "old key", fingerprint, 2 * len(SECRETS)) for table in tables])
     session.execute(statements("All columns at once"))
+    assert session.execute(left).fetchall() == []
     for table in tables:
         assert census(session, table, "json") == 0
         assert read([new], table) == sorted(SECRETS)

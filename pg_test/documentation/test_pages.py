@@ -25,7 +25,8 @@ NOT_RUN = {
         "from alembic import op": "pg_test/airflow/test_documentation.py::test_alembic_migration",
     },
     "docs/applications.md": {
-        "python3 derive.py": "pg_test/documentation/test_applications.py::test_rotation",
+        "set -C; SECRET_KEY": "pg_test/documentation/test_applications.py::test_key_files_of_derived_keys",
+        "NEW_SECRET": "pg_test/documentation/test_applications.py::test_key_files_of_derived_keys",
         "UPDATE apikey": "pg_test/applications/test_langflow.py::test_rotation",
         "UPDATE oauth_session": "pg_test/applications/test_open_webui.py::test_rotation",
         "UPDATE secrets": "pg_test/applications/test_phoenix.py::test_rotation",

@@ -205,6 +205,7 @@ SELECT count(*) > 0 AS failed FROM (:statuses_of_airflow) AS found WHERE NOT ok 
   DO $$ BEGIN
     RAISE EXCEPTION 'not every value is under the first key'
       USING HINT = 'Run rotate.sql for old keys and encrypt.sql for plaintext and missing flags. '
+                   'If an old key stays, the value also holds a token that no key opens: CALL fernet_rotate_column. '
                    'Add the missing key to the list for unknown ones, or set the value again in Airflow; '
                    'for an XCom, run the task again. '
                    'For "not a token", correct the flag if the value is plaintext, then run encrypt.sql.';

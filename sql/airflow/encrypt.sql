@@ -1,7 +1,7 @@
 -- Encrypt what an Airflow metadata database still holds as plaintext: every
 -- password, extra and variable whose flag says so, and trigger arguments in
--- JSON. Run it with psql once every Airflow process has the key. Tokens that no
--- key in the list opens are left as they are, and named.
+-- JSON that hold no token. Run it with psql once every Airflow process has the
+-- key. Tokens that no key in the list opens are left as they are, and named.
 --
 -- One transaction, which stops at the first error; safe to run twice. The keys
 -- come from fernet.keys, fernet.keys_file or fernet.keys_command.
@@ -198,12 +198,17 @@ UPDATE :"schema".variable
 \echo variable: rows encrypted: :ROW_COUNT
 
 -- A trigger has no flag: Airflow takes arguments that start with a brace for JSON.
--- With tokens in it, that stays JSON: nobody could rotate them inside another one.
+-- With a token in it, that stays JSON: nobody could rotate it inside another one.
+-- Also with one that no key opens, however it stands there: its key may come later,
+-- and there may be others beside it.
 \if :trigger_is_text
   UPDATE :"schema".trigger
      SET kwargs = :"fernet".fernet_encrypt(kwargs::text)
-   WHERE kwargs LIKE '{%' AND :"fernet".fernet_key_index(kwargs::text) IS NULL;
+   WHERE kwargs LIKE '{%' AND :"fernet".fernet_key_index(kwargs::text) IS NULL
+     AND kwargs !~ 'gAAAAA[A-Za-z0-9+/_-]{92}';
   \echo trigger: rows encrypted: :ROW_COUNT
+  SELECT count(*) AS left FROM :"schema".trigger WHERE kwargs LIKE '{%' \gset
+  \echo trigger: rows left, since their JSON holds tokens: :left
 \endif
 
 \if :has_connection_tests
