@@ -114,7 +114,8 @@ COMMIT;
 @contextmanager
 def pgbench(database, key, others, folder):
     """Two clients that update and insert rows at random, under one key, as fast as they can."""
-    script = folder / "script.sql"
+    # Each has its own: it may still be reading it when the next one is begun.
+    script = folder / f"{key}.sql"
     script.write_text(SCRIPT)
     command = ["pgbench", "-n", "-f", script, "-T", "86400", "-c", "2", "-D", f"rows={ROWS}", "-D", f"key='{key}'"]
     keys = f"-c fernet.keys={','.join([key, *others])}"
