@@ -3,6 +3,7 @@
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use super::tally::inspect;
 use super::{Error, warning};
 use crate::fernet::{self, Keyring};
 use crate::keys::{self, keyring};
@@ -203,14 +204,14 @@ fn sums(columns: &[Candidate]) -> impl Iterator<Item = FoundRow> + use<> {
 /// alone.
 fn count_tokens(keyring: Option<&Keyring>, value: &Stored<'_>) -> Result<i64, Error> {
     let mut tokens = 0;
-    value.read(|part| {
-        let mut buffer = Buffer::new(part.len())?;
-        match keyring {
-            Some(keyring) => keyring.inspect_value(part, &mut buffer, |_| tokens += 1),
-            None => tokens += fernet::count_tokens(part, &mut buffer) as i64,
-        }
-        Ok(())
-    })?;
+    match keyring {
+        Some(keyring) => inspect(keyring, value, |_| tokens += 1)?,
+        None => value.read(|part| {
+            let mut buffer = Buffer::new(part.len())?;
+            tokens += fernet::count_tokens(part, &mut buffer) as i64;
+            Ok(())
+        })?,
+    }
     Ok(tokens)
 }
 

@@ -44,12 +44,12 @@ pub(super) fn stretches(value: &[u8], mut from: usize) -> impl Iterator<Item = R
 
 /// Counts the characters at the front that are no text, but an escape, as of a line break in JSON.
 fn escape_len(before: &[u8], chars: &[u8]) -> usize {
+    if !before.ends_with(b"\\") {
+        return 0;
+    }
     match chars {
-        [b'n' | b'r' | b't' | b'b' | b'f', ..] if before.ends_with(b"\\") => 1,
-        [b'u', digits @ ..] if before.ends_with(b"\\") => match digits.first_chunk::<4>() {
-            Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => 5,
-            _ => 0,
-        },
+        [b'n' | b'r' | b't' | b'b' | b'f', ..] => 1,
+        [b'u', a, b, c, d, ..] if [a, b, c, d].iter().all(|digit| digit.is_ascii_hexdigit()) => 5,
         _ => 0,
     }
 }
