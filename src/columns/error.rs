@@ -102,6 +102,10 @@ pub(crate) enum Error {
         len: usize,
         type_name: String,
     },
+    /// A value that is written to a column holds a token and other text.
+    InText {
+        place: String,
+    },
     /// A value in a column is no token, or no key opens it.
     Value {
         place: String,
@@ -156,8 +160,7 @@ impl From<Error> for Report {
                 Code::ERRCODE_INVALID_TRANSACTION_TERMINATION,
                 "cannot commit in batches inside a transaction block",
                 "Call it on its own, outside of a transaction block, since it commits after each \
-                 batch. Inside, use UPDATE with a function on single values, as in SET column = \
-                 fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+                 batch. Inside, use UPDATE with fernet_rotate(), fernet_encrypt() or fernet_decrypt().",
             ),
             Error::NoRelation(oid) => Self::new(
                 Code::ERRCODE_UNDEFINED_TABLE,
@@ -177,8 +180,8 @@ impl From<Error> for Report {
             Error::PartitionKey { column, relation } => Self::new(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("column \"{column}\" is in the partition key of {relation}"),
-                "Each new value may belong to another partition: use UPDATE on the partitioned \
-                 table, as in SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+                "Each new value may belong to another partition: use UPDATE on the partitioned table, \
+                 with fernet_rotate(), fernet_encrypt() or fernet_decrypt().",
             ),
             Error::NotATable { relation, kind } => Self::new(
                 Code::ERRCODE_WRONG_OBJECT_TYPE,
@@ -195,7 +198,7 @@ impl From<Error> for Report {
             Error::AccessMethod { relation } => Self::new(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("access method of {relation} does not find rows by their block"),
-                "Use UPDATE, as in SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+                "Use UPDATE with fernet_rotate(), fernet_encrypt() or fernet_decrypt().",
             ),
             Error::Catalog { relation } => Self::new(
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -305,6 +308,12 @@ impl From<Error> for Report {
                 MAKE_IT_TEXT,
             )
             .with_detail(format!("A token for {place} has {len} characters.")),
+            Error::InText { place } => Self::new(
+                Code::ERRCODE_INVALID_TEXT_REPRESENTATION,
+                format!("value is a Fernet token with other text beside it: {place}"),
+                "Write a plaintext, or a token and nothing else. fernet_encrypt() makes a token of whatever is \
+                 given to it.",
+            ),
             Error::Row { place, reason } => {
                 let report = Self::from(reason);
                 Self {
@@ -433,6 +442,9 @@ mod tests {
             Error::TriggerArguments {
                 trigger: "encrypt".into(),
                 relation: relation(),
+            },
+            Error::InText {
+                place: "column \"value\" of public.connection".into(),
             },
             Error::TooLong {
                 place: "column \"value\" of public.connection".into(),
