@@ -38,6 +38,7 @@ INSERT INTO login SELECT 7, 'eve', password || ' and more' FROM before WHERE id 
 INSERT INTO login SELECT 7, 'eve', '{"password": "' || password || '"}' FROM before WHERE id = 1;
 INSERT INTO login SELECT 7, 'eve', password || ',' || password FROM before WHERE id = 1;
 UPDATE login SET password = fernet_decrypt(password) || password;
+UPDATE login SET password = 'gPASSWORD' || repeat('x', 55) || password WHERE id = 1;
 ALTER TABLE login DISABLE TRIGGER encrypt;
 INSERT INTO login SELECT 7, 'eve', 'fernet:' || password FROM before WHERE id = 1;
 ALTER TABLE login ENABLE TRIGGER encrypt;

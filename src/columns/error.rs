@@ -3,6 +3,7 @@ use std::collections::TryReserveError;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use super::fit::Constraint;
 use crate::pg::relation::Kind;
 use crate::pg::{self, Report};
 use crate::{fernet, keys};
@@ -48,12 +49,8 @@ pub(crate) enum Error {
         column: String,
         relation: String,
     },
-    /// A constraint or an index may not take the values that are to be written.
-    Constrained {
-        column: String,
-        relation: String,
-        dependent: String,
-    },
+    /// Something may not take the values that are to be written.
+    Constrained(Constraint),
     /// The table's access method has no scans by range.
     AccessMethod {
         relation: String,
@@ -210,13 +207,13 @@ impl From<Error> for Report {
                 format!("column \"{column}\" of {relation} is too short for a token"),
                 MAKE_IT_TEXT,
             ),
-            Error::Constrained {
+            Error::Constrained(Constraint {
                 column,
                 relation,
-                dependent,
-            } => Self::new(
+                name,
+            }) => Self::new(
                 Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
-                format!("column \"{column}\" of {relation} is in {dependent}"),
+                format!("column \"{column}\" of {relation} is in {name}"),
                 "What is encrypted or decrypted may not satisfy it. Drop it first; afterwards, see \
                  whether it can be made again.",
             ),
@@ -418,11 +415,11 @@ mod tests {
                 column: column(),
                 relation: relation(),
             },
-            Error::Constrained {
+            Error::Constrained(Constraint {
                 column: column(),
                 relation: relation(),
-                dependent: "constraint connection_value_check of public.connection".into(),
-            },
+                name: "constraint connection_value_check of public.connection".into(),
+            }),
             Error::HiddenRows {
                 relation: relation(),
             },
