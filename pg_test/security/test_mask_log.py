@@ -445,6 +445,22 @@ def test_who_may_set_it(logged):
         user.execute("SET fernet.mask_log = off")
 
 
+def test_setting_it_for_all_sessions(logged, session):
+    """As docs/security.md says."""
+    text = "secret-of-somebody"
+    session.execute("ALTER SYSTEM SET fernet.mask_log = 'literals'")
+    try:
+        reload(session)
+        with logged.connect() as other:
+            log = logged.logged(lambda: other.execute(f"SELECT '{text}'"))
+    finally:
+        session.execute("ALTER SYSTEM RESET fernet.mask_log")
+        reload(session)
+    for kind in FORMATS:
+        assert b"SELECT '***'" in log[kind]
+        assert not shows(log[kind], text)
+
+
 def test_values_it_takes(logged, session):
     with pytest.raises(psycopg.errors.InvalidParameterValue) as error:
         session.execute("SET fernet.mask_log = everything")
