@@ -163,8 +163,8 @@ fn escape_len(text: &[u8], run: &Range<usize>) -> usize {
 /// masked by themselves, and together are not, and most of them are not words.
 fn end_of_broken(text: &[u8], start: usize) -> Option<usize> {
     let is_quote = |&byte: &u8| matches!(byte, b'\'' | b'"' | b'$');
-    let is_gap =
-        |byte: u8| byte.is_ascii_whitespace() || matches!(byte, b'=' | b',' | b';' | b'.' | b'\\');
+    // `&#x0d;` is a line break in XML.
+    let is_gap = |byte: u8| byte.is_ascii_whitespace() || b"=,;.\\&#".contains(&byte);
     let before = text[..start].iter().rev().find(|&&byte| !is_gap(byte));
     if !before.is_some_and(is_quote) {
         return None;
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn broken_keys_behind_the_name() {
         let in_fours: Vec<_> = A.as_bytes().chunks(4).collect();
-        for gap in [" ", "\n", ", ", ";", ".", r"\n", " = "] {
+        for gap in [" ", "\n", ", ", ";", ".", r"\n", " = ", "&#x0d;\n"] {
             let broken = String::from_utf8(in_fours.join(gap.as_bytes())).expect("text");
             for statement in [
                 "SET fernet.keys = '{}'",

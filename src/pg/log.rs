@@ -18,8 +18,10 @@ pub(crate) struct Masking {
     pub(crate) is_about_secrets: fn(&[u8]) -> bool,
     /// Returns what is to be logged in the place of a text, or `None` for the text itself. The last
     /// argument says whether another text of the message is about what is secret.
-    pub(crate) mask: fn(&[u8], Syntax, bool) -> Result<Option<Vec<u8>>, TryReserveError>,
+    pub(crate) mask: fn(&[u8], Syntax, bool) -> Replacement,
 }
+
+pub(crate) type Replacement = Result<Option<Vec<u8>>, TryReserveError>;
 
 /// What is logged where there is no memory for anything else.
 const NO_MEMORY: &CStr = c"(not logged: no memory to mask it)";
@@ -148,7 +150,7 @@ impl Drop for Masked {
 }
 
 /// Makes a C string of what has been masked.
-fn terminated(masked: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, TryReserveError> {
+fn terminated(masked: Option<Vec<u8>>) -> Replacement {
     let Some(mut text) = masked else {
         return Ok(None);
     };
