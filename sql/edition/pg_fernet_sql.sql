@@ -647,7 +647,8 @@ DECLARE
         END $$;
 
         -- Rotates the tokens in a value. NULL, if there is nothing to rotate.
-        CREATE OR REPLACE FUNCTION {self}._fernet_rotate(value bytea, keys bytea[], is_document boolean) RETURNS bytea
+        CREATE OR REPLACE FUNCTION {self}._fernet_rotate(value bytea, keys bytea[], is_document boolean, leaves_refused boolean DEFAULT false)
+            RETURNS bytea
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
@@ -671,7 +672,7 @@ DECLARE
                     done := token.at + token.size;
                 END IF;
             END LOOP;
-            IF refusal IS NOT NULL THEN
+            IF refusal IS NOT NULL AND NOT leaves_refused THEN
                 PERFORM {self}._fernet_refuse(refusal);
             ELSIF done > 0 THEN
                 pieces := array_append(pieces, substring(value, done + 1));
@@ -857,6 +858,711 @@ DECLARE
         COMMENT ON FUNCTION {self}.fernet_key_index({type}) IS
             'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
     $source$;
+    --
+    -- Whole columns. What reads them has row_security = off: a policy that would hide rows is an error.
+    --
+
+    of_columns constant text := $source$
+        -- What tokens a value holds: for each the place of the key that opens it, or 0; why no key opens one, or 'not a
+        -- token'. If wanted, also the value with all of them under the first key, if that is another one. `kind` says
+        -- how tokens are kept in the type, whose values come and go as text: text, bytea, document (which as a whole is
+        -- no token).
+        CREATE OR REPLACE FUNCTION {self}._fernet_look(
+                value text, kind text, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed text)
+            LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
+        AS $$
+        DECLARE
+            encoded @.text COLLATE @."C" := value;
+            bytes @.bytea;
+            key @.bytea;
+            record @.bytea;
+            signed integer;
+            padded @.bytea;
+            len integer;
+            padding integer;
+            key_index integer;
+        BEGIN
+            openers := '{}';
+            IF kind @=@ 'bytea' THEN
+                bytes := value::@.bytea;
+                encoded := @.encode(bytes, 'escape');
+            END IF;
+            {decode}
+            IF record IS NOT NULL THEN
+                {open}
+                IF refusal IS NULL THEN
+                    openers := ARRAY[key_index];
+                    IF rotates AND key_index @>@ 1 THEN
+                        changed := {self}._fernet_seal(@.substring(record, 2, 8), padded, keys[1]);
+                        IF kind @=@ 'bytea' THEN
+                            changed := @.decode(changed, 'escape');
+                        END IF;
+                    END IF;
+                    RETURN;
+                END IF;
+            END IF;
+            refusal := 'not a token';
+            IF kind @=@ 'document' AND @.strpos(encoded, 'gAAA') @=@ 0 THEN
+                RETURN;
+            END IF;
+            IF bytes IS NULL THEN
+                bytes := @.convert_to(value, @.getdatabaseencoding());
+            END IF;
+            SELECT t.openers, t.refusal, t.changed INTO openers, refusal, bytes
+            FROM {self}._fernet_look_inside(bytes, keys, rotates) AS t;
+            changed := CASE WHEN kind @=@ 'bytea' THEN bytes::@.text ELSE @.convert_from(bytes, @.getdatabaseencoding()) END;
+        END $$;
+
+        CREATE OR REPLACE FUNCTION {self}._fernet_look_inside(
+                value bytea, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed bytea)
+            LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        BEGIN
+            SELECT coalesce(array_agg(coalesce(t.key_index, 0)), '{}'),
+                   CASE WHEN count(*) = 0 THEN 'not a token' ELSE max(t.refusal) END
+            INTO openers, refusal
+            FROM {self}._fernet_tokens(value, keys) AS t;
+            IF rotates AND EXISTS (SELECT FROM unnest(openers) AS o (place) WHERE o.place > 1) THEN
+                changed := {self}._fernet_rotate(value, keys, true, true);
+            END IF;
+        END $$;
+
+        -- The same for an array. What changed is a literal of the same shape.
+        CREATE OR REPLACE FUNCTION {self}._fernet_look(
+                elements text[], kind text, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed text)
+            LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        DECLARE
+            count integer := 0;
+            element text;
+            token record;
+            is_changed boolean := false;
+            size integer;
+            braces integer;
+        BEGIN
+            openers := '{}';
+            changed := array_dims(elements) || '=';
+            FOREACH element IN ARRAY elements LOOP
+                SELECT * INTO token FROM {self}._fernet_look(element, kind, keys, rotates);
+                openers := openers || coalesce(token.openers, '{}');
+                IF cardinality(token.openers) > 0 THEN
+                    refusal := greatest(refusal, token.refusal);
+                END IF;
+                is_changed := is_changed OR token.changed IS NOT NULL;
+                -- So many dimensions begin, and end, with this element.
+                size := 1;
+                braces := 0;
+                FOR dimension IN REVERSE array_ndims(elements) .. 1 LOOP
+                    size := size * array_length(elements, dimension);
+                    braces := braces + (count % size = 0)::integer;
+                END LOOP;
+                changed := changed || CASE WHEN count > 0 AND braces = 0 THEN ',' WHEN count > 0 THEN repeat('}', braces) || ',' ELSE '' END
+                    || repeat('{', braces)
+                    || coalesce('"' || replace(replace(coalesce(token.changed, element), E'\\', E'\\\\'), '"', E'\\"') || '"', 'NULL');
+                count := count + 1;
+            END LOOP;
+            changed := CASE WHEN is_changed THEN changed || repeat('}', array_ndims(elements)) END;
+            IF openers = '{}' THEN
+                refusal := 'not a token';
+            END IF;
+        END $$;
+
+        -- What a column is, if it can hold tokens: how they are kept, and what the type is called.
+        CREATE OR REPLACE FUNCTION {self}._fernet_column(
+                relation regclass, column_name name, OUT number smallint, OUT kind text, OUT text_type text, OUT type_name text,
+                OUT is_generated boolean)
+            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        DECLARE
+            type oid;
+        BEGIN
+            SELECT a.attnum, a.atttypid, format_type(a.atttypid, -1), a.attgenerated <> '' INTO number, type, type_name, is_generated
+            FROM pg_attribute AS a
+            WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped;
+            IF number IS NULL THEN
+                RAISE EXCEPTION USING ERRCODE = '42703', MESSAGE = format('column "%s" of %s does not exist', column_name, relation),
+                    HINT = 'fernet_find_columns() finds the columns that hold tokens.';
+            END IF;
+            type := {self}._fernet_base_type(type);
+            kind := {self}._fernet_kind(type);
+            text_type := 'text';
+            IF kind IS NULL THEN
+                SELECT {self}._fernet_kind({self}._fernet_base_type(t.typelem)), 'text[]' INTO kind, text_type
+                FROM pg_type AS t WHERE t.oid = type AND t.typsubscript = 'array_subscript_handler'::regproc;
+            END IF;
+            IF kind IS NULL THEN
+                RAISE EXCEPTION USING ERRCODE = '42804',
+                    MESSAGE = format('column "%s" of %s is of type %s, which cannot hold tokens', column_name, relation,
+                                     (SELECT format_type(a.atttypid, NULL) FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum = number)),
+                    HINT = 'Tokens are kept in columns of type text, varchar, char, citext, bytea, json, jsonb, xml or hstore, and in '
+                           'arrays of and domains over these.';
+            END IF;
+        END $$;
+
+        CREATE OR REPLACE FUNCTION {self}._fernet_base_type(type oid) RETURNS oid
+            LANGUAGE sql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            WITH RECURSIVE bases (oid, typtype, typbasetype) AS (
+                SELECT t.oid, t.typtype, t.typbasetype FROM pg_type AS t WHERE t.oid = type
+                UNION ALL
+                SELECT t.oid, t.typtype, t.typbasetype FROM bases AS b JOIN pg_type AS t ON t.oid = b.typbasetype WHERE b.typtype = 'd')
+            SELECT oid FROM bases WHERE typtype <> 'd'
+        $$;
+
+        CREATE OR REPLACE FUNCTION {self}._fernet_kind(type oid) RETURNS text
+            LANGUAGE sql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT CASE WHEN type IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'xml'::regtype) THEN 'text'
+                        WHEN type = 'bytea'::regtype THEN 'bytea'
+                        WHEN type IN ('json'::regtype, 'jsonb'::regtype) THEN 'document'
+                        ELSE (SELECT CASE e.extname WHEN 'citext' THEN 'text' ELSE 'document' END
+                              FROM pg_depend AS d
+                              JOIN pg_extension AS e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+                              JOIN pg_type AS t ON t.oid = d.objid
+                              WHERE d.classid = 'pg_type'::regclass AND d.objid = type AND t.typsubscript <> 'array_subscript_handler'::regproc
+                                AND CASE e.extname WHEN 'hstore' THEN t.typlen = -1
+                                                   WHEN 'citext' THEN EXISTS (SELECT FROM pg_cast WHERE castsource = type AND casttarget = 'text'::regtype
+                                                                              AND castmethod = 'b') END)
+                   END
+        $$;
+
+        -- Counts what a relation holds, all of it in one snapshot: tokens by key, those of no key, values without a
+        -- token, nulls, rows; and describes the first few that no key opens or that hold no token.
+        CREATE OR REPLACE FUNCTION {self}._fernet_count(
+                relation regclass, column_name name, keys bytea[],
+                OUT under_key bigint[], OUT unknown_key bigint, OUT not_a_token bigint, OUT nulls bigint, OUT row_count bigint,
+                OUT bad text[])
+            LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp SET row_security = off
+        AS $$
+        DECLARE
+            target record := {self}._fernet_column(relation, column_name);
+            has_places constant boolean := (SELECT relkind IN ('r', 'p') FROM pg_class WHERE oid = relation);
+            look record;
+            opener integer;
+        BEGIN
+            under_key := array_fill(0::bigint, ARRAY[cardinality(keys)]);
+            unknown_key := 0; not_a_token := 0; nulls := 0; row_count := 0; bad := '{}';
+            FOR look IN EXECUTE format(
+                'SELECT l.openers, l.refusal, %s AS place FROM %s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%I::%s, $1, $2, false) AS l ON true',
+                CASE WHEN has_places THEN 't.ctid::text || '' of '' || t.tableoid::regclass' ELSE 'NULL' END,
+                relation, column_name, target.text_type) USING target.kind, keys
+            LOOP
+                row_count := row_count + 1;
+                IF look.openers IS NULL THEN
+                    nulls := nulls + 1;
+                    CONTINUE;
+                END IF;
+                FOREACH opener IN ARRAY look.openers LOOP
+                    IF opener > 0 THEN
+                        under_key[opener] := under_key[opener] + 1;
+                    ELSE
+                        unknown_key := unknown_key + 1;
+                    END IF;
+                END LOOP;
+                not_a_token := not_a_token + (look.openers = '{}')::integer;
+                IF look.refusal IS NOT NULL AND cardinality(bad) < 5 THEN
+                    bad := bad || format('%s: %s', look.place, {self}._fernet_short(look.refusal));
+                END IF;
+            END LOOP;
+        END $$;
+
+        -- A refusal in a few words.
+        CREATE OR REPLACE FUNCTION {self}._fernet_short(refusal text) RETURNS text
+            LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT CASE refusal WHEN 'not a token' THEN 'value is not a Fernet token'
+                                WHEN 'badly padded' THEN 'padding of the Fernet token is wrong'
+                                ELSE 'no key authenticates the Fernet token' END
+        $$;
+
+        CREATE OR REPLACE FUNCTION {self}.fernet_census(relation regclass, column_name name)
+            RETURNS TABLE (status text, key_index integer, fingerprint text, tokens bigint)
+            LANGUAGE plpgsql STABLE STRICT PARALLEL RESTRICTED COST 1000000 ROWS 5
+            SET search_path = pg_catalog, pg_temp SET row_security = off
+        AS $$
+        DECLARE
+            keys bytea[] := {self}._fernet_keys();
+            count record;
+        BEGIN
+            PERFORM {self}._fernet_check_relation(relation);
+            IF (SELECT relkind NOT IN ('r', 'p', 'v', 'm', 'f') FROM pg_class WHERE oid = relation) THEN
+                RAISE EXCEPTION USING ERRCODE = '42809', MESSAGE = format('%s is not a table or a view', relation),
+                    HINT = 'Give the name of a table.';
+            END IF;
+            count := {self}._fernet_count(relation, column_name, keys);
+            RETURN QUERY
+                SELECT CASE k.place WHEN 1 THEN 'current' ELSE 'old key' END, k.place::integer,
+                       encode(substring(sha256(k.key), 1, 8), 'hex'), count.under_key[k.place]
+                FROM unnest(keys) WITH ORDINALITY AS k (key, place);
+            RETURN QUERY VALUES ('unknown key', NULL::integer, NULL::text, count.unknown_key),
+                ('not a token', NULL, NULL, count.not_a_token), ('null', NULL, NULL, count.nulls);
+        END $$;
+        COMMENT ON FUNCTION {self}.fernet_census(regclass, name) IS
+            'what a column holds: the number of tokens under each key, of tokens under an unknown key, of values without a token and of NULLs';
+
+        CREATE OR REPLACE FUNCTION {self}._fernet_check_relation(relation regclass) RETURNS void
+            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        BEGIN
+            IF NOT EXISTS (SELECT FROM pg_class WHERE oid = relation) THEN
+                RAISE EXCEPTION USING ERRCODE = '42P01', MESSAGE = format('relation with OID %s does not exist', relation::oid),
+                    HINT = 'It may have been dropped. Give the name of a table.';
+            END IF;
+        END $$;
+        --
+        -- CALL fernet_rotate_column
+        --
+        -- A pass reads table by table, in order of their rows, and rotates in memory. When it has a batch, it locks
+        -- those of its rows that nobody else has locked, and writes to those of them that are still what was read,
+        -- by their place (ctid) and writer (xmin). So it waits for nobody and overwrites nothing. After a pass it
+        -- waits, without a lock or a snapshot, for the transactions that have written to the relation, and then
+        -- counts in one snapshot what all of it holds. If that is no token under an older key, it is the proof; else
+        -- comes another pass.
+        --
+
+        -- A relation and all that inherit from it, partitions included, but for temporary tables of other sessions.
+        CREATE OR REPLACE FUNCTION {self}._fernet_family(relation regclass) RETURNS SETOF regclass
+            LANGUAGE sql STABLE STRICT PARALLEL SAFE ROWS 10
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            WITH RECURSIVE family (member) AS (
+                SELECT relation::oid
+                UNION
+                SELECT i.inhrelid
+                FROM family AS f
+                JOIN pg_inherits AS i ON i.inhparent = f.member
+                JOIN pg_class AS c ON c.oid = i.inhrelid
+                WHERE NOT pg_is_other_temp_schema(c.relnamespace))
+            SELECT member::regclass FROM family ORDER BY member
+        $$;
+
+        -- Refuses what cannot be rotated.
+        CREATE OR REPLACE FUNCTION {self}._fernet_check_table(relation regclass, column_name name) RETURNS void
+            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        DECLARE
+            member record;
+            target record;
+        BEGIN
+            PERFORM {self}._fernet_check_relation(relation);
+            FOR member IN
+                SELECT c.oid::regclass AS name, c.relkind, a.amname
+                FROM {self}._fernet_family(relation) AS f
+                JOIN pg_class AS c ON c.oid = f
+                LEFT JOIN pg_am AS a ON a.oid = c.relam
+                ORDER BY c.oid
+            LOOP
+                IF member.relkind NOT IN ('r', 'p') THEN
+                    RAISE EXCEPTION USING ERRCODE = '42809', MESSAGE = format('%s is not a table', member.name),
+                        HINT = CASE member.relkind
+                            WHEN 'v' THEN 'Rotate the tables that the view reads.'
+                            WHEN 'm' THEN 'Rotate the tables that the materialized view reads, and refresh it.'
+                            WHEN 'f' THEN 'Rotate the table on the server that holds it.'
+                            ELSE 'Give the name of a table.' END;
+                END IF;
+                target := {self}._fernet_column(member.name, column_name);
+                IF target.is_generated THEN
+                    RAISE EXCEPTION USING ERRCODE = '428C9',
+                        MESSAGE = format('column "%s" of %s is a generated column', column_name, member.name),
+                        HINT = 'Rotate the column that it is computed from.';
+                ELSIF member.relkind = 'p' AND EXISTS (
+                        -- A partitioned table depends on the columns of its partition key.
+                        SELECT FROM pg_depend
+                        WHERE classid = 'pg_class'::regclass AND objid = member.name AND objsubid = 0
+                          AND refclassid = 'pg_class'::regclass AND refobjid = member.name AND refobjsubid = target.number) THEN
+                    RAISE EXCEPTION USING ERRCODE = '0A000',
+                        MESSAGE = format('column "%s" is in the partition key of %s', column_name, member.name),
+                        HINT = 'Each new token may belong to another partition: use UPDATE on the partitioned table, SET column = '
+                               'fernet_rotate(column) WHERE fernet_key_index(column) > 1.';
+                ELSIF row_security_active(member.name) THEN
+                    RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('row-level security may hide rows of %s', member.name),
+                        HINT = 'Call it as the owner of the table or as a role with BYPASSRLS.';
+                ELSIF member.relkind = 'r' AND member.amname <> 'heap' THEN
+                    RAISE EXCEPTION USING ERRCODE = '0A000',
+                        MESSAGE = format('access method of %s does not find rows by their block', member.name),
+                        HINT = 'Use UPDATE ... SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.';
+                END IF;
+            END LOOP;
+        END $$;
+
+        -- Rotates a batch in a table, of the rows from a place on and before a block. Returns the place to go on from,
+        -- or NULL behind the last one; rows read; rows with a token under an older key; those of them that somebody else had
+        -- locked or changed, and those that a trigger keeps as they are; tokens that are under the first key now.
+        CREATE OR REPLACE FUNCTION {self}._fernet_rotate_batch(
+                relation regclass, column_name name, keys bytea[], batch_size integer, strict boolean, starts tid, end_block bigint,
+                OUT next tid, OUT block bigint, OUT row_count bigint, OUT old_rows bigint, OUT locked bigint, OUT kept bigint, OUT rotated bigint)
+            LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+            SET search_path = pg_catalog, pg_temp SET row_security = off
+            SET synchronize_seqscans = off SET enable_seqscan = off
+        AS $$
+        DECLARE
+            max_bytes constant bigint := 16 * 1024 * 1024;
+            target record := {self}._fernet_column(relation, column_name);
+            -- The lock that the update takes.
+            lock constant text := CASE WHEN EXISTS (
+                SELECT FROM pg_index WHERE indrelid = relation AND indisunique AND target.number = ANY (indkey)) THEN 'UPDATE' ELSE 'NO KEY UPDATE' END;
+            -- Then what is written need not be what is in the table.
+            has_code constant boolean := (SELECT c.relhasrules FROM pg_class AS c WHERE c.oid = relation) OR EXISTS (
+                SELECT FROM pg_trigger WHERE tgrelid = relation AND NOT tgisinternal AND tgtype & 16 <> 0);
+            look record;
+            ids tid[] := '{}';
+            writers xid[] := '{}';
+            new_values text[] := '{}';
+            olds bigint[] := '{}';
+            bytes bigint := 0;
+            old bigint;
+            written record;
+        BEGIN
+            row_count := 0; old_rows := 0; kept := 0; rotated := 0;
+            FOR look IN EXECUTE format(
+                'SELECT t.ctid AS id, t.xmin AS writer, t.%2$I IS NULL AS is_null, l.openers, l.refusal, l.changed'
+                ' FROM ONLY %1$s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%2$I::%3$s, $1, $2, true) AS l ON true'
+                ' WHERE t.ctid >= $3 AND t.ctid < $4', relation, column_name, target.text_type)
+                USING target.kind, keys, starts, format('(%s,0)', end_block)::tid
+            LOOP
+                row_count := row_count + 1;
+                IF strict AND look.refusal IS NOT NULL THEN
+                    RAISE EXCEPTION USING ERRCODE = CASE look.refusal WHEN 'not a token' THEN '22P02' ELSE '39000' END,
+                        MESSAGE = format('%s: %s of %s', {self}._fernet_short(look.refusal), look.id, relation),
+                        HINT = CASE look.refusal
+                            WHEN 'not a token' THEN
+                                'If the value is plaintext that should be a token, encrypt it with fernet_encrypt(). fernet_key_index() '
+                                'is NULL for values without a token.'
+                            WHEN 'badly padded' THEN
+                                'The key authenticates the token, but does not decrypt it: whoever made the token did not follow the '
+                                'Fernet specification. Replace the value.'
+                            ELSE 'Append the key that the token was made with to the list of keys. fernet_key_index() is NULL for the '
+                                 'values that no key opens.' END;
+                END IF;
+                CONTINUE WHEN look.changed IS NULL;
+                ids := array_append(ids, look.id);
+                writers := array_append(writers, look.writer);
+                new_values := array_append(new_values, look.changed);
+                olds := array_append(olds, (SELECT count(*) FROM unnest(look.openers) AS o (place) WHERE o.place > 1));
+                bytes := bytes + octet_length(look.changed);
+                IF cardinality(ids) >= batch_size OR bytes >= max_bytes THEN
+                    next := look.id;
+                    EXIT;
+                END IF;
+            END LOOP;
+            block := coalesce((next::text::point)[0], end_block);
+            next := format('(%s,%s)', block, (next::text::point)[1] + 1)::tid;
+            old_rows := cardinality(ids);
+            locked := old_rows;
+            IF old_rows = 0 THEN
+                RETURN;
+            END IF;
+            FOR written IN EXECUTE format(
+                'WITH batch AS MATERIALIZED (SELECT * FROM unnest($1, $2, $3, $4) AS b (id, writer, value, old)),'
+                ' held AS MATERIALIZED (SELECT t.ctid AS id FROM ONLY %1$s AS t WHERE t.ctid = ANY ($1) FOR %5$s SKIP LOCKED)'
+                ' UPDATE ONLY %1$s AS t SET %2$I = b.value::%3$s FROM batch AS b JOIN held AS h ON h.id = b.id'
+                ' WHERE t.ctid = b.id AND t.xmin = b.writer'
+                ' RETURNING b.old AS old, t.%2$I::%4$s AS value', relation, column_name, target.type_name, target.text_type, lock)
+                USING ids, writers, new_values, olds
+            LOOP
+                locked := locked - 1;
+                IF has_code THEN
+                    EXECUTE format('SELECT l.openers, l.refusal FROM {self}._fernet_look($1::%s, $2, $3, false) AS l', target.text_type)
+                        INTO look USING written.value, target.kind, keys;
+                    SELECT count(*) FILTER (WHERE o.place > 1) INTO old FROM unnest(look.openers) AS o (place);
+                    IF old > 0 THEN
+                        kept := kept + 1;
+                    ELSE
+                        rotated := rotated + least(written.old, (SELECT count(*) FROM unnest(look.openers) AS o (place) WHERE o.place = 1));
+                    END IF;
+                ELSE
+                    rotated := rotated + written.old;
+                END IF;
+            END LOOP;
+            IF has_code THEN
+                -- A rule or a trigger has had its say on those that were not written, too, unless somebody holds them.
+                EXECUTE format('SELECT $2 + count(*) FROM (SELECT FROM ONLY %s AS t JOIN unnest($1, $3) AS b (id, writer) ON t.ctid = b.id'
+                               ' AND t.xmin = b.writer FOR %s OF t SKIP LOCKED) AS x', relation, lock)
+                    INTO kept USING ids, kept, writers;
+                locked := greatest(0, old_rows - kept - (old_rows - locked));
+            END IF;
+        END $$;
+
+        -- The transactions that have written to a relation: in `or_row_locks`, also those that may have locked rows of it.
+        CREATE OR REPLACE FUNCTION {self}._fernet_writers(relation regclass, or_row_locks boolean)
+            RETURNS TABLE (transaction text, description text)
+            LANGUAGE sql VOLATILE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT DISTINCT ON (l.virtualtransaction) l.virtualtransaction,
+                format('%s, which has written to %s or locked it',
+                       coalesce('process ' || l.pid, 'a prepared transaction'), l.relation::regclass)
+            FROM pg_locks AS l JOIN {self}._fernet_family($1) AS f ON l.relation = f
+            WHERE l.locktype = 'relation' AND l.granted
+              AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+              AND (l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock',
+                              CASE WHEN or_row_locks THEN 'RowShareLock' END)
+                   -- A vacuum takes it, too, but has no transaction number.
+                   OR l.mode = 'ShareUpdateExclusiveLock' AND l.virtualtransaction IN (
+                       SELECT virtualtransaction FROM pg_locks WHERE locktype = 'transactionid' AND granted))
+              AND l.pid IS DISTINCT FROM pg_backend_pid()
+            ORDER BY l.virtualtransaction, l.relation
+        $$;
+
+        CREATE OR REPLACE FUNCTION {self}._fernet_is_running(transaction text) RETURNS boolean
+            LANGUAGE sql VOLATILE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT EXISTS (SELECT FROM pg_locks WHERE virtualtransaction = transaction AND granted AND locktype IN ('virtualxid', 'transactionid'))
+        $$;
+
+        CREATE OR REPLACE FUNCTION {self}._fernet_counted(number bigint, thing text) RETURNS text
+            LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT number || ' ' || thing || CASE number WHEN 1 THEN '' ELSE 's' END
+        $$;
+
+        -- Describes a time with the two units that matter.
+        CREATE OR REPLACE FUNCTION {self}._fernet_describe_time(seconds double precision) RETURNS text
+            LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT CASE WHEN seconds < 10 THEN round(seconds::numeric, 1) || ' s'
+                        WHEN seconds < 60 THEN s || ' s'
+                        WHEN seconds < 3600 THEN s / 60 || ' min ' || s % 60 || ' s'
+                        ELSE s / 3600 || ' h ' || s / 60 % 60 || ' min' END
+            FROM (SELECT floor(seconds)::bigint) AS x (s)
+        $$;
+
+        CREATE OR REPLACE FUNCTION {self}._fernet_describe_progress(
+                row_count bigint, blocks bigint, blocks_in_all bigint, seconds double precision) RETURNS text
+            LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT CASE WHEN done = 0 THEN format('%s rows, %s rows/s', row_count, rate)
+                        ELSE format('%s of about %s rows (%s %%), %s rows/s, %s left', row_count, round(row_count / done), floor(done * 100), rate,
+                                    {self}._fernet_describe_time(seconds / done - seconds)) END
+            FROM (SELECT least(1, blocks / greatest(blocks_in_all, 1)::double precision), round(row_count / greatest(seconds, 0.001))) AS x (done, rate)
+        $$;
+
+        -- Says what came of a call.
+        CREATE OR REPLACE FUNCTION {self}._fernet_tell(
+                rotated bigint, row_count bigint, seconds double precision, unknown_key bigint, not_a_token bigint, bad text[], old bigint,
+                unfinished text) RETURNS void
+            LANGUAGE plpgsql VOLATILE PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        BEGIN
+            RAISE NOTICE '%', format('rotated %s in %s in %s, %s rows/s', {self}._fernet_counted(rotated, 'token'),
+                {self}._fernet_counted(row_count, 'row'), {self}._fernet_describe_time(seconds), round(row_count / greatest(seconds, 0.001)));
+            IF cardinality(bad) > 0 THEN
+                RAISE WARNING USING
+                    MESSAGE = format('left as they are: %s that no key opens, %s without a token',
+                                     {self}._fernet_counted(unknown_key, 'token'), {self}._fernet_counted(not_a_token, 'value')),
+                    DETAIL = array_to_string(bad, '; ') || CASE WHEN unknown_key + not_a_token > 5 THEN '; and others.' ELSE '.' END,
+                    HINT = 'Append the missing key to the list of keys. A value without a token may be plaintext, or something that is not '
+                           'meant to be encrypted, such as the hash of a password.';
+            END IF;
+            IF unfinished IS NOT NULL THEN
+                RAISE WARNING USING MESSAGE = unfinished,
+                    DETAIL = format('%s can be read only with an older key, not counting what could not be seen.', {self}._fernet_counted(old, 'token')),
+                    HINT = 'Call this again when the other transaction has ended, or with a longer lock_timeout.';
+            ELSIF old > 0 THEN
+                RAISE WARNING USING MESSAGE = format('%s can still be read only with an older key', {self}._fernet_counted(old, 'token')),
+                    DETAIL = 'Others wrote or locked their rows each time, or a trigger or a rule keeps them as they are.',
+                    HINT = 'Give the new key to all that write to the table, look at its triggers and rules, and call this again. fernet_census() '
+                           'counts the tokens under each key.';
+            END IF;
+        END $$;
+
+        -- Refuses arguments, and the first of the keys alone.
+        CREATE OR REPLACE FUNCTION {self}._fernet_check_call(
+                relation regclass, column_name name, batch_size integer, strict boolean, keys bytea[]) RETURNS void
+            LANGUAGE plpgsql VOLATILE PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        DECLARE
+            missing constant text := CASE WHEN relation IS NULL THEN 'relation' WHEN column_name IS NULL THEN 'column_name'
+                                          WHEN batch_size IS NULL THEN 'batch_size' WHEN strict IS NULL THEN 'strict' END;
+        BEGIN
+            IF missing IS NOT NULL THEN
+                RAISE EXCEPTION USING ERRCODE = '22004', MESSAGE = format('%s must not be null', missing),
+                    HINT = 'Leave the argument out where it has a default.';
+            ELSIF batch_size < 1 THEN
+                RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'batch_size must be at least 1',
+                    HINT = 'Leave the argument out to get its default.';
+            ELSIF transaction_timestamp() < statement_timestamp() THEN
+                RAISE EXCEPTION USING ERRCODE = '2D000', MESSAGE = 'cannot rotate in batches inside a transaction block',
+                    HINT = 'Call it on its own, outside of a transaction block, since it commits after each batch. Inside, use UPDATE ... SET '
+                           'column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.';
+            ELSIF current_setting('transaction_read_only')::boolean THEN
+                RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = 'cannot execute fernet_rotate_column() in a read-only transaction';
+            END IF;
+            PERFORM {self}._fernet_check_table(relation, column_name);
+            IF cardinality(keys) = 1 THEN
+                RAISE WARNING USING MESSAGE = 'there is a single key, so nothing can be under an old one',
+                    HINT = 'Put the new key before the old one in the list of keys.';
+            END IF;
+        END $$;
+
+        CREATE OR REPLACE PROCEDURE {self}.fernet_rotate_column(
+                relation regclass, column_name name, batch_size integer DEFAULT 10000, strict boolean DEFAULT false,
+                INOUT rotated bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL,
+                INOUT unknown_key bigint DEFAULT NULL, INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
+            LANGUAGE plpgsql
+        AS $$
+        DECLARE
+            -- One list for the whole call, whatever happens to the setting meanwhile.
+            keys @.bytea[];
+            limits @.text := @.current_setting('lock_timeout');
+            started @.timestamptz := @.clock_timestamp();
+            first_look_ended @.timestamptz;
+            told @.timestamptz;
+            pass_started @.timestamptz;
+            members @.regclass[];
+            sizes bigint[];
+            blocks bigint;
+            blocks_in_all bigint;
+            place @.tid;
+            end_block bigint;
+            batch record;
+            row_count bigint;
+            old_rows bigint;
+            locked bigint;
+            kept bigint;
+            writer record;
+            writers @.text[];
+            descriptions @.text[];
+            waiting_since @.timestamptz;
+            wait_limit interval;
+            unfinished @.text;
+            tally record;
+            old bigint;
+            is_proven boolean;
+        BEGIN
+            IF relation IS NOT NULL AND column_name IS NOT NULL THEN
+                keys := {self}._fernet_keys();
+            END IF;
+            PERFORM {self}._fernet_check_call(relation, column_name, batch_size, strict, keys);
+            wait_limit := CASE WHEN limits @<>@ '0' THEN limits::interval END;
+            rotated := 0;
+            COMMIT;
+            FOR look IN 1 .. 100 LOOP
+                SELECT @.array_agg(f.member), @.array_agg(f.size), @.sum(f.size)::bigint INTO members, sizes, blocks_in_all
+                FROM {self}._fernet_sizes(relation) AS f;
+                COMMIT;
+                IF members IS NULL THEN
+                    PERFORM {self}._fernet_check_relation(relation);
+                END IF;
+                pass_started := @.clock_timestamp();
+                told := pass_started;
+                row_count := 0; old_rows := 0; locked := 0; kept := 0; blocks := 0;
+                FOR member IN 1 .. COALESCE(@.cardinality(members), 0) LOOP
+                    place := '(0,0)';
+                    end_block := LEAST(1000, sizes[member]);
+                    WHILE place IS NOT NULL AND {self}._fernet_is_there(members[member], column_name) LOOP
+                        batch := {self}._fernet_rotate_batch(
+                            members[member], column_name, keys, batch_size, strict, place, end_block);
+                        COMMIT;
+                        row_count := row_count @+@ batch.row_count;
+                        old_rows := old_rows @+@ batch.old_rows;
+                        locked := locked @+@ batch.locked;
+                        kept := kept @+@ batch.kept;
+                        rotated := rotated @+@ batch.rotated;
+                        place := batch.next;
+                        IF place IS NULL AND end_block @<@ sizes[member] THEN
+                            place := @.concat('(', end_block, ',0)')::@.tid;
+                            end_block := LEAST(end_block @+@ 1000, sizes[member]);
+                        END IF;
+                        IF @.clock_timestamp() @-@ told @>=@ interval '1 second' THEN
+                            told := @.clock_timestamp();
+                            RAISE NOTICE '%: %', CASE WHEN look @=@ 1 THEN 'rotating' ELSE 'checking what was written meanwhile' END,
+                                {self}._fernet_describe_progress(
+                                    row_count, blocks @+@ batch.block, blocks_in_all,
+                                    @.date_part('epoch', told @-@ pass_started));
+                        END IF;
+                    END LOOP;
+                    COMMIT;
+                    blocks := blocks @+@ sizes[member];
+                END LOOP;
+
+                -- What others were writing meanwhile cannot be seen before they have ended.
+                SELECT @.array_agg(w.transaction), @.array_agg(w.description) INTO writers, descriptions
+                FROM {self}._fernet_writers(relation, locked @>@ 0) AS w;
+                COMMIT;
+                waiting_since := @.clock_timestamp();
+                told := waiting_since;
+                FOR writer_number IN 1 .. COALESCE(@.cardinality(writers), 0) LOOP
+                    WHILE {self}._fernet_is_running(writers[writer_number]) LOOP
+                        IF @.clock_timestamp() @-@ waiting_since @>=@ wait_limit THEN
+                            unfinished := @.concat('gave up waiting for ', descriptions[writer_number]);
+                            EXIT;
+                        END IF;
+                        IF @.clock_timestamp() @-@ told @>=@ interval '1 second' THEN
+                            told := 'infinity';
+                            RAISE NOTICE 'waiting for %', descriptions[writer_number];
+                        END IF;
+                        COMMIT;
+                        PERFORM @.pg_sleep(0.01);
+                        COMMIT;
+                    END LOOP;
+                    EXIT WHEN unfinished IS NOT NULL;
+                    told := @.clock_timestamp();
+                END LOOP;
+                COMMIT;
+
+                tally := {self}._fernet_count(relation, column_name, keys);
+                COMMIT;
+                SELECT @.sum(k.count) INTO old FROM @.unnest(tally.under_key[2:]) AS k (count);
+                old := COALESCE(old, 0);
+                first_look_ended := COALESCE(first_look_ended, @.clock_timestamp());
+                EXIT WHEN old @=@ 0 OR unfinished IS NOT NULL
+                    -- In vain: a trigger keeps all of them.
+                    OR look @>@ 1 AND old_rows @>@ 0 AND old_rows @=@ kept
+                    OR look @>=@ 10 AND @.clock_timestamp() @-@ first_look_ended @>=@ interval '10 seconds';
+                IF locked @>@ 0 THEN
+                    -- What holds a row up may be a lock on another table, for which nobody was waited.
+                    PERFORM @.pg_sleep(0.1);
+                    COMMIT;
+                END IF;
+            END LOOP;
+
+            -- Not what somebody has deleted since, or what a trigger has undone when the transaction ended.
+            rotated := LEAST(rotated, tally.under_key[1]);
+            current := tally.under_key[1] @-@ rotated;
+            unknown_key := tally.unknown_key;
+            not_a_token := tally.not_a_token;
+            nulls := tally.nulls;
+            PERFORM {self}._fernet_tell(
+                rotated, tally.row_count, @.date_part('epoch', @.clock_timestamp() @-@ started), unknown_key, not_a_token, tally.bad, old, unfinished);
+        END $$;
+        COMMENT ON PROCEDURE {self}.fernet_rotate_column(regclass, name, integer, boolean, bigint, bigint, bigint, bigint, bigint) IS
+            're-encrypt the tokens of a column under the first key, in batches with a COMMIT after each';
+
+        -- The tables of a family that have rows, with their blocks.
+        CREATE OR REPLACE FUNCTION {self}._fernet_sizes(relation regclass) RETURNS TABLE (member regclass, size bigint)
+            LANGUAGE sql VOLATILE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT f, coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::bigint
+            FROM {self}._fernet_family($1) AS f JOIN pg_class AS c ON c.oid = f
+            WHERE c.relkind = 'r'
+            ORDER BY f::oid
+        $$;
+
+        -- A partition may have been dropped meanwhile.
+        CREATE OR REPLACE FUNCTION {self}._fernet_is_there(relation regclass, column_name name) RETURNS boolean
+            LANGUAGE sql VOLATILE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = relation AND attname = column_name AND NOT attisdropped)
+        $$;
+    $source$;
 BEGIN
     -- Nothing is looked up in the caller's path from here on.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
@@ -896,7 +1602,7 @@ BEGIN
             '{type}', for_type[1]), '{encoded}', for_type[2]), '{characters}', for_type[3]),
             '{bytes}', for_type[4]), '{decoded}', for_type[5]), '{value}', for_type[6]);
     END LOOP;
-    source := source || replace(of_documents, '{type}', 'json') || replace(of_documents, '{type}', 'jsonb');
+    source := source || replace(of_documents, '{type}', 'json') || replace(of_documents, '{type}', 'jsonb') || of_columns;
     source := replace(replace(replace(replace(source, '{variables}', variables), '{decode}', decode), '{open}', open), '{seal}', seal);
     source := replace(replace(source, '{self}', quote_ident(self)), '{pgcrypto}', quote_ident(pgcrypto));
     source := replace(regexp_replace(source, '@([-+*/<>=~!%|]+)@', 'OPERATOR(pg_catalog.\1)', 'g'), '@.', 'pg_catalog.');

@@ -1,0 +1,88 @@
+"""A database that belongs to a role without any rights elsewhere, with the SQL edition; beside it, in another schema,
+the native one, for comparison."""
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from psycopg import sql
+
+from fixtures import rng  # noqa: F401, a fixture
+from postgres import ROOT, connect, create_database, drop_database
+
+# Tests that hold for both editions are there.
+sys.path.append(str(Path(__file__).parents[1] / "interop"))
+
+DATABASE = "pg_fernet_sql_test"
+OWNER = "fernet_owner"
+EDITION = ROOT / "sql" / "edition"
+PATH = "-c search_path=fernet,public"
+
+
+@pytest.fixture(scope="session")
+def owner():
+    """A role that may log in, and nothing else."""
+    with connect("postgres") as server:
+        server.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(OWNER)))
+        yield OWNER
+        server.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(OWNER)))
+
+
+@pytest.fixture(scope="session")
+def database(owner):
+    with owned_database(DATABASE, owner) as name:
+        with connect(name, user=owner) as session:
+            session.execute("CREATE EXTENSION pgcrypto; CREATE SCHEMA fernet")
+        run_psql(name, owner, EDITION / "pg_fernet_sql.sql", "fernet")
+        with connect(name) as admin:
+            admin.execute("CREATE SCHEMA native; CREATE EXTENSION pg_fernet SCHEMA native")
+        yield name
+
+
+class owned_database:
+    """A database of that role's."""
+
+    def __init__(self, name, owner):
+        self.name, self.owner = name, owner
+
+    def __enter__(self):
+        create_database(self.name)
+        with connect("postgres") as server:
+            server.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(self.name), sql.Identifier(self.owner)))
+        return self.name
+
+    def __exit__(self, *_):
+        drop_database(self.name)
+
+
+def run_psql(database, user, file, schema, **options):
+    """Runs a file of the edition as the documentation says, with a schema in the path."""
+    return subprocess.run(
+        ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database, "-U", user, "-f", file],
+        env=os.environ | {"PGOPTIONS": f"-c search_path={schema}"}, capture_output=True, text=True,
+        **{"check": True} | options)
+
+
+@pytest.fixture
+def sessions(database, owner):
+    """Opens sessions of the owner, which end with the test."""
+    with ExitStack() as stack:
+        yield lambda keys=(), **options: stack.enter_context(
+            connect(database, keys=(), **{"user": owner, "options": options.pop("options", PATH)} | options))
+
+
+@pytest.fixture
+def db(sessions):
+    """A session of the owner, each statement a transaction."""
+    return sessions()
+
+
+@pytest.fixture
+def native(database):
+    """A session of a superuser that calls the native edition."""
+    with connect(database, options="-c search_path=native,public") as session:
+        session.execute("LOAD 'pg_fernet'")
+        yield session

@@ -1,0 +1,209 @@
+"""Single values: what pyca says, and what the native edition does."""
+
+import base64
+import json
+import re
+from collections import Counter
+
+import psycopg
+import pytest
+
+import pyca
+import test_mutations
+from postgres import ROOT, attempts, set_keys, value
+# They ask for nothing of an edition, so here they run on this one.
+from test_documents import test_json, test_large_documents, test_no_token_and_unknown_keys  # noqa: F401
+from test_mutations import test_tokens  # noqa: F401
+from test_rotation import test_python_rotates_what_sql_made, test_rotation  # noqa: F401
+from test_ttl import test_infinite_ttl, test_ttl  # noqa: F401
+
+VECTORS = ROOT / "pg_test" / "vectors"
+MIXED = 4_000
+
+
+def vectors(name):
+    return json.loads((VECTORS / f"{name}.json").read_text())
+
+
+def test_specification_verify(db):
+    for case in vectors("verify"):
+        set_keys(db, case["secret"])
+        decrypt = "SELECT fernet_decrypt(%s, make_interval(secs => %s), %s)"
+        assert value(db, decrypt, case["token"], case["ttl_sec"], case["now"]) == case["src"]
+
+
+def test_specification_invalid(db):
+    for case in vectors("invalid"):
+        set_keys(db, case["secret"])
+        with pytest.raises(psycopg.Error) as error:
+            value(db, "SELECT fernet_decrypt(%s, make_interval(secs => %s), %s)", case["token"], case["ttl_sec"], case["now"])
+        assert error.value.diag.message_hint
+
+
+def test_specification_generate(db):
+    """The vector fixes what is random; so what is made is read back, and what was made is made again."""
+    for case in vectors("generate"):
+        set_keys(db, case["secret"])
+        assert value(db, "SELECT fernet_decrypt(%s)", case["token"]) == case["src"]
+        assert value(db, "SELECT fernet_timestamp(%s) = %s", case["token"], case["now"])
+        made = value(db, "SELECT fernet_encrypt(%s)", case["src"])
+        assert len(made) == len(case["token"])
+        assert pyca.decrypt([case["secret"]], made.encode()) == case["src"].encode()
+
+
+def test_keys(db, rng):
+    """Mutated keys: accepted as pyca does, but for one with more behind its padding."""
+    db.execute("""
+        CREATE OR REPLACE FUNCTION pg_temp.try_keys(keys text, OUT fingerprints text, OUT code text) LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM set_config('fernet.keys', keys, false);
+            fingerprints := (SELECT string_agg(fingerprint, ' ' ORDER BY key_index) FROM fernet_keys());
+        EXCEPTION WHEN OTHERS THEN
+            code := sqlstate;
+        END $$""")
+    good = pyca.key_of(rng)
+    keys = [key for key in (test_mutations.random_key(rng) for _ in range(test_mutations.KEYS)) if key]
+    seen = Counter()
+    for template in ("{}", good + ",{}"):
+        rows = db.execute("SELECT fingerprints, code FROM unnest(%s::text[]) WITH ORDINALITY AS t (key, n),"
+                          " LATERAL pg_temp.try_keys(replace(%s, '{}', key)) ORDER BY n", [keys, template])
+        for key, row in zip(keys, rows, strict=True):
+            if test_mutations.accepts(key):
+                assert row == (" ".join(pyca.fingerprint(k) for k in template.format(key).split(",")), None), repr(key)
+            else:
+                assert row == (None, "22023"), repr(key)
+            seen[test_mutations.accepts(key)] += 1
+    assert min(seen[True], seen[False]) > 1000
+
+
+SEPARATORS = [b",", b" ", b'", "', b"\n", b"=", b"==", b"=,", b"\\/", b"\\\\/", b"\\", b"/", b"%3D", b"%3d%3D,", b"\\u003d", b"\\\\u003D,",
+              b"x", b"+", b"gAAA", b"gAAAAA", b"\xc3\xa9", b"'", b"{", b"}", b"=\n=", b"\t", b".", b""]
+
+
+def random_part(rng, keys):
+    token = test_mutations.random_token(rng, keys) if rng.random() < 0.3 else pyca.encrypt(
+        rng.choice([*keys, *keys, pyca.key_of(rng)]), rng.randbytes(rng.randint(0, 40)), 1_700_000_000)
+    if rng.random() < 0.1:
+        token = test_mutations.wrongly_padded(rng, rng.choice(keys))
+    if rng.random() < 0.3:
+        token = token.replace(b"-", b"+").replace(b"_", b"/")
+    if rng.random() < 0.3:
+        token = token.replace(b"/", rng.choice([b"\\/", b"\\\\/"]))
+    if rng.random() < 0.5:
+        token = token.replace(b"=", rng.choice([b"", b"%3D", b"\\u003d", b"\\\\u003D", b"= "]))
+    if rng.random() < 0.1:
+        at = rng.randrange(len(token) + 1)
+        token = token[:at] + rng.choice(SEPARATORS) + token[at:]
+    return token
+
+
+def random_value(rng, keys):
+    value = rng.choice(SEPARATORS)
+    for _ in range(rng.choice([1, 1, 2, 2, 3, 5])):
+        value += random_part(rng, keys) + rng.choice(SEPARATORS) + rng.choice(SEPARATORS)
+    if rng.random() < 0.05:
+        value = rng.choice([b"gAAA", b"gAAAAA", b"gAAA\\/", b"gAAA="]) * rng.randint(1, 200) + value
+    return value
+
+
+def comparable(keys, value):
+    """A value without what is random in it: what is in its tokens, and the rest as it is."""
+    rest = re.sub(rb"g[A-P](?:[A-Za-z0-9+/_-]|\\+/){30,}", lambda run: b"*" * len(run[0]), value)
+    inside = [value, *pyca.tokens_inside(value)]
+    return rest, [(pyca.opener(keys, token), pyca.decrypt(keys, token), pyca.timestamp(keys, token)) for token in inside]
+
+
+def test_values_as_the_native_edition(db, native, rng):
+    """Several tokens in a value, of all kinds and under all keys, whole and broken, escaped and not."""
+    seen = Counter()
+    lists = test_mutations.key_lists(rng)
+    for keys in lists:
+        values = [random_value(rng, keys) for _ in range(-(-MIXED // len(lists)))]
+        set_keys(db, *keys)
+        set_keys(native, *keys)
+        for expression in ("fernet_key_index($1)", "fernet_is_token($1)", "fernet_timestamp($1)", "encode(fernet_decrypt_bytea($1), 'hex')",
+                           "fernet_decrypt($1)"):
+            ours, theirs = attempts(db, expression, values), attempts(native, expression, values)
+            for value_, our, their in zip(values, ours, theirs, strict=True):
+                assert our == their, (expression, keys, value_)
+        expression = "encode(fernet_rotate($1), 'hex')"
+        for value_, (our, our_code), (their, their_code) in zip(
+                values, attempts(db, expression, values), attempts(native, expression, values), strict=True):
+            assert our_code == their_code, (keys, value_)
+            seen[our_code] += 1
+            if our is not None:
+                our, their = bytes.fromhex(our), bytes.fromhex(their)
+                assert comparable(keys, our) == comparable(keys, their), (keys, value_)
+                assert (our == value_) == (their == value_), (keys, value_)
+                seen["changed"] += our != value_
+        texts = [value_ for value_ in values if test_mutations.is_text(value_)]
+        as_text = [code for _, code in attempts(db, "fernet_rotate(convert_from($1, 'UTF8'))", texts)]
+        assert as_text == [code for _, code in attempts(native, "fernet_rotate(convert_from($1, 'UTF8'))", texts)]
+    print(seen)
+    assert min(seen[None], seen["changed"], seen["39000"]) > MIXED / 10
+
+
+def test_errors_are_the_native_ones(db, native, rng):
+    """Code, message and hint, but for the ways to set keys."""
+    keys = [pyca.key_of(rng) for _ in range(2)]
+    token = pyca.encrypt(keys[0], b"attack at dawn\xff", 1_000_000_000).decode()
+    future = pyca.encrypt(keys[0], b"attack at dawn", 2**40).decode()
+    badly_padded = test_mutations.wrongly_padded(rng, keys[1]).decode()
+    unknown = pyca.encrypt(pyca.key_of(rng), b"attack at dawn", 0).decode()
+    calls = [("fernet_decrypt(%s)", token), ("fernet_decrypt(%s, '1 s')", token), ("fernet_decrypt(%s, '1 s')", future),
+             ("fernet_decrypt_bytea(%s, '1 s')", future)]
+    for function in ("fernet_decrypt", "fernet_decrypt_bytea", "fernet_rotate", "fernet_timestamp"):
+        calls += [(function + "(%s)", bad) for bad in ("attack at dawn", "", unknown, badly_padded, f"{unknown},{badly_padded}", token[:-4])]
+    seen = set()
+    for session in db, native:
+        set_keys(session, *keys)
+    for call, argument in calls:
+        said = []
+        for session in db, native:
+            try:
+                said.append(value(session, f"SELECT {call}::text", argument))
+            except psycopg.Error as error:
+                said.append((error.sqlstate, error.diag.message_primary, error.diag.message_hint, error.diag.message_detail))
+                if session is db:
+                    assert not re.search("attack|dawn|" + argument[:8], str(error)) or not argument
+        assert said[0] == said[1], (call, argument)
+        if isinstance(said[0], tuple):
+            seen.add(said[0][:2])
+    assert len(seen) == 6
+
+
+def test_no_keys(db):
+    for setting in None, "":
+        if setting is not None:
+            set_keys(db, setting)
+        for call in ("fernet_encrypt('x')", "fernet_decrypt('x')", "fernet_rotate('x')", "fernet_key_index('x')", "fernet_timestamp('x')",
+                     "fernet_keys()", "fernet_rotate('1'::json)", "fernet_key_index('1'::jsonb)"):
+            with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="no Fernet keys are configured"):
+                db.execute(f"SELECT {call}")
+    set_keys(db, "\n ")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="fernet.keys: the key list is empty"):
+        db.execute("SELECT fernet_encrypt('x')")
+
+
+def test_text_of_utf8(db, native, rng):
+    """Valid, invalid, with a zero byte: as the server takes it, and never shown."""
+    key = pyca.key_of(rng)
+    plaintexts = [b"", b"back\\slash", "é€😀".encode(), b"\x00", b"a\x00b", b"\xc0\x80", b"\xc1\xbf", b"\xed\xa0\x80", b"\xed\x9f\xbf", b"\xf4\x8f\xbf\xbf",
+                  b"\xf4\x90\x80\x80", b"\xe0\x9f\xbf", b"\xe0\xa0\x80", b"\xf0\x8f\xbf\xbf", b"\xf0\x90\x80\x80", b"\x80", b"\xff", b"\xc3", b"\xe2\x82", b"\x7f"]
+    plaintexts += [bytes(rng.choice(b"\x41\x7f\x80\x8f\x90\x9f\xa0\xbf\xc2\xdf\xe0\xe1\xed\xef\xf0\xf1\xf4\xf5") for _ in range(rng.randint(1, 5)))
+                   for _ in range(2000)]
+    tokens = [pyca.encrypt(key, plaintext, 0) for plaintext in plaintexts]
+    for session in db, native:
+        set_keys(session, key)
+    assert attempts(db, "fernet_decrypt($1)", tokens) == attempts(native, "fernet_decrypt($1)", tokens)
+
+
+def test_plaintexts_of_all_lengths(db, rng):
+    key = pyca.key_of(rng)
+    set_keys(db, key)
+    for len in [*range(70), 1000, 100_000]:
+        plaintext = rng.randbytes(len)
+        token = value(db, "SELECT fernet_encrypt(%s::bytea)", plaintext)
+        assert pyca.decrypt([key], token.encode()) == plaintext
+        assert value(db, "SELECT fernet_decrypt_bytea(%s)", token) == plaintext
+        assert base64.urlsafe_b64encode(base64.urlsafe_b64decode(token)).decode() == token
