@@ -14,12 +14,12 @@ from fixtures import rng  # noqa: F401, a fixture
 from postgres import ROOT, connect, create_database, drop_database
 
 # Tests that hold for both editions are there.
-sys.path.append(str(Path(__file__).parents[1] / "interop"))
+sys.path += [str(Path(__file__).parents[1] / suite) for suite in ("interop", "operations")]
 
 DATABASE = "pg_fernet_sql_test"
 OWNER = "fernet_owner"
 EDITION = ROOT / "sql" / "edition"
-PATH = "-c search_path=fernet,public"
+PATH = "-c search_path=public"
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +35,8 @@ def owner():
 def database(owner):
     with owned_database(DATABASE, owner) as name:
         with connect(name, user=owner) as session:
-            session.execute("CREATE EXTENSION pgcrypto; CREATE SCHEMA fernet")
-        run_psql(name, owner, EDITION / "pg_fernet_sql.sql", "fernet")
+            session.execute("CREATE EXTENSION pgcrypto")
+        run_psql(name, owner, EDITION / "pg_fernet_sql.sql", "public")
         with connect(name) as admin:
             admin.execute("CREATE SCHEMA native; CREATE EXTENSION pg_fernet SCHEMA native")
         yield name
@@ -70,8 +70,12 @@ def run_psql(database, user, file, schema, **options):
 def sessions(database, owner):
     """Opens sessions of the owner, which end with the test."""
     with ExitStack() as stack:
-        yield lambda keys=(), **options: stack.enter_context(
-            connect(database, keys=(), **{"user": owner, "options": options.pop("options", PATH)} | options))
+        def session(*keys, **options):
+            session = connect(database, keys, **{"user": owner, "options": PATH} | options)
+            stack.callback(session.close)
+            return session
+
+        yield session
 
 
 @pytest.fixture
@@ -83,6 +87,6 @@ def db(sessions):
 @pytest.fixture
 def native(database):
     """A session of a superuser that calls the native edition."""
-    with connect(database, options="-c search_path=native,public") as session:
+    with connect(database, options="-c search_path=native") as session:
         session.execute("LOAD 'pg_fernet'")
         yield session

@@ -101,7 +101,7 @@ DECLARE
     -- Makes a token of `plain` under the first key, stamped with the time of the call. A clock before
     -- 1970 has no other form in a token.
     seal constant text := $source$
-        padding := 16 @-@ @.octet_length(plain) @%@ 16;
+        padding := 16 @-@ (@.octet_length(plain) @%@ 16);
         RETURN {self}._fernet_seal(
             @.int8send(GREATEST(0, @.floor(@.date_part('epoch', @.clock_timestamp()))::bigint)),
             plain @||@ @.decode(@.repeat(@.lpad(@.to_hex(padding), 2, '0'), padding), 'hex'),
@@ -986,19 +986,28 @@ DECLARE
                 RAISE EXCEPTION USING ERRCODE = '42703', MESSAGE = format('column "%s" of %s does not exist', column_name, relation),
                     HINT = 'fernet_find_columns() finds the columns that hold tokens.';
             END IF;
-            type := {self}._fernet_base_type(type);
-            kind := {self}._fernet_kind(type);
-            text_type := 'text';
-            IF kind IS NULL THEN
-                SELECT {self}._fernet_kind({self}._fernet_base_type(t.typelem)), 'text[]' INTO kind, text_type
-                FROM pg_type AS t WHERE t.oid = type AND t.typsubscript = 'array_subscript_handler'::regproc;
-            END IF;
+            SELECT f.kind, f.text_type INTO kind, text_type FROM {self}._fernet_form(type) AS f;
             IF kind IS NULL THEN
                 RAISE EXCEPTION USING ERRCODE = '42804',
                     MESSAGE = format('column "%s" of %s is of type %s, which cannot hold tokens', column_name, relation,
                                      (SELECT format_type(a.atttypid, NULL) FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum = number)),
                     HINT = 'Tokens are kept in columns of type text, varchar, char, citext, bytea, json, jsonb, xml or hstore, and in '
                            'arrays of and domains over these.';
+            END IF;
+        END $$;
+
+        -- How tokens are kept in a type, and whether its values are looked at as text or as text[]; or NULL.
+        CREATE OR REPLACE FUNCTION {self}._fernet_form(type oid, OUT kind text, OUT text_type text)
+            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        BEGIN
+            type := {self}._fernet_base_type(type);
+            kind := {self}._fernet_kind(type);
+            text_type := 'text';
+            IF kind IS NULL THEN
+                SELECT {self}._fernet_kind({self}._fernet_base_type(t.typelem)), 'text[]' INTO kind, text_type
+                FROM pg_type AS t WHERE t.oid = type AND t.typsubscript = 'array_subscript_handler'::regproc;
             END IF;
         END $$;
 
@@ -1562,6 +1571,191 @@ DECLARE
         AS $$
             SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = relation AND attname = column_name AND NOT attisdropped)
         $$;
+        --
+        -- fernet_find_columns
+        --
+
+        -- The columns that may hold tokens and that the caller may read, by table. For each table: the relation to list,
+        -- its name, the percentage of its blocks that is likely to hold so many rows of the relation, what is in the way.
+        -- As in src/columns/find.rs, where it is explained.
+        CREATE OR REPLACE FUNCTION {self}._fernet_candidates(sample_rows integer)
+            RETURNS TABLE (relation regclass, member regclass, is_partitioned boolean, percent double precision, obstacle text, columns name[], types oid[])
+            LANGUAGE sql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp SET jit = off
+        AS $$
+            WITH RECURSIVE types (oid) AS (
+                (SELECT unnest('{text,varchar,bpchar,bytea,xml,json,jsonb}'::regtype[])::oid
+                UNION ALL
+                SELECT d.objid FROM pg_extension AS e
+                JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+                WHERE e.extname IN ('citext', 'hstore') AND d.classid = 'pg_type'::regclass AND d.deptype = 'e')
+                UNION
+                SELECT d.oid FROM types AS t
+                JOIN pg_type AS d ON t.oid = CASE WHEN d.typtype = 'd' THEN d.typbasetype
+                                                  WHEN d.typsubscript = 'array_subscript_handler'::regproc THEN d.typelem END),
+            tables AS (
+                SELECT c.oid, n.nspname, c.relname, c.relkind, coalesce(pg_partition_root(c.oid), c.oid) AS root,
+                       has_schema_privilege(n.oid, 'USAGE') AS is_named,
+                       greatest(c.reltuples, 0)::float8 AS rows, c.relpages::float8 AS blocks,
+                       CASE WHEN c.relkind = 'f' THEN 'foreign'
+                            WHEN c.relpersistence = 'u' AND pg_is_in_recovery() THEN 'unlogged' END AS obstacle
+                FROM pg_class AS c
+                JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                WHERE (c.relkind IN ('r', 'p', 'm')
+                       OR c.relkind = 'f' AND EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid))
+                  AND c.relispopulated
+                  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+                  AND NOT pg_is_other_temp_schema(n.oid)),
+            columns AS (
+                SELECT t.*, a.attname, a.attnum, a.atttypid,
+                       t.is_named AND has_column_privilege(t.oid, a.attnum, 'SELECT') AS is_readable
+                FROM tables AS t
+                JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+                JOIN types ON types.oid = a.atttypid),
+            trees AS (
+                SELECT *,
+                       bool_and(obstacle IS NULL) OVER tree AND bool_or(is_readable AND oid = root) OVER tree AS is_whole,
+                       bool_and(is_readable) FILTER (WHERE relkind <> 'p') OVER tree AS is_readable_by_part,
+                       sum(rows) FILTER (WHERE relkind <> 'p') OVER tree AS tree_rows,
+                       sum(blocks) FILTER (WHERE relkind <> 'p') OVER tree AS tree_blocks
+                FROM columns
+                WINDOW tree AS (PARTITION BY root, attname)),
+            ancestors (oid, attname, ancestor) AS (
+                SELECT oid, attname, oid FROM columns WHERE NOT is_readable AND relkind <> 'p'
+                UNION
+                SELECT a.oid, a.attname, i.inhparent
+                FROM ancestors AS a JOIN pg_inherits AS i ON i.inhrelid = a.ancestor),
+            heirs (oid, attname) AS (
+                SELECT DISTINCT a.oid, a.attname
+                FROM ancestors AS a JOIN columns AS c ON c.oid = a.ancestor AND c.attname = a.attname
+                WHERE c.is_readable),
+            candidates AS (
+                SELECT s.oid AS relation, s.nspname AS relation_schema, s.relname AS relation_name, t.*,
+                       least(100, 100 * greatest(sample_rows / greatest(CASE WHEN t.is_whole THEN t.tree_rows ELSE t.rows END, 1),
+                                                 16 / greatest(CASE WHEN t.is_whole THEN t.tree_blocks ELSE t.blocks END, 1))) AS percent,
+                       coalesce(t.obstacle, CASE WHEN NOT t.is_readable THEN 'not readable' END) AS in_the_way
+                FROM trees AS t
+                JOIN tables AS s ON s.oid = CASE WHEN t.is_whole THEN t.root ELSE t.oid END
+                LEFT JOIN heirs AS h ON h.oid = t.oid AND h.attname = t.attname
+                WHERE CASE WHEN t.is_whole AND NOT t.is_readable_by_part THEN t.oid = t.root
+                           ELSE t.relkind <> 'p' AND (t.is_readable OR h.oid IS NOT NULL) END)
+            SELECT c.relation, c.oid, c.relkind = 'p', max(c.percent), c.in_the_way,
+                   array_agg(c.attname ORDER BY c.attnum), array_agg(c.atttypid ORDER BY c.attnum)
+            FROM candidates AS c
+            GROUP BY c.relation_schema, c.relation_name, c.relation, c.nspname, c.relname, c.oid, c.relkind, c.in_the_way
+            ORDER BY c.relation_schema, c.relation_name, c.nspname, c.relname, c.in_the_way
+        $$;
+
+        CREATE OR REPLACE FUNCTION {self}.fernet_find_columns(sample_rows integer DEFAULT 1000)
+            RETURNS TABLE (relation regclass, column_name name, sampled bigint, tokens bigint)
+            LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE COST 1000000 ROWS 10
+            SET search_path = pg_catalog, pg_temp SET row_security = off
+        AS $$
+        DECLARE
+            keys bytea[] := '{}';
+            candidate record;
+            reason text;
+            hint text;
+            rows_left bigint;
+            seed integer;
+            last_relation regclass;
+            select_list text;
+            values_of text;
+            token_counts text;
+            looks text;
+            counts record;
+            seen bigint;
+            found_relations regclass[] := '{}';
+            found_columns name[] := '{}';
+            found_sampled bigint[] := '{}';
+            found_tokens bigint[] := '{}';
+        BEGIN
+            IF sample_rows < 1 THEN
+                RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'sample_rows must be at least 1',
+                    HINT = 'Leave the argument out to get its default.';
+            END IF;
+            -- Without keys, what has the form of a token is counted.
+            IF coalesce(current_setting('fernet.keys', true), '') <> '' THEN
+                keys := {self}._fernet_keys();
+            END IF;
+            FOR candidate IN SELECT * FROM {self}._fernet_candidates(sample_rows) LOOP
+                IF candidate.relation IS DISTINCT FROM last_relation THEN
+                    last_relation := candidate.relation;
+                    rows_left := sample_rows;
+                    seed := 0;
+                END IF;
+                -- What this reads is undone, which releases its locks: there may be more tables than locks.
+                BEGIN
+                    seen := 0;
+                    IF candidate.obstacle IS NULL AND row_security_active(candidate.member) THEN
+                        candidate.obstacle := 'hidden rows';
+                    END IF;
+                    IF candidate.obstacle IS NOT NULL THEN
+                        SELECT w.reason, w.hint INTO reason, hint FROM (VALUES
+                            ('foreign', 'it is a foreign table', 'Call fernet_find_columns() on the server that holds it.'),
+                            ('unlogged', 'unlogged tables cannot be read on a standby', 'Call fernet_find_columns() on the primary server.'),
+                            ('not readable', 'it can be read only through its parent', 'Call fernet_find_columns() as the owner of the table.'),
+                            ('hidden rows', 'row-level security may hide rows of it',
+                             'Call fernet_find_columns() as the owner of the table or as a role with BYPASSRLS.')) AS w (obstacle, reason, hint)
+                        WHERE w.obstacle = candidate.obstacle;
+                        RAISE WARNING USING MESSAGE = format('left out %s: %s', candidate.member, reason), HINT = hint;
+                    ELSIF rows_left > 0 THEN
+                        SELECT string_agg(format('t.%I AS c%s', a.name, a.n), ', '),
+                               string_agg(format('count(s.c%s)', a.n), ', ' ORDER BY a.n),
+                               string_agg(format('coalesce(sum(cardinality(l%s.openers)), 0)', a.n), ', ' ORDER BY a.n),
+                               string_agg(format(' LEFT JOIN LATERAL {self}._fernet_look(s.c%1$s::%2$s, %3$L, $1, false) AS l%1$s ON true',
+                                                 a.n, a.text_type, a.kind), '')
+                        INTO select_list, values_of, token_counts, looks
+                        FROM (SELECT c.name, c.n, f.kind, f.text_type
+                              FROM unnest(candidate.columns, candidate.types) WITH ORDINALITY AS c (name, type, n)
+                              CROSS JOIN LATERAL {self}._fernet_form(c.type) AS f
+                              WHERE f.kind IS NOT NULL) AS a;
+                        FOR attempt IN 1 .. 2 LOOP
+                            EXIT WHEN select_list IS NULL;
+                            EXECUTE format('SELECT count(*) AS rows, ARRAY[%s]::bigint[] AS sampled, ARRAY[%s]::bigint[] AS tokens'
+                                           ' FROM (SELECT %s FROM %s %s AS t TABLESAMPLE SYSTEM (%s) REPEATABLE (%s) LIMIT %s) AS s%s',
+                                           values_of, token_counts, select_list, CASE WHEN candidate.is_partitioned THEN '' ELSE 'ONLY' END,
+                                           candidate.member, candidate.percent, seed, rows_left, looks)
+                                INTO counts USING keys;
+                            seen := counts.rows;
+                            -- The sample is of the same blocks in each partition: of small ones, it may be of none.
+                            EXIT WHEN seen > 0 OR NOT candidate.is_partitioned;
+                            candidate.percent := 100;
+                        END LOOP;
+                    END IF;
+                    RAISE SQLSTATE 'FRNET';
+                EXCEPTION
+                    WHEN SQLSTATE 'FRNET' THEN
+                        NULL;
+                    WHEN undefined_table OR undefined_column THEN
+                        -- Somebody has dropped it by now.
+                        seen := 0;
+                    WHEN OTHERS THEN
+                        seen := 0;
+                        RAISE WARNING USING MESSAGE = format('could not read %s: %s', candidate.member, sqlerrm),
+                            HINT = 'Other tables are not affected. Call fernet_find_columns() again when this one can be read.';
+                END;
+                seed := seed + 1;
+                rows_left := rows_left - seen;
+                IF seen > 0 THEN
+                    FOR place IN 1 .. cardinality(counts.sampled) LOOP
+                        found_relations := array_append(found_relations, candidate.relation);
+                        found_sampled := array_append(found_sampled, counts.sampled[place]);
+                        found_tokens := array_append(found_tokens, counts.tokens[place]);
+                    END LOOP;
+                    found_columns := found_columns || ARRAY(
+                        SELECT c.name FROM unnest(candidate.columns, candidate.types) WITH ORDINALITY AS c (name, type, n)
+                        CROSS JOIN LATERAL {self}._fernet_form(c.type) AS f WHERE f.kind IS NOT NULL ORDER BY c.n);
+                END IF;
+            END LOOP;
+            RETURN QUERY
+                SELECT f.relation, f.name, sum(f.sampled)::bigint, sum(f.tokens)::bigint
+                FROM unnest(found_relations, found_columns, found_sampled, found_tokens) WITH ORDINALITY AS f (relation, name, sampled, tokens, n)
+                GROUP BY f.relation, f.name HAVING sum(f.tokens) > 0
+                ORDER BY min(f.n);
+        END $$;
+        COMMENT ON FUNCTION {self}.fernet_find_columns(integer) IS
+            'the columns that hold Fernet tokens, as far as the caller may read them: how many values were sampled, and how many tokens are in them';
     $source$;
 BEGIN
     -- Nothing is looked up in the caller's path from here on.
