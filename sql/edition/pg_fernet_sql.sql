@@ -1264,7 +1264,8 @@ DECLARE
                 END IF;
             END LOOP;
             block := coalesce((next::text::point)[0], end_block);
-            next := format('(%s,%s)', block, (next::text::point)[1] + 1)::tid;
+            -- The place behind it, or none.
+            next := ('(' || block || ',' || (next::text::point)[1] + 1 || ')')::tid;
             old_rows := cardinality(ids);
             locked := old_rows;
             IF old_rows = 0 THEN
