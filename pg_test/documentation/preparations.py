@@ -161,6 +161,16 @@ def keys_of_the_client(reader):
     reader.run_sql("ALTER SYSTEM RESET fernet.keys_file; SELECT pg_reload_conf();")
 
 
+def managed(reader):
+    """A database whose owner has no other rights, with tokens and the files of keys."""
+    reader.run_sql("CREATE ROLE app LOGIN; CREATE DATABASE app OWNER app;")
+    reader.use_database("app")
+    token = Fernet(OLD).encrypt(b"secret").decode()
+    reader.run_sql(f"SET ROLE app; CREATE TABLE secrets AS SELECT '{token}'::text AS value FROM generate_series(1, 3); RESET ROLE;")
+    reader.write("new.key", NEW)
+    reader.write("old.key", OLD)
+
+
 PREPARATIONS = {
     ("README.md", "Airflow"): airflow_with_the_extension,
     ("docs/airflow.md", "Before you start"): airflow,
@@ -169,6 +179,7 @@ PREPARATIONS = {
     ("docs/applications.md", "Other applications"): vault,
     ("docs/applications.md", "Prefect"): prefect,
     ("docs/columns.md", "Encrypting a column"): one_key,
+    ("docs/managed.md", "Install"): managed,
     ("docs/migrations.md", "Rules"): project,
     ("docs/migrations.md", "Alembic"): alembic_project,
     ("docs/migrations.md", "Alembic, in batches"): rotated_by_alembic,

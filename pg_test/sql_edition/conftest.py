@@ -22,6 +22,19 @@ EDITION = ROOT / "sql" / "edition"
 PATH = "-c search_path=public"
 
 
+# Tests of the native edition that fail here, and must: what differs by nature.
+DIFFERENT = {
+    "test_errors_in_workers": "an error has the context that PL/pgSQL gives it",
+    "test_constraints_of_elements": "messages of the server name a type with its schema, since the functions have a path of their own",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if reason := DIFFERENT.get(item.name):
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+
+
 @pytest.fixture(scope="session")
 def owner():
     """A role that may log in, and nothing else."""
@@ -45,11 +58,11 @@ def database(owner):
 class owned_database:
     """A database of that role's."""
 
-    def __init__(self, name, owner):
-        self.name, self.owner = name, owner
+    def __init__(self, name, owner, encoding="UTF8"):
+        self.name, self.owner, self.encoding = name, owner, encoding
 
     def __enter__(self):
-        create_database(self.name)
+        create_database(self.name, self.encoding)
         with connect("postgres") as server:
             server.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(self.name), sql.Identifier(self.owner)))
         return self.name
