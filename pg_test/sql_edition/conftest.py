@@ -27,10 +27,16 @@ DIFFERENT = {
     "test_errors_in_workers": "an error has the context that PL/pgSQL gives it",
     "test_constraints_of_elements": "messages of the server name a type with its schema, since the functions have a path of their own",
 }
+# The same, where it is a matter of luck whether they do.
+NOT_RUN = {
+    "test_what_was_not_committed_when_the_call_began": "it sleeps with a snapshot between two looks at who is still writing, for 10 ms each time",
+}
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        if reason := NOT_RUN.get(item.name):
+            item.add_marker(pytest.mark.skip(reason=reason))
         if reason := DIFFERENT.get(item.name):
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 

@@ -1514,7 +1514,7 @@ DECLARE
                             EXIT;
                         END IF;
                         IF @.clock_timestamp() @-@ told @>=@ interval '1 second' THEN
-                            told := 'infinity';
+                            told := NULL;
                             RAISE NOTICE 'waiting for %', descriptions[writer_number];
                         END IF;
                         COMMIT;
