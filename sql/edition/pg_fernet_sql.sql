@@ -1203,12 +1203,14 @@ DECLARE
             END LOOP;
         END $$;
 
-        -- Rotates a batch in a table, of the rows from a place on and before a block. Returns the place to go on from,
-        -- or NULL behind the last one; rows read; rows with a token under an older key; those of them that somebody else had
-        -- locked or changed, and those that a trigger keeps as they are; tokens that are under the first key now.
-        CREATE OR REPLACE FUNCTION {self}._fernet_rotate_batch(
+        -- Reads a batch of a table, from a place on and before a block: rows with a token under an older key, and their new
+        -- values. Locks those that nobody else has locked. Returns the place to go on from, or NULL behind the last one; how
+        -- many rows it has read; the statement that writes the batch, which is for the caller: triggers and constraints
+        -- are to run with the path that they are used to.
+        CREATE OR REPLACE FUNCTION {self}._fernet_read_batch(
                 relation regclass, column_name name, keys bytea[], batch_size integer, strict boolean, starts tid, end_block bigint,
-                OUT next tid, OUT block bigint, OUT row_count bigint, OUT old_rows bigint, OUT locked bigint, OUT kept bigint, OUT rotated bigint)
+                OUT next tid, OUT block bigint, OUT row_count bigint, OUT old_rows bigint, OUT locked bigint, OUT has_code boolean,
+                OUT ids tid[], OUT writers xid[], OUT new_values text[], OUT olds bigint[], OUT statement text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
             SET search_path = pg_catalog, pg_temp SET row_security = off
             SET synchronize_seqscans = off SET enable_seqscan = off
@@ -1219,19 +1221,11 @@ DECLARE
             -- The lock that the update takes.
             lock constant text := CASE WHEN EXISTS (
                 SELECT FROM pg_index WHERE indrelid = relation AND indisunique AND target.number = ANY (indkey)) THEN 'UPDATE' ELSE 'NO KEY UPDATE' END;
-            -- Then what is written need not be what is in the table.
-            has_code constant boolean := (SELECT c.relhasrules FROM pg_class AS c WHERE c.oid = relation) OR EXISTS (
-                SELECT FROM pg_trigger WHERE tgrelid = relation AND NOT tgisinternal AND tgtype & 16 <> 0);
             look record;
-            ids tid[] := '{}';
-            writers xid[] := '{}';
-            new_values text[] := '{}';
-            olds bigint[] := '{}';
             bytes bigint := 0;
-            old bigint;
-            written record;
         BEGIN
-            row_count := 0; old_rows := 0; kept := 0; rotated := 0;
+            row_count := 0;
+            ids := '{}'; writers := '{}'; new_values := '{}'; olds := '{}';
             FOR look IN EXECUTE format(
                 'SELECT t.ctid AS id, t.xmin AS writer, t.%2$I IS NULL AS is_null, l.openers, l.refusal, l.changed'
                 ' FROM ONLY %1$s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%2$I::%3$s, $1, $2, true) AS l ON true'
@@ -1267,39 +1261,34 @@ DECLARE
             -- The place behind it, or none.
             next := ('(' || block || ',' || (next::text::point)[1] + 1 || ')')::tid;
             old_rows := cardinality(ids);
-            locked := old_rows;
-            IF old_rows = 0 THEN
-                RETURN;
+            IF old_rows > 0 THEN
+                EXECUTE format(
+                    'SELECT coalesce(array_agg(b.id), ''{}''), coalesce(array_agg(b.writer), ''{}''), coalesce(array_agg(b.value), ''{}''),'
+                    ' coalesce(array_agg(b.old), ''{}'')'
+                    ' FROM (SELECT t.ctid AS id, t.xmin AS writer FROM ONLY %s AS t WHERE t.ctid = ANY ($1) FOR %s SKIP LOCKED) AS h'
+                    ' JOIN unnest($1, $2, $3, $4) AS b (id, writer, value, old) ON b.id = h.id AND b.writer = h.writer', relation, lock)
+                    INTO ids, writers, new_values, olds USING ids, writers, new_values, olds;
             END IF;
-            FOR written IN EXECUTE format(
-                'WITH batch AS MATERIALIZED (SELECT * FROM unnest($1, $2, $3, $4) AS b (id, writer, value, old)),'
-                ' held AS MATERIALIZED (SELECT t.ctid AS id FROM ONLY %1$s AS t WHERE t.ctid = ANY ($1) FOR %5$s SKIP LOCKED)'
-                ' UPDATE ONLY %1$s AS t SET %2$I = b.value::%3$s FROM batch AS b JOIN held AS h ON h.id = b.id'
-                ' WHERE t.ctid = b.id AND t.xmin = b.writer'
-                ' RETURNING b.old AS old, t.%2$I::%4$s AS value', relation, column_name, target.type_name, target.text_type, lock)
-                USING ids, writers, new_values, olds
-            LOOP
-                locked := locked - 1;
-                IF has_code THEN
-                    EXECUTE format('SELECT l.openers, l.refusal FROM {self}._fernet_look($1::%s, $2, $3, false) AS l', target.text_type)
-                        INTO look USING written.value, target.kind, keys;
-                    SELECT count(*) FILTER (WHERE o.place > 1) INTO old FROM unnest(look.openers) AS o (place);
-                    IF old > 0 THEN
-                        kept := kept + 1;
-                    ELSE
-                        rotated := rotated + least(written.old, (SELECT count(*) FROM unnest(look.openers) AS o (place) WHERE o.place = 1));
-                    END IF;
-                ELSE
-                    rotated := rotated + written.old;
-                END IF;
-            END LOOP;
-            IF has_code THEN
-                -- A rule or a trigger has had its say on those that were not written, too, unless somebody holds them.
-                EXECUTE format('SELECT $2 + count(*) FROM (SELECT FROM ONLY %s AS t JOIN unnest($1, $3) AS b (id, writer) ON t.ctid = b.id'
-                               ' AND t.xmin = b.writer FOR %s OF t SKIP LOCKED) AS x', relation, lock)
-                    INTO kept USING ids, kept, writers;
-                locked := greatest(0, old_rows - kept - (old_rows - locked));
-            END IF;
+            locked := old_rows - cardinality(ids);
+            -- Then what is written need not be what is in the table.
+            has_code := (SELECT c.relhasrules FROM pg_class AS c WHERE c.oid = relation) OR EXISTS (
+                SELECT FROM pg_trigger WHERE tgrelid = relation AND NOT tgisinternal AND tgtype & 16 <> 0);
+            statement := format(
+                'UPDATE ONLY %1$s AS t SET %2$I = b.value::%3$s FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3)) AS b (id, writer, value)'
+                ' WHERE t.ctid OPERATOR(pg_catalog.=) b.id AND t.xmin OPERATOR(pg_catalog.=) b.writer', relation, column_name, target.type_name);
+        END $$;
+
+        -- Counts the tokens of those rows of a batch that have not been written: a trigger or a rule keeps them.
+        CREATE OR REPLACE FUNCTION {self}._fernet_kept(relation regclass, ids tid[], writers xid[], olds bigint[]) RETURNS bigint
+            LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+            SET search_path = pg_catalog, pg_temp SET row_security = off
+        AS $$
+        DECLARE
+            kept bigint;
+        BEGIN
+            EXECUTE format('SELECT coalesce(sum(b.old), 0) FROM ONLY %s AS t JOIN unnest($1, $2, $3) AS b (id, writer, old)'
+                           ' ON t.ctid = b.id AND t.xmin = b.writer', relation) INTO kept USING ids, writers, olds;
+            RETURN kept;
         END $$;
 
         -- The transactions that have written to a relation: in `or_row_locks`, also those that may have locked rows of it.
@@ -1442,10 +1431,9 @@ DECLARE
             end_block bigint;
             batch record;
             row_count bigint;
-            old_rows bigint;
             locked bigint;
-            kept bigint;
-            writer record;
+            has_code boolean := false;
+            last_old bigint;
             writers @.text[];
             descriptions @.text[];
             waiting_since @.timestamptz;
@@ -1471,19 +1459,24 @@ DECLARE
                 END IF;
                 pass_started := @.clock_timestamp();
                 told := pass_started;
-                row_count := 0; old_rows := 0; locked := 0; kept := 0; blocks := 0;
+                row_count := 0; locked := 0; blocks := 0;
                 FOR member IN 1 .. COALESCE(@.cardinality(members), 0) LOOP
                     place := '(0,0)';
                     end_block := LEAST(1000, sizes[member]);
                     WHILE place IS NOT NULL AND {self}._fernet_is_there(members[member], column_name) LOOP
-                        batch := {self}._fernet_rotate_batch(
+                        batch := {self}._fernet_read_batch(
                             members[member], column_name, keys, batch_size, strict, place, end_block);
+                        IF @.cardinality(batch.ids) @>@ 0 THEN
+                            EXECUTE batch.statement USING batch.ids, batch.writers, batch.new_values;
+                            rotated := rotated @+@ (SELECT @.sum(o.tokens)::bigint FROM @.unnest(batch.olds) AS o (tokens));
+                            IF batch.has_code THEN
+                                has_code := true;
+                                rotated := rotated @-@ {self}._fernet_kept(members[member], batch.ids, batch.writers, batch.olds);
+                            END IF;
+                        END IF;
                         COMMIT;
                         row_count := row_count @+@ batch.row_count;
-                        old_rows := old_rows @+@ batch.old_rows;
                         locked := locked @+@ batch.locked;
-                        kept := kept @+@ batch.kept;
-                        rotated := rotated @+@ batch.rotated;
                         place := batch.next;
                         IF place IS NULL AND end_block @<@ sizes[member] THEN
                             place := @.concat('(', end_block, ',0)')::@.tid;
@@ -1532,9 +1525,10 @@ DECLARE
                 old := COALESCE(old, 0);
                 first_look_ended := COALESCE(first_look_ended, @.clock_timestamp());
                 EXIT WHEN old @=@ 0 OR unfinished IS NOT NULL
-                    -- In vain: a trigger keeps all of them.
-                    OR look @>@ 1 AND old_rows @>@ 0 AND old_rows @=@ kept
+                    -- In vain: a trigger or a rule keeps them.
+                    OR has_code AND locked @=@ 0 AND old @=@ last_old
                     OR look @>=@ 10 AND @.clock_timestamp() @-@ first_look_ended @>=@ interval '10 seconds';
+                last_old := old;
                 IF locked @>@ 0 THEN
                     -- What holds a row up may be a lock on another table, for which nobody was waited.
                     PERFORM @.pg_sleep(0.1);
