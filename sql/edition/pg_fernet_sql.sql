@@ -979,8 +979,8 @@ DECLARE
         DECLARE
             type oid;
         BEGIN
-            SELECT a.attnum, a.atttypid, format_type(a.atttypid, -1), a.attgenerated <> '' INTO number, type, type_name, is_generated
-            FROM pg_attribute AS a
+            SELECT a.attnum, a.atttypid, format('%I.%I', n.nspname, t.typname), a.attgenerated <> '' INTO number, type, type_name, is_generated
+            FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid JOIN pg_namespace AS n ON n.oid = t.typnamespace
             WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped;
             IF number IS NULL THEN
                 RAISE EXCEPTION USING ERRCODE = '42703', MESSAGE = format('column "%s" of %s does not exist', column_name, relation),
@@ -1226,6 +1226,15 @@ DECLARE
         BEGIN
             row_count := 0;
             ids := '{}'; writers := '{}'; new_values := '{}'; olds := '{}';
+            -- In the order in which whoever changes a partitioned table locks, and at once as strongly as it takes.
+            FOR look IN
+                SELECT a.member, CASE WHEN a.member = relation THEN 'ROW EXCLUSIVE' ELSE 'ACCESS SHARE' END AS mode
+                FROM (SELECT p.member, p.n FROM pg_partition_ancestors(relation) WITH ORDINALITY AS p (member, n)
+                      UNION SELECT relation, 1) AS a
+                WHERE has_table_privilege(a.member, CASE WHEN a.member = relation THEN 'UPDATE' ELSE 'SELECT' END) ORDER BY a.n DESC
+            LOOP
+                EXECUTE format('LOCK TABLE ONLY %s IN %s MODE', look.member, look.mode);
+            END LOOP;
             FOR look IN EXECUTE format(
                 'SELECT t.ctid AS id, t.xmin AS writer, t.%2$I IS NULL AS is_null, l.openers, l.refusal, l.changed'
                 ' FROM ONLY %1$s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%2$I::%3$s, $1, $2, true) AS l ON true'
@@ -1467,12 +1476,18 @@ DECLARE
                         batch := {self}._fernet_read_batch(
                             members[member], column_name, keys, batch_size, strict, place, end_block);
                         IF @.cardinality(batch.ids) @>@ 0 THEN
-                            EXECUTE batch.statement USING batch.ids, batch.writers, batch.new_values;
-                            rotated := rotated @+@ (SELECT @.sum(o.tokens)::bigint FROM @.unnest(batch.olds) AS o (tokens));
-                            IF batch.has_code THEN
-                                has_code := true;
-                                rotated := rotated @-@ {self}._fernet_kept(members[member], batch.ids, batch.writers, batch.olds);
-                            END IF;
+                            -- It has the locks on the rows, but a trigger or a foreign key may want others.
+                            BEGIN
+                                PERFORM @.set_config('lock_timeout', '500ms', true);
+                                EXECUTE batch.statement USING batch.ids, batch.writers, batch.new_values;
+                                rotated := rotated @+@ (SELECT @.sum(o.tokens)::bigint FROM @.unnest(batch.olds) AS o (tokens));
+                                IF batch.has_code THEN
+                                    has_code := true;
+                                    rotated := rotated @-@ {self}._fernet_kept(members[member], batch.ids, batch.writers, batch.olds);
+                                END IF;
+                            EXCEPTION WHEN lock_not_available THEN
+                                locked := locked @+@ @.cardinality(batch.ids);
+                            END;
                         END IF;
                         COMMIT;
                         row_count := row_count @+@ batch.row_count;
@@ -1519,6 +1534,7 @@ DECLARE
                 END LOOP;
                 COMMIT;
 
+                PERFORM {self}._fernet_check_relation(relation);
                 tally := {self}._fernet_count(relation, column_name, keys);
                 COMMIT;
                 SELECT @.sum(k.count) INTO old FROM @.unnest(tally.under_key[2:]) AS k (count);
