@@ -1,11 +1,13 @@
 """fernet_rotate_column beside others, interrupted, and its proof: the tests of the native edition."""
 
+import threading
+
 import pytest
 
 import test_proof
 import test_writers
-from postgres import value
-from tables import NEW, OLD
+from postgres import notices, value
+from tables import NEW, OLD, census, fill, in_background, plaintexts, rotate, wait_until
 from test_interrupted import *  # noqa: F401,F403
 from test_proof import *  # noqa: F401,F403
 from test_writers import *  # noqa: F401,F403
@@ -16,6 +18,8 @@ def waits(db, pid):
     return value(db, "SELECT wait_event_type = 'Lock' OR wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s", pid)
 
 
+# What the writers are to meet takes longer here.
+test_writers.ROWS = 20_000
 test_proof.waits_for_lock = test_writers.waits_for_lock = waits
 
 
@@ -32,3 +36,29 @@ def db(sessions):
     # A test that failed may have left a session with a lock.
     db.execute("SET lock_timeout = '5s'")
     db.execute("DROP TABLE IF EXISTS secrets CASCADE")
+
+
+def test_two_calls_beside_writers(db, sessions, rng):
+    """Both end with the proof, and each value is what was written last."""
+    fill(db, test_writers.ROWS)
+    stop = threading.Event()
+    writers = [test_writers.Writer(sessions(), number, [NEW], rng, stop) for number in range(test_writers.WRITERS)]
+    for writer in writers:
+        writer.start()
+    wait_until(lambda: all(writer.written for writer in writers))
+    callers = sessions(), sessions()
+    told = [notices(caller, "WARNING") for caller in callers]
+    try:
+        with in_background(rotate, callers[0], batch_size=2000) as first, in_background(rotate, callers[1], batch_size=3000) as second:
+            counts = first.result(), second.result()
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert [writer.error for writer in writers] == [None] * test_writers.WRITERS
+    assert told == [[], []]
+    expected = {id: f"secret {id}" for id in range(1, test_writers.ROWS + 1)}
+    expected |= {id: plaintext for writer in writers for id, (plaintext, _) in writer.written.items()}
+    assert {id: plaintext for id, (plaintext, _) in plaintexts(db).items()} == expected
+    assert census(db) == {"current": len(expected)}
+    assert sum(count["rotated"] for count in counts) > 0

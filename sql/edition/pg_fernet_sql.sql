@@ -1217,24 +1217,33 @@ DECLARE
         AS $$
         DECLARE
             max_bytes constant bigint := 16 * 1024 * 1024;
-            target record := {self}._fernet_column(relation, column_name);
-            -- The lock that the update takes.
-            lock constant text := CASE WHEN EXISTS (
-                SELECT FROM pg_index WHERE indrelid = relation AND indisunique AND target.number = ANY (indkey)) THEN 'UPDATE' ELSE 'NO KEY UPDATE' END;
+            target record;
+            lock text;
             look record;
             bytes bigint := 0;
         BEGIN
-            row_count := 0;
+            row_count := 0; old_rows := 0; locked := 0; has_code := false; block := end_block;
             ids := '{}'; writers := '{}'; new_values := '{}'; olds := '{}';
-            -- In the order in which whoever changes a partitioned table locks, and at once as strongly as it takes.
-            FOR look IN
-                SELECT a.member, CASE WHEN a.member = relation THEN 'ROW EXCLUSIVE' ELSE 'ACCESS SHARE' END AS mode
-                FROM (SELECT p.member, p.n FROM pg_partition_ancestors(relation) WITH ORDINALITY AS p (member, n)
-                      UNION SELECT relation, 1) AS a
-                WHERE has_table_privilege(a.member, CASE WHEN a.member = relation THEN 'UPDATE' ELSE 'SELECT' END) ORDER BY a.n DESC
-            LOOP
-                EXECUTE format('LOCK TABLE ONLY %s IN %s MODE', look.member, look.mode);
-            END LOOP;
+            BEGIN
+                -- In the order in which whoever changes a partitioned table locks, and at once as strongly as it takes.
+                FOR look IN
+                    SELECT c.oid::regclass AS member, CASE WHEN c.oid = relation THEN 'ROW EXCLUSIVE' ELSE 'ACCESS SHARE' END AS mode
+                    FROM (SELECT p.member, p.n FROM pg_partition_ancestors(relation) WITH ORDINALITY AS p (member, n)
+                          UNION SELECT relation, 1) AS a
+                    JOIN pg_class AS c ON c.oid = a.member
+                    WHERE has_table_privilege(c.oid, CASE WHEN c.oid = relation THEN 'UPDATE' ELSE 'SELECT' END) ORDER BY a.n DESC
+                LOOP
+                    EXECUTE format('LOCK TABLE ONLY %s IN %s MODE', look.member, look.mode);
+                END LOOP;
+                target := {self}._fernet_column(relation, column_name);
+            EXCEPTION WHEN undefined_table OR undefined_column OR syntax_error THEN
+                -- A partition that somebody has dropped meanwhile: a number stands for its name.
+                RETURN;
+            END;
+            -- The lock that the update takes.
+            lock := CASE WHEN EXISTS (SELECT FROM pg_index WHERE indrelid = relation AND indisunique AND target.number = ANY (indkey))
+                         THEN 'UPDATE' ELSE 'NO KEY UPDATE' END;
+
             FOR look IN EXECUTE format(
                 'SELECT t.ctid AS id, t.xmin AS writer, t.%2$I IS NULL AS is_null, l.openers, l.refusal, l.changed'
                 ' FROM ONLY %1$s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%2$I::%3$s, $1, $2, true) AS l ON true'
@@ -1266,7 +1275,7 @@ DECLARE
                     EXIT;
                 END IF;
             END LOOP;
-            block := coalesce((next::text::point)[0], end_block);
+            block := coalesce((next::text::point)[0], block);
             -- The place behind it, or none.
             next := ('(' || block || ',' || (next::text::point)[1] + 1 || ')')::tid;
             old_rows := cardinality(ids);
