@@ -7,7 +7,7 @@ import pytest
 import test_proof
 import test_writers
 from postgres import notices, value
-from tables import CONVERSIONS, NEW, OLD, census, fill, in_background, plaintexts, rotate, wait_until
+from tables import CONVERSIONS, NEW, OLD, census, contents, in_background, wait_until
 from test_interrupted import *  # noqa: F401,F403
 from test_proof import *  # noqa: F401,F403
 from test_writers import *  # noqa: F401,F403
@@ -43,18 +43,18 @@ def conversion(request):
     return request.param
 
 
-def test_two_calls_beside_writers(db, sessions, rng):
+def test_two_calls_beside_writers(db, sessions, rng, conversion):
     """Both end with the proof, and each value is what was written last."""
-    fill(db, test_writers.ROWS)
+    conversion.fill(db, test_writers.ROWS)
     stop = threading.Event()
-    writers = [test_writers.Writer(sessions(), number, [NEW], rng, stop) for number in range(test_writers.WRITERS)]
+    writers = [test_writers.Writer(sessions(), number, [conversion.new_value], rng, stop) for number in range(test_writers.WRITERS)]
     for writer in writers:
         writer.start()
-    wait_until(lambda: all(writer.written for writer in writers))
+    wait_until(lambda: all(writer.written or writer.error for writer in writers))
     callers = sessions(), sessions()
     told = [notices(caller, "WARNING") for caller in callers]
     try:
-        with in_background(rotate, callers[0], batch_size=2000) as first, in_background(rotate, callers[1], batch_size=3000) as second:
+        with in_background(conversion.call, callers[0], batch_size=2000) as first, in_background(conversion.call, callers[1], batch_size=3000) as second:
             counts = first.result(), second.result()
     finally:
         stop.set()
@@ -64,6 +64,6 @@ def test_two_calls_beside_writers(db, sessions, rng):
     assert told == [[], []]
     expected = {id: f"secret {id}" for id in range(1, test_writers.ROWS + 1)}
     expected |= {id: plaintext for writer in writers for id, (plaintext, _) in writer.written.items()}
-    assert {id: plaintext for id, (plaintext, _) in plaintexts(db).items()} == expected
-    assert census(db) == {"current": len(expected)}
-    assert sum(count["rotated"] for count in counts) > 0
+    assert contents(db) == expected
+    assert census(db) == {conversion.after: len(expected)}
+    assert sum(count[conversion.done] for count in counts) > 0

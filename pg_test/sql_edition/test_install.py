@@ -211,6 +211,7 @@ TRAPS = """
     GRANT USAGE ON SCHEMA trap TO PUBLIC;
     CREATE DOMAIN trap.text AS pg_catalog.int4; CREATE DOMAIN trap.bytea AS pg_catalog.int4; CREATE DOMAIN trap.name AS pg_catalog.int4;
     CREATE DOMAIN trap.timestamptz AS pg_catalog.int4; CREATE DOMAIN trap.regclass AS pg_catalog.int4; CREATE DOMAIN trap.tid AS pg_catalog.int4;
+    CREATE DOMAIN trap.record AS pg_catalog.int4; CREATE DOMAIN trap.jsonb AS pg_catalog.int4; CREATE DOMAIN trap.xid AS pg_catalog.int4;
     DO $do$
     DECLARE
         f record;
@@ -251,6 +252,9 @@ def test_names_in_the_callers_path_mean_nothing(prepared):
     old = Fernet(OLD).encrypt("é".encode()).decode()
     prepared.execute(f"CREATE TABLE public.secrets (id integer, value text, document jsonb, list text[]);"
                      f"INSERT INTO public.secrets SELECT i, '{old}', jsonb_build_array('{old}'), ARRAY['{old}'] FROM generate_series(1, 10) AS i")
+    prepared.execute("CREATE TABLE public.encrypted (value varchar(200), bytes bytea);"
+                     "CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON public.encrypted FOR EACH ROW EXECUTE FUNCTION"
+                     " fernet.fernet_encrypt_trigger('value', 'bytes')")
     prepared.execute(TRAPS)
     prepared.execute("SET search_path = trap, pg_catalog")
     with pytest.raises(psycopg.errors.RaiseException, match="trapped in function"):
@@ -277,6 +281,14 @@ def test_names_in_the_callers_path_mean_nothing(prepared):
         assert prepared.execute(f"SELECT * FROM fernet.fernet_census('public.secrets'::pg_catalog.regclass, '{name}')").fetchall()[1][3] == 10
         assert prepared.execute(f"CALL fernet.fernet_rotate_column('public.secrets'::pg_catalog.regclass, '{name}', 3)").fetchone()[0] == 10
     assert len(prepared.execute("SELECT * FROM fernet.fernet_find_columns()").fetchall()) == 3
+    for procedure in "decrypt", "encrypt":
+        assert prepared.execute(
+            f"CALL fernet.fernet_{procedure}_column('public.secrets'::pg_catalog.regclass, 'value', 3)").fetchone()[0] == 10
+    prepared.execute("INSERT INTO public.encrypted VALUES ('one', 'two'); UPDATE public.encrypted SET bytes = 'three'")
+    unknown = Fernet.generate_key()
+    with pytest.raises(psycopg.Error, match="no key authenticates"):
+        prepared.execute(f"UPDATE public.encrypted SET value = '{Fernet(unknown).encrypt(b'x').decode()}'")
+    assert prepared.execute("SELECT fernet.fernet_decrypt(value), fernet.fernet_decrypt(bytes) FROM public.encrypted").fetchone() == ("one", "three")
 
 
 def test_no_secret_is_said(db, rng):

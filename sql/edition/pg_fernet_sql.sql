@@ -1097,7 +1097,7 @@ DECLARE
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
         AS $$
         DECLARE
-            found record;
+            found @.record;
         BEGIN
             IF @.octet_length(encoded) @>=@ 98 AND encoded @~@ E'^[ \\t\\n\\f\\r]*g[A-Za-z0-9+/_= \\t\\n\\f\\r-]*$' THEN
                 found := {self}._fernet_base64(encoded);
@@ -1574,7 +1574,10 @@ DECLARE
                 SELECT FROM pg_trigger WHERE tgrelid = relation AND NOT tgisinternal AND tgtype & 16 <> 0);
             statement := format(
                 'UPDATE ONLY %1$s AS t SET %2$I = b.value::%3$s FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3)) AS b (id, writer, value)'
-                ' WHERE t.ctid OPERATOR(pg_catalog.=) b.id AND t.xmin OPERATOR(pg_catalog.=) b.writer', relation, column_name, target.type_name);
+                ' WHERE t.ctid OPERATOR(pg_catalog.=) b.id AND t.xmin OPERATOR(pg_catalog.=) b.writer',
+                -- With its schema, whatever the path is then.
+                (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = relation),
+                column_name, target.type_name);
         END $$;
 
         -- Counts what is still due in those rows of a batch that have not been written: a trigger or a rule keeps them.
@@ -1748,7 +1751,7 @@ DECLARE
             blocks_in_all bigint;
             place @.tid;
             end_block bigint;
-            batch record;
+            batch @.record;
             row_count bigint;
             locked bigint;
             has_code boolean := false;
@@ -1758,7 +1761,7 @@ DECLARE
             waiting_since @.timestamptz;
             wait_limit interval := CASE WHEN limits @<>@ '0' THEN limits::interval END;
             unfinished @.text;
-            tally record;
+            tally @.record;
         BEGIN
             done := 0;
             COMMIT;
@@ -1856,7 +1859,7 @@ DECLARE
             END LOOP;
 
             -- Not what somebody has deleted since, or what a trigger has undone when the transaction ended.
-            done := LEAST(done, CASE conversion WHEN 'decrypt' THEN tally.row_count @-@ tally.nulls @-@ tally.due ELSE tally.under_key[1] END);
+            done := LEAST(done, CASE WHEN conversion @=@ 'decrypt' THEN tally.row_count @-@ tally.nulls @-@ tally.due ELSE tally.under_key[1] END);
             current := tally.under_key[1] @-@ done;
             old := COALESCE((SELECT @.sum(k.count) FROM @.unnest(tally.under_key[2:]) AS k (count)), 0);
             unknown_key := tally.unknown_key;
@@ -1965,10 +1968,10 @@ DECLARE
         AS $$
         DECLARE
             keys @.bytea[];
-            target record;
+            target @.record;
             written @.text;
             stored @.text;
-            look record;
+            look @.record;
         BEGIN
             IF TG_WHEN @<>@ 'BEFORE' OR TG_LEVEL @<>@ 'ROW' OR TG_OP @<>@ ALL (ARRAY['INSERT', 'UPDATE']) OR TG_NARGS @=@ 0 THEN
                 PERFORM {self}._fernet_refuse_trigger(TG_NARGS @=@ 0 AND TG_WHEN @=@ 'BEFORE' AND TG_LEVEL @=@ 'ROW', TG_NAME, TG_RELID);
