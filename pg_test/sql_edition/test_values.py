@@ -252,12 +252,14 @@ def tables(db, native, rng):
             session.add_notice_handler(lambda diag, said=said[table], table=table: said.append(
                 (diag.severity, diag.message_primary.split(" in ")[0], (diag.message_detail or "").replace(table, "it"), diag.message_hint)))
 
-        def call(*procedures):
+        def call(procedure):
             for session, table in (db, "ours"), (native, "theirs"):
-                for procedure in procedures:
-                    session.execute("SELECT fernet_census(%s, 'value')", [f"public.{table}"])
+                try:
                     said[table].append(session.execute(f"CALL fernet_{procedure}_column('public.{table}', 'value')").fetchone())
-                    said[table].append(session.execute(f"SELECT status, key_index, tokens FROM fernet_census('public.{table}', 'value')").fetchall())
+                except psycopg.Error as error:
+                    # A plaintext may be no text.
+                    said[table].append((error.sqlstate, error.diag.message_primary.replace(table, "it"), error.diag.message_hint))
+                said[table].append(session.execute(f"SELECT status, key_index, tokens FROM fernet_census('public.{table}', 'value')").fetchall())
             assert said["ours"] == said["theirs"]
             return db.execute("SELECT o.value::text, t.value::text FROM ours AS o JOIN theirs AS t USING (n) ORDER BY n").fetchall()
 
@@ -280,7 +282,7 @@ def test_columns_as_the_native_edition(tables, type):
 
 
 @pytest.mark.parametrize("type", ["text", "varchar(20000)", "char(9000)", "bytea", "ext.citext", "plain"])
-def test_encrypted_and_decrypted_columns_as_the_native_edition(tables, type):
+def test_encrypted_and_decrypted_columns_as_the_native_edition(db, tables, type):
     """Of tokens, plaintexts and both in one value, what is encrypted and decrypted, what is left, and what is said of it."""
     def contents(value):
         rest, *found = comparable(tables.keys, value.rstrip().encode())
@@ -293,8 +295,8 @@ def test_encrypted_and_decrypted_columns_as_the_native_edition(tables, type):
         for our, their in rows:
             if our is not None and type != "bytea":
                 assert contents(our) == contents(their)
-    # What was encrypted is what it was.
-    assert sum(our == their for our, their in rows) > 40
+    # What was encrypted is what it was, unless a plaintext that is no text has stopped the last call.
+    assert sum(our == their for our, their in rows) > 40 or type != "bytea" and value(db, "SELECT count(*) FROM ours WHERE fernet_is_token(value)") > 0
 
 
 def test_errors_are_the_native_ones(db, native, rng):
