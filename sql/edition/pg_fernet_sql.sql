@@ -1272,7 +1272,7 @@ DECLARE
                               JOIN pg_extension AS e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
                               JOIN pg_type AS t ON t.oid = d.objid
                               WHERE d.classid = 'pg_type'::regclass AND d.objid = type AND t.typsubscript <> 'array_subscript_handler'::regproc
-                                AND CASE e.extname WHEN 'hstore' THEN t.typlen = -1
+                                AND CASE e.extname WHEN 'hstore' THEN t.typname = 'hstore' AND t.typlen = -1
                                                    WHEN 'citext' THEN EXISTS (SELECT FROM pg_cast WHERE castsource = type AND casttarget = 'text'::regtype
                                                                               AND castmethod = 'b') END)
                    END
