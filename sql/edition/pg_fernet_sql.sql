@@ -630,8 +630,11 @@ DECLARE
         DECLARE
             stretches constant text := E'[A-Za-z0-9+/_-]*gAAA[A-Za-z0-9+/_-]*(?:\\\\+/[A-Za-z0-9+/_-]*)*';
             characters text COLLATE "C" := {self}._fernet_characters(value);
+            -- Without its padding.
+            shortest_token constant integer := 98;
             gap text;
             stretch text;
+            stretch_length integer;
             behind text;
             escape integer;
             token record;
@@ -677,15 +680,18 @@ DECLARE
                     stretch := substring(stretch, escape + 1);
                 END IF;
                 next := next + length(gap) + escape;
-                FOR token IN SELECT * FROM {self}._fernet_tokens_in_stretch(stretch, behind, keys) LOOP
-                    IF token.refusal IS NOT NULL THEN
-                        refused := array_append(refused, token.refusal);
-                    ELSE
-                        any_open := true;
-                        RETURN QUERY SELECT next + token.at, token.size, token.key_index, token.record, token.padded, NULL::text;
-                    END IF;
-                END LOOP;
-                next := next + length(stretch);
+                stretch_length := length(stretch);
+                IF stretch_length >= shortest_token THEN
+                    FOR token IN SELECT * FROM {self}._fernet_tokens_in_stretch(stretch, behind, keys) LOOP
+                        IF token.refusal IS NOT NULL THEN
+                            refused := array_append(refused, token.refusal);
+                        ELSE
+                            any_open := true;
+                            RETURN QUERY SELECT next + token.at, token.size, token.key_index, token.record, token.padded, NULL::text;
+                        END IF;
+                    END LOOP;
+                END IF;
+                next := next + stretch_length;
             END LOOP;
 
             IF NOT any_open AND refused = '{}' AND whole_refusal IS NOT NULL THEN
