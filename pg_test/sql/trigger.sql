@@ -29,8 +29,20 @@ UPDATE login SET name = upper(name);
 UPDATE login SET password = password, extra = extra;
 SELECT count(*) FROM login JOIN before USING (id, password) WHERE login.extra IS NOT DISTINCT FROM before.extra;
 INSERT INTO login VALUES (7, 'eve', fernet_encrypt('encrypted before'), NULL);
-INSERT INTO login SELECT 8, 'fay', '{"password": "' || password || '"}' FROM before WHERE id = 1;
+INSERT INTO login SELECT 8, 'fay', password || E'\n' FROM before WHERE id = 1;
 SELECT id, left(password, 4), fernet_key_index(password) FROM login WHERE id > 6 ORDER BY id;
+DELETE FROM login WHERE id > 6;
+
+-- Text beside a token is plaintext that decryption would drop: it is refused, unless it is there already.
+INSERT INTO login SELECT 7, 'eve', password || ' and more' FROM before WHERE id = 1;
+INSERT INTO login SELECT 7, 'eve', '{"password": "' || password || '"}' FROM before WHERE id = 1;
+INSERT INTO login SELECT 7, 'eve', password || ',' || password FROM before WHERE id = 1;
+UPDATE login SET password = fernet_decrypt(password) || password;
+UPDATE login SET password = 'gPASSWORD' || repeat('x', 55) || password WHERE id = 1;
+ALTER TABLE login DISABLE TRIGGER encrypt;
+INSERT INTO login SELECT 7, 'eve', 'fernet:' || password FROM before WHERE id = 1;
+ALTER TABLE login ENABLE TRIGGER encrypt;
+UPDATE login SET name = 'eva' WHERE id = 7;
 DELETE FROM login WHERE id > 6;
 
 -- So does one under an older key. A new one is made under the first.

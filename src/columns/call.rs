@@ -14,7 +14,8 @@ use pgrx::prelude::*;
 use super::conversion::Conversion;
 use super::convert::Pass;
 use super::progress::Report;
-use super::{Error, citus, table, warning};
+use super::table::{self, Checked};
+use super::{Error, citus, warning};
 use crate::fernet::Keyring;
 use crate::keys::{fingerprint, keyring};
 use crate::pg::name::Name;
@@ -127,7 +128,7 @@ fn convert_column(
     if matches!(conversion, Conversion::Rotate { .. }) && call.keyring.keys().len() == 1 {
         warning::single_key().warn();
     }
-    let report = if call.is_sharded {
+    let report = if call.checked.is_sharded {
         call.convert_shards(&relation::schema_of(fcinfo))?
     } else {
         call.convert()?
@@ -157,7 +158,7 @@ fn convert_shard(
 struct Call {
     conversion: Conversion,
     relation: pg_sys::Oid,
-    is_sharded: bool,
+    checked: Checked,
     column_name: Name,
     batch_size: i32,
     /// One for the whole call, whatever happens to the settings meanwhile.
@@ -184,11 +185,11 @@ impl Call {
         server::refuse_in_read_only_transaction(conversion.procedure());
 
         let keyring = keyring()?;
-        let is_sharded = table::check(relation, column_name.as_cstr(), conversion)?;
+        let checked = table::check(relation, column_name.as_cstr(), conversion)?;
         Ok(Self {
             conversion,
             relation,
-            is_sharded,
+            checked,
             column_name,
             batch_size,
             keyring,
@@ -202,6 +203,7 @@ impl Call {
             column_name: self.column_name.as_cstr(),
             batch_size: self.batch_size as usize,
             keyring: &self.keyring,
+            constraint: self.checked.constraint.as_ref(),
             done: 0,
         }
         .run()

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 
 use super::tally::{Tally, inspect};
-use crate::fernet::{self, Keyring, Token};
+use crate::fernet::{self, Keyring};
 use crate::pg::value::{Buffer, Values};
 use crate::pg::value_type::Stored;
 use crate::pg::{self, random};
@@ -69,13 +69,11 @@ impl Conversion {
             (Self::Encrypt, Some(plaintext)) => value.read(|plain| {
                 let mut buffer = Buffer::new(plain.len())?;
                 let mut is_plaintext = true;
-                keyring.inspect_value(plain, &mut buffer, |opener| {
+                is_whole = keyring.inspect_whole(&plain, &mut buffer, |opener| {
                     is_plaintext = false;
                     each(opener);
                 });
-                if !is_plaintext {
-                    is_whole = Token::decode_whole(&plain, &mut buffer).is_some();
-                } else if let Some(values) = &mut values {
+                if is_plaintext && let Some(values) = &mut values {
                     let seal = |plaintext: &[u8]| values.token_of(plaintext, keyring);
                     new_value = plaintext.of_value(&plain, seal)??;
                 }

@@ -23,9 +23,10 @@ use pgrx::prelude::*;
 use super::Error;
 use super::batch::{Batch, Look, NewRow, Reader};
 use super::conversion::{Conversion, Found};
+use super::fit::{self, Constraint};
 use super::progress::Report;
 use super::table::{self, Fate, Table, Writer};
-use super::{fit, warning};
+use super::warning;
 use crate::fernet::Keyring;
 use crate::pg::report::notice;
 use crate::pg::row::{Tid, Xid};
@@ -40,6 +41,8 @@ pub(super) struct Pass<'a> {
     pub(super) batch_size: usize,
     /// One for the whole call, whatever happens to the settings meanwhile.
     pub(super) keyring: &'a Keyring,
+    /// What refuses the first value to which there is something to do.
+    pub(super) constraint: Option<&'a Constraint>,
     /// How many tokens were rotated, or values encrypted or decrypted, and are so because of this call.
     pub(super) done: i64,
 }
@@ -260,6 +263,11 @@ impl Pass<'_> {
                 value,
                 due,
             })?;
+        }
+        if due > 0
+            && let Some(constraint) = self.constraint
+        {
+            return Err(Error::Constrained(constraint.clone()));
         }
         look.found += usize::from(due > 0);
         report.left += due;

@@ -3,6 +3,7 @@ use std::collections::TryReserveError;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use super::fit::Constraint;
 use crate::pg::relation::Kind;
 use crate::pg::{self, Report};
 use crate::{fernet, keys};
@@ -48,12 +49,8 @@ pub(crate) enum Error {
         column: String,
         relation: String,
     },
-    /// A constraint or an index may not take the values that are to be written.
-    Constrained {
-        column: String,
-        relation: String,
-        dependent: String,
-    },
+    /// Something may not take the values that are to be written.
+    Constrained(Constraint),
     /// The table's access method has no scans by range.
     AccessMethod {
         relation: String,
@@ -102,6 +99,10 @@ pub(crate) enum Error {
         len: usize,
         type_name: String,
     },
+    /// A value that is written to a column holds a token and other text.
+    InText {
+        place: String,
+    },
     /// A value in a column is no token, or no key opens it.
     Value {
         place: String,
@@ -129,8 +130,8 @@ impl Error {
 }
 
 /// What to do with a column that is too short.
-const MAKE_IT_TEXT: &str = "Make the column text: a token has 100 characters for up to 15 bytes, and a third \
-                            more than its plaintext beyond.";
+const MAKE_IT_TEXT: &str = "Make the column text: a token has up to 100 characters more than four thirds of the bytes \
+                            of its plaintext.";
 
 /// What to write.
 const CREATE_TRIGGER: &str = "Use CREATE TRIGGER ... BEFORE INSERT OR UPDATE ON table FOR EACH ROW EXECUTE \
@@ -156,8 +157,7 @@ impl From<Error> for Report {
                 Code::ERRCODE_INVALID_TRANSACTION_TERMINATION,
                 "cannot commit in batches inside a transaction block",
                 "Call it on its own, outside of a transaction block, since it commits after each \
-                 batch. Inside, use UPDATE with a function on single values, as in SET column = \
-                 fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+                 batch. Inside, use UPDATE with fernet_rotate(), fernet_encrypt() or fernet_decrypt().",
             ),
             Error::NoRelation(oid) => Self::new(
                 Code::ERRCODE_UNDEFINED_TABLE,
@@ -177,8 +177,8 @@ impl From<Error> for Report {
             Error::PartitionKey { column, relation } => Self::new(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("column \"{column}\" is in the partition key of {relation}"),
-                "Each new value may belong to another partition: use UPDATE on the partitioned \
-                 table, as in SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+                "Each new value may belong to another partition: use UPDATE on the partitioned table, \
+                 with fernet_rotate(), fernet_encrypt() or fernet_decrypt().",
             ),
             Error::NotATable { relation, kind } => Self::new(
                 Code::ERRCODE_WRONG_OBJECT_TYPE,
@@ -195,7 +195,7 @@ impl From<Error> for Report {
             Error::AccessMethod { relation } => Self::new(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("access method of {relation} does not find rows by their block"),
-                "Use UPDATE, as in SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.",
+                "Use UPDATE with fernet_rotate(), fernet_encrypt() or fernet_decrypt().",
             ),
             Error::Catalog { relation } => Self::new(
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -207,13 +207,13 @@ impl From<Error> for Report {
                 format!("column \"{column}\" of {relation} is too short for a token"),
                 MAKE_IT_TEXT,
             ),
-            Error::Constrained {
+            Error::Constrained(Constraint {
                 column,
                 relation,
-                dependent,
-            } => Self::new(
+                name,
+            }) => Self::new(
                 Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
-                format!("column \"{column}\" of {relation} is in {dependent}"),
+                format!("column \"{column}\" of {relation} is in {name}"),
                 "What is encrypted or decrypted may not satisfy it. Drop it first; afterwards, see \
                  whether it can be made again.",
             ),
@@ -305,6 +305,12 @@ impl From<Error> for Report {
                 MAKE_IT_TEXT,
             )
             .with_detail(format!("A token for {place} has {len} characters.")),
+            Error::InText { place } => Self::new(
+                Code::ERRCODE_INVALID_TEXT_REPRESENTATION,
+                format!("value is a Fernet token with other text beside it: {place}"),
+                "Write a plaintext, or a token and nothing else. fernet_encrypt() makes a token of whatever is \
+                 given to it.",
+            ),
             Error::Row { place, reason } => {
                 let report = Self::from(reason);
                 Self {
@@ -409,11 +415,11 @@ mod tests {
                 column: column(),
                 relation: relation(),
             },
-            Error::Constrained {
+            Error::Constrained(Constraint {
                 column: column(),
                 relation: relation(),
-                dependent: "constraint connection_value_check of public.connection".into(),
-            },
+                name: "constraint connection_value_check of public.connection".into(),
+            }),
             Error::HiddenRows {
                 relation: relation(),
             },
@@ -433,6 +439,9 @@ mod tests {
             Error::TriggerArguments {
                 trigger: "encrypt".into(),
                 relation: relation(),
+            },
+            Error::InText {
+                place: "column \"value\" of public.connection".into(),
             },
             Error::TooLong {
                 place: "column \"value\" of public.connection".into(),

@@ -15,16 +15,27 @@ use crate::pg::encoding;
 use crate::pg::relation::{Column, Lock, Relation};
 use crate::pg::spi::{Argument, Connection};
 
-/// Refuses what cannot be encrypted or decrypted in a table that can be rotated.
+/// What may not take new values: a constraint, an index or a generated column.
+#[derive(Clone, Debug)]
+pub(crate) struct Constraint {
+    pub(super) column: String,
+    pub(super) relation: String,
+    /// What it is, and its name, for a message.
+    pub(super) name: String,
+}
+
+/// Refuses what cannot be encrypted or decrypted in a table that can be rotated. Returns what refuses
+/// it as soon as there is anything to do: who has a constraint that only tokens satisfy can still have
+/// the proof.
 pub(super) fn check(
     connection: &Connection,
     oid: pg_sys::Oid,
     column_name: &CStr,
     conversion: Conversion,
-) -> Result<(), Error> {
+) -> Result<Option<Constraint>, Error> {
     let encrypts = match conversion {
         // A token has the length of the one before.
-        Conversion::Rotate { .. } => return Ok(()),
+        Conversion::Rotate { .. } => return Ok(None),
         Conversion::Encrypt => true,
         Conversion::Decrypt => false,
     };
@@ -52,21 +63,23 @@ pub(super) fn check(
             relation: relation.printable_name(),
         });
     }
+    let mut constraint = None;
     for Dependent {
         name,
         is_in_the_way,
     } in dependents(connection, &relation, &column, encrypts)
     {
         if is_in_the_way {
-            return Err(Error::Constrained {
+            constraint.get_or_insert_with(|| Constraint {
                 column: printable_name(),
                 relation: relation.printable_name(),
-                dependent: name,
+                name,
             });
+        } else {
+            warning::useless(&name).warn();
         }
-        warning::useless(&name).warn();
     }
-    Ok(())
+    Ok(constraint)
 }
 
 /// Refuses a token of that length if the column is too short for it.
@@ -93,10 +106,12 @@ struct Dependent {
     is_in_the_way: bool,
 }
 
-/// Returns the constraints that a column is in, those of the domain that is its type, and its indexes.
+/// Returns the constraints that a column is in, those of the domain that is its type, its indexes, and
+/// the columns that are generated from it.
 ///
 /// A CHECK constraint that is NOT VALID does not hold for the rows that are there: it may be there for
-/// the tokens that are to come, and is let through for these.
+/// the tokens that are to come, and is let through for these. What an index computes of a value may fail
+/// for another, and a predicate on it may no longer hold.
 fn dependents(
     connection: &Connection,
     relation: &Relation<'_>,
@@ -114,9 +129,14 @@ fn dependents(
                true
         FROM pg_constraint AS c
         WHERE c.contype = 'c' AND (c.convalidated OR NOT $3)
-              AND (c.conrelid = $1 AND $2 = ANY (c.conkey) OR c.contypid IN (SELECT oid FROM domain))
+              AND (c.conrelid = $1 AND c.conkey && ARRAY[$2, 0]::smallint[]
+                   OR c.contypid IN (SELECT oid FROM domain))
            -- What a foreign key refers to has a unique index.
            OR c.contype = 'f' AND c.conrelid = $1 AND $2 = ANY (c.conkey)
+        UNION ALL
+        SELECT format('generated column %I of %s', a.attname, a.attrelid::regclass), true
+        FROM pg_attribute AS a JOIN pg_attrdef AS d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)
+        WHERE a.attrelid = $1 AND a.attgenerated <> '' AND d.adbin::text ~ format(' :varattno %s ', $2)
         UNION ALL
         SELECT CASE WHEN c.oid IS NULL THEN format('index %s', i.indexrelid::regclass)
                     ELSE format('constraint %I of %s', c.conname, c.conrelid::regclass) END,
@@ -125,17 +145,16 @@ fn dependents(
         LEFT JOIN pg_constraint AS c ON c.conindid = i.indexrelid AND c.contype IN ('p', 'u', 'x')
         CROSS JOIN LATERAL (
             SELECT EXISTS (SELECT FROM generate_series(0, i.indnkeyatts - 1) AS n WHERE i.indkey[n] = $2),
-                   EXISTS (SELECT FROM pg_depend
-                           WHERE classid = 'pg_class'::regclass AND objid = i.indexrelid
-                             AND refclassid = 'pg_class'::regclass AND refobjid = $1 AND refobjsubid = $2)
-        ) AS column_is (key, used)
+                   -- pg_depend does not tell the whole row, which is 0, from a column that is a key as well.
+                   concat(i.indexprs, i.indpred) ~ format(' :varattno (0|%s) ', $2)
+        ) AS column_is (key, computed)
         CROSS JOIN LATERAL (
-            SELECT (i.indisunique OR i.indisexclusion) AND (key OR i.indexprs IS NOT NULL AND used)
+            SELECT (i.indisunique OR i.indisexclusion) AND key OR computed
         ) AS u (is_in_the_way)
         WHERE i.indrelid = $1
           AND (is_in_the_way
                -- One of a partition is made of that of its table.
-               OR $3 AND (key OR used)
+               OR $3 AND $2 = ANY (i.indkey)
                   AND NOT (SELECT relispartition FROM pg_class WHERE oid = i.indexrelid))
         ORDER BY 2 DESC, 1";
     let mut dependents = Vec::new();

@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use pgrx::prelude::*;
 
+use super::Error;
 use super::citus::Spread;
 use super::conversion::Conversion;
-use super::{Error, fit};
+use super::fit::{self, Constraint};
 use crate::pg::encoding;
 use crate::pg::new_values::{NewValues, Shown};
 use crate::pg::relation::{Column, Identifier, Kind, Lock, Relation};
@@ -129,18 +130,27 @@ pub(crate) fn writers(
     writers
 }
 
-/// Refuses, before anything is done, what cannot be converted. Tells whether the table has its rows in
-/// shards. Only one table of the family is locked at a time.
+/// What is known of a table before anything is done.
+pub(super) struct Checked {
+    /// Whether it has its rows in shards.
+    pub(super) is_sharded: bool,
+    /// What refuses new values, if there are any.
+    pub(super) constraint: Option<Constraint>,
+}
+
+/// Refuses, before anything is done, what cannot be converted. Only one table of the family is locked at
+/// a time.
 pub(super) fn check(
     relation: pg_sys::Oid,
     column_name: &CStr,
     conversion: Conversion,
-) -> Result<bool, Error> {
+) -> Result<Checked, Error> {
     let connection = Connection::read_only();
     let family = family(&connection, relation, column_name);
     if family.is_empty() {
         return Err(Error::NoRelation(relation));
     }
+    let mut constraint = None;
     for member in family {
         let checked = connection.undo_unless(
             |_| false,
@@ -153,7 +163,7 @@ pub(super) fn check(
                     return Err(Error::Replicated { relation });
                 }
                 match Table::open(&connection, member.oid, column_name) {
-                    Err(Error::NoRelation(gone)) if gone != relation => Ok(()),
+                    Err(Error::NoRelation(gone)) if gone != relation => Ok(None),
                     opened => {
                         drop(opened?);
                         fit::check(&connection, member.oid, column_name, conversion)
@@ -161,9 +171,13 @@ pub(super) fn check(
                 }
             },
         );
-        checked?;
+        let found = checked?;
+        constraint = constraint.or(found);
     }
-    Ok(Spread::of(&connection, relation) == Spread::Shards)
+    Ok(Checked {
+        is_sharded: Spread::of(&connection, relation) == Spread::Shards,
+        constraint,
+    })
 }
 
 /// A table with rows of its own, open and locked until the transaction ends.

@@ -89,7 +89,9 @@ impl Column {
     ///
     /// What has the form of a token that no key opens is refused. Encrypted again, it would be a token
     /// in a token; taken as it is, a writer with the wrong keys would fill the column with what nobody
-    /// here can read. Where it is in the row already, it stays: the row's other columns can change.
+    /// here can read. So is a token with other text beside it, which would be stored in plaintext and
+    /// which decryption drops. Where it is in the row already, it stays: the row's other columns can
+    /// change.
     fn token_for<'fcx>(
         &self,
         written: &Written<'_>,
@@ -97,19 +99,20 @@ impl Column {
     ) -> Result<Option<Value<'fcx>>, Error> {
         let keyring = keyring()?;
         written.with_bytes(|value| {
+            let mut buffer = Buffer::new(value.len())?;
             let mut refusal = Some(fernet::Error::NotAToken);
             // Tokens that are refused come last.
             let each = |opener: Result<_, _>| refusal = opener.err();
-            keyring.inspect_value(value, &mut Buffer::new(value.len())?, each);
+            let is_token = keyring.inspect_whole(value, &mut buffer, each);
+            let place = || self.place(trigger);
             match refusal {
                 Some(fernet::Error::NotAToken) => {}
-                Some(refusal) if !written.is_unchanged() => {
-                    return Err(Error::Value {
-                        place: self.place(trigger),
-                        refusal,
-                    });
+                _ if is_token || written.is_unchanged() => return Ok(None),
+                None => return Err(Error::InText { place: place() }),
+                Some(refusal) => {
+                    let place = place();
+                    return Err(Error::Value { place, refusal });
                 }
-                _ => return Ok(None),
             }
             let seal = |plaintext: &[u8]| Value::token_of(plaintext, &keyring);
             let token = self.plaintext.of_value(value, seal)??;

@@ -94,9 +94,22 @@ impl Keyring {
         })
     }
 
-    /// Looks at every token in `value` as [`inspect_value`](Self::inspect_value) does. If the value is
-    /// one token and nothing else, and a key opens it, the plaintext is at the front of `buf`, and its
-    /// length is returned.
+    /// Looks at every token in `value` as [`inspect_value`](Self::inspect_value) does. Tells whether the
+    /// value is one token and nothing else, and a key opens it.
+    ///
+    /// # Panics
+    /// If `buf` is shorter than `value`.
+    pub fn inspect_whole(
+        &self,
+        value: &[u8],
+        buf: &mut [u8],
+        each: impl FnMut(Result<usize, Error>),
+    ) -> bool {
+        self.open_whole(value, buf, each).is_some()
+    }
+
+    /// The same; where it is one token, its plaintext is at the front of `buf`, and its length is
+    /// returned.
     ///
     /// # Panics
     /// If `buf` is shorter than `value`.
@@ -104,17 +117,35 @@ impl Keyring {
         &self,
         value: &[u8],
         buf: &mut [u8],
-        mut each: impl FnMut(Result<usize, Error>),
+        each: impl FnMut(Result<usize, Error>),
     ) -> Option<usize> {
-        if let Some(token) = Token::decode_whole(value, buf)
-            && let Ok((key, len)) = self.opener(&token)
-        {
-            each(Ok(key));
-            self.unseal(token, key, len);
-            return Some(len);
+        let (token, key, len) = self.open_whole(value, buf, each)?;
+        self.unseal(token, key, len);
+        Some(len)
+    }
+
+    /// Looks at every token. Where the value is one that a key opens, returns it with the index of that
+    /// key and the length of the plaintext.
+    fn open_whole<'b>(
+        &self,
+        value: &[u8],
+        buf: &'b mut [u8],
+        mut each: impl FnMut(Result<usize, Error>),
+    ) -> Option<(Token<'b>, usize, usize)> {
+        let opened = Token::decode_whole(value, buf).and_then(|token| {
+            let (key, plaintext_len) = self.opener(&token).ok()?;
+            Some((token.len, key, plaintext_len))
+        });
+        match opened {
+            Some((len, key, plaintext_len)) => {
+                each(Ok(key));
+                Some((Token { buf, len }, key, plaintext_len))
+            }
+            None => {
+                self.inspect_value(value, buf, each);
+                None
+            }
         }
-        self.inspect_value(value, buf, each);
-        None
     }
 
     /// Gives every token that a key opens to `change`, with the index of that key. `change` may put

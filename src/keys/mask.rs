@@ -116,10 +116,12 @@ fn is_mixed(run: &[u8]) -> bool {
     run.iter().any(u8::is_ascii_lowercase) && run.iter().any(u8::is_ascii_uppercase)
 }
 
-/// Tells whether it may be part of a key, and is neither a word nor a token.
+/// Tells whether it may be part of a key, and is neither words nor a token.
 fn is_piece(run: &[u8]) -> bool {
-    let is_word =
-        |is_letter: fn(&u8) -> bool| run.iter().all(|byte| is_letter(byte) || *byte == b'_');
+    let is_word = |is_letter: fn(&u8) -> bool| {
+        run.iter()
+            .all(|byte| is_letter(byte) || matches!(byte, b'_' | b'-'))
+    };
     let is_token = run.len() >= TOKEN && run.starts_with(b"gAAAA");
     let is_word = is_word(u8::is_ascii_lowercase) || is_word(u8::is_ascii_uppercase);
     run.len() >= PIECE && !is_word && !is_token
@@ -226,6 +228,7 @@ mod tests {
             "fernet.keys is set in the configuration, but pg_fernet is not in shared_preload_libraries",
             "SET fernet.keys = ''; SELECT CURRENT_TIMESTAMP, pg_backend_pid()",
             &format!("SET fernet.keys = ''; SELECT fernet_decrypt('{TOKEN}')"),
+            "Set fernet.keys_file to a file, or fernet.keys to a comma-separated list, the newest first.",
             &A[1..],
             &format!("x{A}"),
             "d41d8cd98f00b204e9800998ecf8427e",

@@ -70,7 +70,8 @@ impl From<Error> for Report {
             Error::NoColumn { column, relation } => Self::new(
                 Code::ERRCODE_UNDEFINED_COLUMN,
                 format!("column \"{column}\" of {relation} does not exist"),
-                "fernet_find_columns() finds the columns that hold tokens.",
+                "Give the name as the catalogs have it, without quotes. fernet_find_columns() finds the columns \
+                 that hold tokens.",
             ),
             Error::ColumnType {
                 column,

@@ -110,10 +110,9 @@ impl<'c> Relation<'c> {
         }
     }
 
-    /// Tells whether it is a catalog of the server's own.
+    /// Tells whether it was made with the server: a catalog, or one of the tables of `information_schema`.
     pub(crate) fn is_catalog(&self) -> bool {
-        // SAFETY: no pointers.
-        unsafe { pg_sys::IsCatalogRelationOid(self.oid()) }
+        self.oid().to_u32() < pg_sys::FirstNormalObjectId
     }
 
     /// Returns the name with its schema.
