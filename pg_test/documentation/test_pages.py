@@ -44,6 +44,12 @@ NOT_RUN = {
         "UPDATE data_sources": "pg_test/documentation/test_applications.py::test_redash",
         "UPDATE sentry_integration": "pg_test/documentation/test_formats.py::test_sentry",
     },
+    "docs/managed.md": {
+        "CREATE EXTENSION pg_tle": "pg_test/sql_edition/test_pg_tle.py::owner",
+        "sql-edition pg_tle": "pg_test/sql_edition/test_pg_tle.py::test_install_use_remove",
+        "pgtle.uninstall_extension": "pg_test/sql_edition/test_pg_tle.py::test_install_use_remove",
+        "airflow config get-value": "pg_test/airflow/test_documentation.py::test_fingerprints_of_airflows_list",
+    },
     "docs/migrations.md": {
         "sqitch init": "sqitch brings 60 packages of Perl",
         "sqitch deploy": "the same",
