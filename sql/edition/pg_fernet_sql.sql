@@ -496,9 +496,9 @@ DECLARE
         -- Tokens in a value
         --
 
-        -- Finds the token at the end of a run of characters (between them `\`, if slashes are escaped), from any `gAAA`
-        -- on, the shortest first, and opens it. `behind` is what follows the run. What no key opens, but is the whole run
-        -- and has the form of a token, is refused; and where neither is, all is NULL.
+        -- Finds the token at the end of a run of characters, or of several that are joined, from any `gAAA` on, the
+        -- shortest first, and opens it. `behind` is what follows. What no key opens, but is all of the run and has the
+        -- form of a token, is refused; and where neither is, all is NULL.
         --
         -- A run of nothing but `gAAA` holds so many that to try all would be quadratic. So, but for the whole run, they
         -- are given up once they have taken four times its length: see src/fernet/runs.rs.
@@ -541,13 +541,65 @@ DECLARE
             at := NULL;
         END $$;
 
-        -- Finds the tokens in a value, and opens them: the place and length of each in bytes, the key, what it decrypts to
-        -- with its padding. Those that no key opens come last, with the reason alone, and no row at all is: no token.
+        -- Finds the tokens in a stretch: as many characters as there are in a row, where a `/` may be escaped, as in JSON.
+        -- Each run between `/` and `+` may have one at its end; and what no run has, several that are joined may have. If
+        -- nothing is found, but the stretch as a whole has the form of a token, it is refused.
+        CREATE OR REPLACE FUNCTION {self}._fernet_tokens_in_stretch(stretch text, behind text, keys bytea[])
+            RETURNS TABLE (at integer, size integer, key_index integer, record bytea, padded bytea, refusal text)
+            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        DECLARE
+            joins constant text := E'[/+\\\\]';
+            run text;
+            run_at integer := 0;
+            token record;
+            -- Behind the last one that was found.
+            rest integer := 0;
+            joined text;
+        BEGIN
+            FOREACH run IN ARRAY regexp_split_to_array(stretch, joins) LOOP
+                IF strpos(run, 'gAAA') > 0 THEN
+                    token := {self}._fernet_open_run(
+                        run, CASE WHEN run_at + length(run) = length(stretch) THEN behind ELSE '' END, keys);
+                    IF token.key_index IS NOT NULL THEN
+                        -- One in the other alphabet may end before what joins them.
+                        joined := substring(stretch, rest + 1, run_at + token.at - rest);
+                        IF joined ~ (joins || '$') THEN
+                            joined := rtrim(joined, E'/+\\');
+                            IF joined ~ joins AND strpos(joined, 'gAAA') > 0 THEN
+                                RETURN QUERY SELECT rest + t.at, length(joined) - t.at, t.key_index, t.record, t.padded, NULL::text
+                                    FROM {self}._fernet_open_run(joined, '', keys) AS t WHERE t.key_index IS NOT NULL;
+                            END IF;
+                        END IF;
+                        RETURN QUERY SELECT run_at + token.at, length(run) - token.at, token.key_index, token.record, token.padded, NULL::text;
+                        rest := run_at + length(run);
+                    END IF;
+                END IF;
+                run_at := run_at + length(run) + 1;
+            END LOOP;
+            joined := substring(stretch, rest + 1);
+            IF joined ~ joins AND strpos(joined, 'gAAA') > 0 THEN
+                token := {self}._fernet_open_run(joined, behind, keys);
+                IF token.key_index IS NOT NULL THEN
+                    RETURN QUERY SELECT rest + token.at, length(joined) - token.at, token.key_index, token.record, token.padded, NULL::text;
+                    RETURN;
+                END IF;
+            END IF;
+            -- What was looked at last is all of the stretch.
+            IF rest = 0 AND token.refusal IS NOT NULL THEN
+                refusal := token.refusal;
+                RETURN NEXT;
+            END IF;
+        END $$;
+
+        -- Finds the tokens in a value, or in a document, which as a whole is none, and opens them: the place and length of
+        -- each in bytes, the key, what it decrypts to with its padding. Those that no key opens come last, with the reason
+        -- alone, and no row at all is: no token.
         --
-        -- In order, each only where what is before has not settled the matter: what pyca makes of the value as a
-        -- whole, if a key opens that; behind it, each run of characters; where none in a stretch of runs with an escaped
-        -- `/` between them is a token, as in JSON, the stretch. As in src/fernet/scan.rs.
-        CREATE OR REPLACE FUNCTION {self}._fernet_tokens(value bytea, keys bytea[])
+        -- In order: what pyca makes of the value as a whole, if a key opens that; behind it, what is in each stretch; and
+        -- only if there is nothing, what pyca makes of it and no key opens. As in src/fernet/scan.rs.
+        CREATE OR REPLACE FUNCTION {self}._fernet_tokens(value bytea, is_document boolean, keys bytea[])
             RETURNS TABLE (at integer, size integer, key_index integer, record bytea, padded bytea, refusal text)
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -558,14 +610,11 @@ DECLARE
             gap text;
             stretch text;
             behind text;
-            run text;
+            escape integer;
             token record;
             whole record;
             whole_refusal text;
             next integer := 0;
-            run_at integer;
-            in_stretch text[];
-            is_open boolean;
             any_open boolean := false;
             refused text[] := '{}';
             key bytea;
@@ -573,69 +622,46 @@ DECLARE
             len integer;
             padding integer;
         BEGIN
-            whole := {self}._fernet_base64(characters);
-            record := {self}._fernet_record(whole.characters);
-            IF record IS NOT NULL THEN
-                {open}
-                IF refusal IS NULL THEN
-                    at := whole.first - 1;
-                    size := whole.last - at;
-                    next := whole.last;
-                    any_open := true;
-                    RETURN NEXT;
+            IF NOT is_document THEN
+                whole := {self}._fernet_base64(characters);
+                record := {self}._fernet_record(whole.characters);
+                IF record IS NOT NULL THEN
+                    {open}
+                    IF refusal IS NULL THEN
+                        at := whole.first - 1;
+                        size := whole.last - at;
+                        next := whole.last;
+                        any_open := true;
+                        RETURN NEXT;
+                    END IF;
+                    whole_refusal := refusal;
                 END IF;
-                whole_refusal := refusal;
             END IF;
 
             FOR gap, stretch, behind IN
-                SELECT t.gap, t.stretch[1], lead(t.gap) OVER in_order || coalesce(left((lead(t.stretch) OVER in_order)[1], 5), '')
+                SELECT t.gap, t.stretch[1],
+                       lead(t.gap) OVER in_order || coalesce(left((lead(t.stretch) OVER in_order)[1], 5), '')
                 FROM ROWS FROM (regexp_split_to_table(substring(characters, next + 1), stretches),
                                 regexp_matches(substring(characters, next + 1), stretches, 'g')) WITH ORDINALITY AS t (gap, stretch, n)
                 WINDOW in_order AS (ORDER BY t.n)
                 ORDER BY t.n
             LOOP
                 EXIT WHEN stretch IS NULL;
-                next := next + length(gap);
-                run_at := next;
-                is_open := false;
-                in_stretch := '{}';
-                FOREACH run IN ARRAY string_to_array(stretch, E'\\') LOOP
-                    IF strpos(run, 'gAAA') > 0 THEN
-                        token := {self}._fernet_open_run(
-                            run, CASE WHEN run_at + length(run) = next + length(stretch) THEN behind ELSE '' END, keys);
-                        IF token.key_index IS NOT NULL THEN
-                            is_open := true;
-                            at := run_at + token.at;
-                            size := length(run) - token.at;
-                            key_index := token.key_index;
-                            record := token.record;
-                            padded := token.padded;
-                            refusal := NULL;
-                            RETURN NEXT;
-                        ELSIF token.refusal IS NOT NULL THEN
-                            in_stretch := in_stretch || token.refusal;
-                        END IF;
-                    END IF;
-                    run_at := run_at + length(run) + 1;
-                END LOOP;
-                IF NOT is_open AND strpos(stretch, E'\\') > 0 THEN
-                    token := {self}._fernet_open_run(stretch, behind, keys);
-                    IF token.key_index IS NOT NULL THEN
-                        is_open := true;
-                        at := next + token.at;
-                        size := length(stretch) - token.at;
-                        key_index := token.key_index;
-                        record := token.record;
-                        padded := token.padded;
-                        refusal := NULL;
-                        in_stretch := '{}';
-                        RETURN NEXT;
-                    ELSIF token.refusal IS NOT NULL THEN
-                        in_stretch := ARRAY[token.refusal];
-                    END IF;
+                -- Such characters are no text, but an escape, as of a line break in JSON.
+                escape := 0;
+                IF right(CASE gap WHEN '' THEN substring(characters, next, 1) ELSE gap END, 1) = E'\\' THEN
+                    escape := coalesce(length(substring(stretch, '^(?:[nrtbf]|u[0-9A-Fa-f]{4})')), 0);
+                    stretch := substring(stretch, escape + 1);
                 END IF;
-                any_open := any_open OR is_open;
-                refused := refused || in_stretch;
+                next := next + length(gap) + escape;
+                FOR token IN SELECT * FROM {self}._fernet_tokens_in_stretch(stretch, behind, keys) LOOP
+                    IF token.refusal IS NOT NULL THEN
+                        refused := array_append(refused, token.refusal);
+                    ELSE
+                        any_open := true;
+                        RETURN QUERY SELECT next + token.at, token.size, token.key_index, token.record, token.padded, NULL::text;
+                    END IF;
+                END LOOP;
                 next := next + length(stretch);
             END LOOP;
 
@@ -646,23 +672,28 @@ DECLARE
                 FROM unnest(refused) AS r (reason) ORDER BY r.reason DESC;
         END $$;
 
-        -- Rotates the tokens in a value. NULL, if there is nothing to rotate.
-        CREATE OR REPLACE FUNCTION {self}._fernet_rotate(value bytea, keys bytea[], is_document boolean, leaves_refused boolean DEFAULT false)
-            RETURNS bytea
+        -- What tokens a value holds: for each the place of the key that opens it, or 0, and then in `refusals` why none
+        -- does. If wanted, also the value with all of them under the first key, if that is another one.
+        CREATE OR REPLACE FUNCTION {self}._fernet_look_inside(
+                value bytea, is_document boolean, keys bytea[], rotates boolean,
+                OUT openers integer[], OUT refusals text[], OUT changed bytea)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
             token record;
-            refusal text := CASE WHEN NOT is_document THEN 'not a token' END;
             pieces bytea[] := '{}';
             done integer := 0;
             old bytea;
             room integer;
         BEGIN
-            FOR token IN SELECT * FROM {self}._fernet_tokens(value, keys) LOOP
-                refusal := token.refusal;
-                IF token.key_index > 1 THEN
+            openers := '{}';
+            refusals := '{}';
+            FOR token IN SELECT * FROM {self}._fernet_tokens(value, is_document, keys) LOOP
+                openers := array_append(openers, coalesce(token.key_index, 0));
+                IF token.refusal IS NOT NULL THEN
+                    refusals := array_append(refusals, token.refusal);
+                ELSIF rotates AND token.key_index > 1 THEN
                     -- Padding that the old one does not have in its place is behind it.
                     old := substring(value, token.at + 1, token.size);
                     room := length(regexp_replace({self}._fernet_characters(old), '[^A-Za-z0-9+/_=-]', '', 'g'));
@@ -672,22 +703,18 @@ DECLARE
                     done := token.at + token.size;
                 END IF;
             END LOOP;
-            IF refusal IS NOT NULL AND NOT leaves_refused THEN
-                PERFORM {self}._fernet_refuse(refusal);
-            ELSIF done > 0 THEN
+            IF done > 0 THEN
                 pieces := array_append(pieces, substring(value, done + 1));
-                RETURN (SELECT string_agg(p.piece, '' ORDER BY p.n) FROM unnest(pieces) WITH ORDINALITY AS p (piece, n));
+                changed := (SELECT string_agg(p.piece, '' ORDER BY p.n) FROM unnest(pieces) WITH ORDINALITY AS p (piece, n));
             END IF;
-            RETURN NULL;
         END $$;
 
         -- The highest place of the keys that open the tokens in a value. NULL, if there is none, or one that none opens.
-        CREATE OR REPLACE FUNCTION {self}._fernet_highest_key(value bytea, keys bytea[]) RETURNS integer
+        CREATE OR REPLACE FUNCTION {self}._fernet_highest(openers integer[]) RETURNS integer
             LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
-            SELECT CASE WHEN bool_and(t.refusal IS NULL) THEN max(t.key_index) END
-            FROM {self}._fernet_tokens(value, keys) AS t
+            SELECT CASE WHEN min(o.place) > 0 THEN max(o.place) END FROM unnest(openers) AS o (place)
         $$;
     $source$;
 
@@ -764,7 +791,12 @@ DECLARE
                     RETURN {decoded};
                 END IF;
             END IF;
-            record := {self}._fernet_rotate({bytes}, keys, false);
+            SELECT CASE WHEN l.openers @=@ '{}' THEN 'not a token' ELSE l.refusals[@.cardinality(l.refusals)] END, l.changed
+            INTO refusal, record
+            FROM {self}._fernet_look_inside({bytes}, false, keys, true) AS l;
+            IF refusal IS NOT NULL THEN
+                PERFORM {self}._fernet_refuse(refusal);
+            END IF;
             RETURN CASE WHEN record IS NULL THEN token ELSE {value} END;
         END $$;
         COMMENT ON FUNCTION {self}.fernet_rotate({type}) IS
@@ -785,7 +817,7 @@ DECLARE
                     RETURN key_index;
                 END IF;
             END IF;
-            RETURN {self}._fernet_highest_key({bytes}, keys);
+            RETURN {self}._fernet_highest(({self}._fernet_look_inside({bytes}, false, keys, false)).openers);
         END $$;
         COMMENT ON FUNCTION {self}.fernet_key_index({type}) IS
             'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
@@ -831,14 +863,12 @@ DECLARE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
-            keys bytea[] := {self}._fernet_keys();
-            rotated bytea;
+            look record := {self}._fernet_look(document::text, '{type}', {self}._fernet_keys(), true);
         BEGIN
-            -- As a whole it is no token, so it need not be looked at.
-            IF strpos(document::text COLLATE "C", 'gAAA') > 0 THEN
-                rotated := {self}._fernet_rotate(convert_to(document::text, getdatabaseencoding()), keys, true);
+            IF look.refusal IS NOT NULL THEN
+                PERFORM {self}._fernet_refuse(look.refusal);
             END IF;
-            RETURN coalesce(convert_from(rotated, getdatabaseencoding())::{type}, document);
+            RETURN coalesce(look.changed::{type}, document);
         END $$;
         COMMENT ON FUNCTION {self}.fernet_rotate({type}) IS
             're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
@@ -847,13 +877,8 @@ DECLARE
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
-        DECLARE
-            keys bytea[] := {self}._fernet_keys();
         BEGIN
-            IF strpos(document::text COLLATE "C", 'gAAA') > 0 THEN
-                RETURN {self}._fernet_highest_key(convert_to(document::text, getdatabaseencoding()), keys);
-            END IF;
-            RETURN NULL;
+            RETURN {self}._fernet_highest(({self}._fernet_look(document::text, '{type}', {self}._fernet_keys(), false)).openers);
         END $$;
         COMMENT ON FUNCTION {self}.fernet_key_index({type}) IS
             'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
@@ -863,16 +888,17 @@ DECLARE
     --
 
     of_columns constant text := $source$
-        -- What tokens a value holds: for each the place of the key that opens it, or 0; why no key opens one, or 'not a
-        -- token'. If wanted, also the value with all of them under the first key, if that is another one. `kind` says
-        -- how tokens are kept in the type, whose values come and go as text: text, bytea, document (which as a whole is
-        -- no token).
+        -- What tokens a value holds: for each the place of the key that opens it, or 0; why the first of those is refused,
+        -- or 'not a token', which for a document is no fault. If wanted, also the value with all of them under the first
+        -- key, if that is another one. `kind` says how tokens are kept in the type, whose values come and go as text:
+        -- text, bytea, jsonb (in each string), json (as in text, but as a whole it is no token; so is hstore).
         CREATE OR REPLACE FUNCTION {self}._fernet_look(
                 value text, kind text, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
         AS $$
         DECLARE
             encoded @.text COLLATE @."C" := value;
+            is_document constant boolean := kind @=@ 'json' OR kind @=@ 'jsonb';
             bytes @.bytea;
             key @.bytea;
             record @.bytea;
@@ -901,34 +927,62 @@ DECLARE
                     RETURN;
                 END IF;
             END IF;
-            refusal := 'not a token';
-            IF kind @=@ 'document' AND @.strpos(encoded, 'gAAA') @=@ 0 THEN
+            refusal := CASE WHEN NOT is_document THEN 'not a token' END;
+            IF is_document AND @.strpos(encoded, 'gAAA') @=@ 0 THEN
+                RETURN;
+            ELSIF kind @=@ 'jsonb' THEN
+                SELECT t.openers, t.refusal, t.changed INTO openers, refusal, changed
+                FROM {self}._fernet_look_in_strings(value, keys, rotates) AS t;
                 RETURN;
             END IF;
             IF bytes IS NULL THEN
                 bytes := @.convert_to(value, @.getdatabaseencoding());
             END IF;
-            SELECT t.openers, t.refusal, t.changed INTO openers, refusal, bytes
-            FROM {self}._fernet_look_inside(bytes, keys, rotates) AS t;
+            SELECT t.openers, CASE WHEN t.openers @=@ '{}' THEN refusal ELSE t.refusals[1] END, t.changed INTO openers, refusal, bytes
+            FROM {self}._fernet_look_inside(bytes, is_document, keys, rotates) AS t;
             changed := CASE WHEN kind @=@ 'bytea' THEN bytes::@.text ELSE @.convert_from(bytes, @.getdatabaseencoding()) END;
         END $$;
 
-        CREATE OR REPLACE FUNCTION {self}._fernet_look_inside(
-                value bytea, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed bytea)
+        -- The same for jsonb: each string is a value, keys of objects included.
+        CREATE OR REPLACE FUNCTION {self}._fernet_look_in_strings(
+                document text, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
+        DECLARE
+            strings constant text := E'"(?:[^"\\\\]|\\\\.)*"';
+            gap text;
+            string text;
+            look record;
+            pieces text[] := '{}';
+            is_changed boolean := false;
         BEGIN
-            SELECT coalesce(array_agg(coalesce(t.key_index, 0)), '{}'),
-                   CASE WHEN count(*) = 0 THEN 'not a token' ELSE max(t.refusal) END
-            INTO openers, refusal
-            FROM {self}._fernet_tokens(value, keys) AS t;
-            IF rotates AND EXISTS (SELECT FROM unnest(openers) AS o (place) WHERE o.place > 1) THEN
-                changed := {self}._fernet_rotate(value, keys, true, true);
+            openers := '{}';
+            FOR gap, string IN
+                SELECT t.gap, t.string[1]
+                FROM ROWS FROM (regexp_split_to_table(document, strings), regexp_matches(document, strings, 'g'))
+                     WITH ORDINALITY AS t (gap, string, n)
+                ORDER BY t.n
+            LOOP
+                IF strpos(string, 'gAAA') > 0 THEN
+                    look := {self}._fernet_look(string::jsonb #>> '{}', 'text', keys, rotates);
+                    openers := openers || look.openers;
+                    IF look.openers <> '{}' THEN
+                        refusal := coalesce(refusal, look.refusal);
+                    END IF;
+                    IF look.changed IS NOT NULL THEN
+                        string := to_json(look.changed)::text;
+                        is_changed := true;
+                    END IF;
+                END IF;
+                pieces := array_append(pieces, concat(gap, string));
+            END LOOP;
+            IF is_changed THEN
+                changed := array_to_string(pieces, '');
             END IF;
         END $$;
 
-        -- The same for an array. What changed is a literal of the same shape.
+        -- The same for an array, in which there need be no token, either. What changed is a literal of the same shape.
         CREATE OR REPLACE FUNCTION {self}._fernet_look(
                 elements text[], kind text, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
@@ -939,16 +993,16 @@ DECLARE
             element text;
             token record;
             is_changed boolean := false;
+            pieces text[] := '{}';
             size integer;
             braces integer;
         BEGIN
             openers := '{}';
-            changed := array_dims(elements) || '=';
             FOREACH element IN ARRAY elements LOOP
                 SELECT * INTO token FROM {self}._fernet_look(element, kind, keys, rotates);
-                openers := openers || coalesce(token.openers, '{}');
                 IF cardinality(token.openers) > 0 THEN
-                    refusal := greatest(refusal, token.refusal);
+                    openers := openers || token.openers;
+                    refusal := coalesce(refusal, token.refusal);
                 END IF;
                 is_changed := is_changed OR token.changed IS NOT NULL;
                 -- So many dimensions begin, and end, with this element.
@@ -958,14 +1012,13 @@ DECLARE
                     size := size * array_length(elements, dimension);
                     braces := braces + (count % size = 0)::integer;
                 END LOOP;
-                changed := changed || CASE WHEN count > 0 AND braces = 0 THEN ',' WHEN count > 0 THEN repeat('}', braces) || ',' ELSE '' END
-                    || repeat('{', braces)
-                    || coalesce('"' || replace(replace(coalesce(token.changed, element), E'\\', E'\\\\'), '"', E'\\"') || '"', 'NULL');
+                pieces := array_append(pieces, concat(
+                    CASE WHEN count > 0 THEN repeat('}', braces) || ',' END, repeat('{', braces),
+                    coalesce('"' || replace(replace(coalesce(token.changed, element), E'\\', E'\\\\'), '"', E'\\"') || '"', 'NULL')));
                 count := count + 1;
             END LOOP;
-            changed := CASE WHEN is_changed THEN changed || repeat('}', array_ndims(elements)) END;
-            IF openers = '{}' THEN
-                refusal := 'not a token';
+            IF is_changed THEN
+                changed := concat(array_dims(elements), '=', array_to_string(pieces, ''), repeat('}', array_ndims(elements)));
             END IF;
         END $$;
 
@@ -1028,8 +1081,8 @@ DECLARE
         AS $$
             SELECT CASE WHEN type IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'xml'::regtype) THEN 'text'
                         WHEN type = 'bytea'::regtype THEN 'bytea'
-                        WHEN type IN ('json'::regtype, 'jsonb'::regtype) THEN 'document'
-                        ELSE (SELECT CASE e.extname WHEN 'citext' THEN 'text' ELSE 'document' END
+                        WHEN type IN ('json'::regtype, 'jsonb'::regtype) THEN type::regtype::text
+                        ELSE (SELECT CASE e.extname WHEN 'citext' THEN 'text' ELSE 'json' END
                               FROM pg_depend AS d
                               JOIN pg_extension AS e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
                               JOIN pg_type AS t ON t.oid = d.objid
@@ -1381,7 +1434,7 @@ DECLARE
                 RAISE WARNING USING
                     MESSAGE = format('left as they are: %s that no key opens, %s without a token',
                                      {self}._fernet_counted(unknown_key, 'token'), {self}._fernet_counted(not_a_token, 'value')),
-                    DETAIL = array_to_string(bad, '; ') || CASE WHEN unknown_key + not_a_token > 5 THEN '; and others.' ELSE '.' END,
+                    DETAIL = array_to_string(bad, '; ') || CASE WHEN cardinality(bad) = 5 AND unknown_key + not_a_token > 5 THEN '; and others.' ELSE '.' END,
                     HINT = 'Append the missing key to the list of keys. A value without a token may be plaintext, or something that is not '
                            'meant to be encrypted, such as the hash of a password.';
             END IF;
