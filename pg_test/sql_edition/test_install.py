@@ -182,7 +182,17 @@ def test_update_of_the_extension(prepared, installed):
     prepared.execute("GRANT EXECUTE ON FUNCTION fernet.fernet_rotate(text) TO pg_monitor; ALTER EXTENSION pg_fernet_sql UPDATE")
     assert value(prepared, "SELECT fernet.fernet_version()") == f"pg_fernet_sql {VERSION}"
     assert value(prepared, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_rotate(text)', 'EXECUTE')")
-    assert "extension pg_fernet_sql requires it" in install(prepared, file=EDITION / "uninstall.sql", check=False).stderr
+
+
+def test_what_refuses_the_other_ways(prepared, installed):
+    """As docs/troubleshooting.md has it."""
+    install(prepared)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match='is not a member of extension "pg_fernet_sql"'):
+        prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
+    install(prepared, file=EDITION / "uninstall.sql")
+    prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
+    assert "because extension pg_fernet_sql requires it" in install(prepared, file=EDITION / "uninstall.sql", check=False).stderr
+    prepared.execute("DROP EXTENSION pg_fernet_sql")
 
 
 def test_create_extension_brings_pgcrypto(empty, installed):
