@@ -9,9 +9,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from conftest import OWNER
+from conftest import OWNER, owned_database
 from pages import code_block
-from postgres import ROOT, column, connect, create_database, server, set_keys, value
+from postgres import ROOT, column, connect, create_database, notices, server, set_keys, value
 from tables import NEW, OLD
 
 PAGE = "docs/managed.md"
@@ -19,6 +19,43 @@ STATEMENT = subprocess.run([ROOT / "scripts" / "sql-edition", "pg_tle"], check=T
 VERSION = re.search("version constant text := '(.*)'", STATEMENT)[1]
 OLDER = STATEMENT.replace(f"'{VERSION}'", "'0.1.9'").replace(f"'pg_fernet_sql {VERSION}'", "'pg_fernet_sql 0.1.9'")
 DATABASE = "app"
+
+# Takes the place of pg_tle below, and only keeps what it is told.
+STAND_IN = """
+    CREATE SCHEMA pgtle;
+    CREATE TABLE pgtle.told (call text, arguments text[], ext text);
+    CREATE FUNCTION pgtle.available_extensions() RETURNS TABLE (name name, default_version name) LANGUAGE sql AS
+        $$ SELECT arguments[1], arguments[cardinality(arguments)] FROM pgtle.told WHERE call IN ('install', 'default') ORDER BY ctid DESC LIMIT 1 $$;
+    CREATE FUNCTION pgtle.install_extension(name text, version text, description text, ext text, requires text[]) RETURNS boolean
+        LANGUAGE sql AS $$ INSERT INTO pgtle.told VALUES ('install', ARRAY[name, requires[1], version], ext) RETURNING true $$;
+    CREATE FUNCTION pgtle.install_extension_version_sql(name text, version text, ext text) RETURNS boolean
+        LANGUAGE sql AS $$ INSERT INTO pgtle.told VALUES ('version', ARRAY[name, version], ext) RETURNING true $$;
+    CREATE FUNCTION pgtle.install_update_path(name text, fromvers text, tovers text, ext text) RETURNS boolean
+        LANGUAGE sql AS $$ INSERT INTO pgtle.told VALUES ('path', ARRAY[name, fromvers, tovers], ext) RETURNING true $$;
+    CREATE FUNCTION pgtle.set_default_version(name text, version text) RETURNS boolean
+        LANGUAGE sql AS $$ INSERT INTO pgtle.told VALUES ('default', ARRAY[name, version]) RETURNING true $$"""
+
+
+def test_the_statement_alone(empty):
+    """What it tells pg_tle, also where there is none."""
+    empty.execute(STAND_IN)
+    for statement in OLDER, STATEMENT, STATEMENT:
+        empty.execute(statement)
+    told = empty.execute("SELECT call, arguments, ext FROM pgtle.told").fetchall()
+    assert [(call, arguments) for call, arguments, _ in told] == [
+        ("install", ["pg_fernet_sql", "pgcrypto", "0.1.9"]), ("version", ["pg_fernet_sql", VERSION]),
+        ("path", ["pg_fernet_sql", "0.1.9", VERSION]), ("default", ["pg_fernet_sql", VERSION])]
+    empty.execute("CREATE SCHEMA fernet; CREATE EXTENSION pgcrypto; SET search_path = fernet")
+    for call, _, ext in told[:3]:
+        empty.execute(ext)
+        assert value(empty, "SELECT fernet.fernet_version()") == f"pg_fernet_sql {'0.1.9' if call == 'install' else VERSION}"
+    assert round_trip(empty)
+
+
+@pytest.fixture
+def empty(owner):
+    with owned_database("pg_fernet_sql_empty", owner) as name, connect(name, user=owner) as session:
+        yield session
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +81,15 @@ def sessions(host):
 
 
 @pytest.fixture
-def owner(host, sessions):
+def app(host, sessions):
     """A session of the owner, as the page prepares it."""
     make_database(host, DATABASE)
     with sessions("postgres") as admin:
         admin.execute(code_block(PAGE, "pg_tle", "sql").replace("TO app", f"TO {OWNER}"))
-    owner = sessions()
-    owner.execute("CREATE EXTENSION pgcrypto; CREATE SCHEMA fernet")
-    assert not value(owner, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
-    return owner
+    app = sessions()
+    app.execute("CREATE EXTENSION pgcrypto; CREATE SCHEMA fernet")
+    assert not value(app, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+    return app
 
 
 def make_database(host, name):
@@ -74,59 +111,58 @@ def loose_functions(session):
           AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = p.oid AND classid = 'pg_proc'::regclass AND deptype = 'e')""")
 
 
-def test_install_use_remove(host, owner):
+def test_install_use_remove(host, app):
     """As the page says, in psql."""
     commands = code_block(PAGE, "pg_tle", "sh").replace("-U app", f"-U {OWNER}")
     subprocess.run(["bash", "-euc", commands], cwd=ROOT, env=os.environ | {"PGHOST": host}, check=True, capture_output=True)
-    assert value(owner, "SELECT fernet.fernet_version()") == f"pg_fernet_sql {VERSION}"
-    assert round_trip(owner)
-    assert loose_functions(owner) == []
-    assert not value(owner, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_rotate(text)', 'EXECUTE')")
-    owner.execute("CREATE TABLE secrets AS SELECT fernet.fernet_encrypt('secret') AS value")
-    set_keys(owner, OLD, NEW)
-    assert owner.execute("CALL fernet.fernet_rotate_column('secrets', 'value')").fetchone()[0] == 1
+    assert value(app, "SELECT fernet.fernet_version()") == f"pg_fernet_sql {VERSION}"
+    assert round_trip(app)
+    assert loose_functions(app) == []
+    assert not value(app, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_rotate(text)', 'EXECUTE')")
+    app.execute("CREATE TABLE secrets AS SELECT fernet.fernet_encrypt('secret') AS value")
+    set_keys(app, OLD, NEW)
+    assert app.execute("CALL fernet.fernet_rotate_column('secrets', 'value')").fetchone()[0] == 1
     with pytest.raises(psycopg.Error):
-        owner.execute("ALTER EXTENSION pg_fernet_sql SET SCHEMA public")
+        app.execute("ALTER EXTENSION pg_fernet_sql SET SCHEMA public")
 
-    owner.execute(code_block(PAGE, "Update and remove", "sql"))
-    assert column(owner, "SELECT proname FROM pg_proc WHERE pronamespace IN ('fernet'::regnamespace, 'pgtle'::regnamespace)"
+    app.execute(code_block(PAGE, "Update and remove", "sql"))
+    assert column(app, "SELECT proname FROM pg_proc WHERE pronamespace IN ('fernet'::regnamespace, 'pgtle'::regnamespace)"
                          " AND proname ~ 'fernet'") == []
     with pytest.raises(psycopg.Error):
-        owner.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
+        app.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
 
 
-def test_update(owner):
+def test_update(app):
     """A new version replaces the functions and keeps what was granted."""
-    owner.execute(OLDER)
-    owner.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
-    assert value(owner, "SELECT fernet.fernet_version()") == "pg_fernet_sql 0.1.9"
-    owner.execute("GRANT EXECUTE ON FUNCTION fernet.fernet_rotate(text) TO pg_monitor")
+    app.execute(OLDER)
+    app.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
+    assert value(app, "SELECT fernet.fernet_version()") == "pg_fernet_sql 0.1.9"
+    app.execute("GRANT EXECUTE ON FUNCTION fernet.fernet_rotate(text) TO pg_monitor")
     # One that the older version had not.
-    owner.execute("ALTER EXTENSION pg_fernet_sql DROP FUNCTION fernet.fernet_rotate(json); DROP FUNCTION fernet.fernet_rotate(json)")
+    app.execute("ALTER EXTENSION pg_fernet_sql DROP FUNCTION fernet.fernet_rotate(json); DROP FUNCTION fernet.fernet_rotate(json)")
 
-    owner.execute(STATEMENT)
-    owner.execute("ALTER EXTENSION pg_fernet_sql UPDATE")
-    assert value(owner, "SELECT fernet.fernet_version()") == f"pg_fernet_sql {VERSION}"
-    assert value(owner, "SELECT default_version FROM pgtle.available_extensions() WHERE name = 'pg_fernet_sql'") == VERSION
-    assert value(owner, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_rotate(text)', 'EXECUTE')")
-    assert not value(owner, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_rotate(json)', 'EXECUTE')")
-    assert loose_functions(owner) == []
-    assert round_trip(owner)
+    app.execute(STATEMENT)
+    app.execute("ALTER EXTENSION pg_fernet_sql UPDATE")
+    assert value(app, "SELECT fernet.fernet_version()") == f"pg_fernet_sql {VERSION}"
+    assert value(app, "SELECT default_version FROM pgtle.available_extensions() WHERE name = 'pg_fernet_sql'") == VERSION
+    assert value(app, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_rotate(text)', 'EXECUTE')")
+    assert not value(app, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_rotate(json)', 'EXECUTE')")
+    assert loose_functions(app) == []
+    assert round_trip(app)
 
-    told = []
-    owner.add_notice_handler(lambda diag: told.append(diag.message_primary))
-    owner.execute(STATEMENT)
+    told = notices(app)
+    app.execute(STATEMENT)
     assert told == [f"pg_fernet_sql {VERSION} is registered already"]
 
 
 @pytest.mark.parametrize("statements", [(STATEMENT,), (OLDER, STATEMENT)], ids=["as installed", "updated"])
-def test_dump_and_restore(host, owner, sessions, statements, tmp_path):
+def test_dump_and_restore(host, app, sessions, statements, tmp_path):
     for statement in statements:
-        owner.execute(statement)
-        owner.execute("CREATE EXTENSION IF NOT EXISTS pg_fernet_sql SCHEMA fernet; ALTER EXTENSION pg_fernet_sql UPDATE")
-    set_keys(owner, OLD)
-    owner.execute("GRANT EXECUTE ON FUNCTION fernet.fernet_keys() TO pg_monitor")
-    owner.execute("CREATE TABLE secrets AS SELECT fernet.fernet_encrypt('secret') AS value")
+        app.execute(statement)
+        app.execute("CREATE EXTENSION IF NOT EXISTS pg_fernet_sql SCHEMA fernet; ALTER EXTENSION pg_fernet_sql UPDATE")
+    set_keys(app, OLD)
+    app.execute("GRANT EXECUTE ON FUNCTION fernet.fernet_keys() TO pg_monitor")
+    app.execute("CREATE TABLE secrets AS SELECT fernet.fernet_encrypt('secret') AS value")
     dump = tmp_path / "dump.sql"
     subprocess.run(["pg_dump", "-h", host, "-U", "postgres", "-d", DATABASE, "-f", dump], check=True)
 
