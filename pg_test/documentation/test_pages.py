@@ -48,7 +48,7 @@ NOT_RUN = {
         "CREATE EXTENSION pg_tle": "pg_test/sql_edition/test_pg_tle.py::app",
         "sql-edition pg_tle": "pg_test/sql_edition/test_pg_tle.py::test_install_use_remove",
         "pgtle.uninstall_extension": "pg_test/sql_edition/test_pg_tle.py::test_install_use_remove",
-        "airflow config get-value": "pg_test/airflow/test_documentation.py::test_fingerprints_of_airflows_list",
+        "airflow config get-value": "pg_test/airflow/test_managed.py::test_runbook",
     },
     "docs/migrations.md": {
         "sqitch init": "sqitch brings 60 packages of Perl",
