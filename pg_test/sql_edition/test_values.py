@@ -10,7 +10,7 @@ import pytest
 
 import pyca
 import test_mutations
-from postgres import ROOT, attempts, set_keys, value
+from postgres import ROOT, attempts, column, set_keys, value
 # They ask for nothing of an edition, so here they run on this one.
 from test_documents import test_json, test_large_documents, test_no_token_and_unknown_keys  # noqa: F401
 from test_mutations import test_tokens  # noqa: F401
@@ -76,11 +76,14 @@ def test_keys(db, rng):
     assert min(seen[True], seen[False]) > 1000
 
 
-SEPARATORS = [b",", b" ", b'", "', b"\n", b"=", b"==", b"=,", b"\\/", b"\\\\/", b"\\", b"/", b"%3D", b"%3d%3D,", b"\\u003d", b"\\\\u003D,",
-              b"x", b"+", b"gAAA", b"gAAAAA", b"\xc3\xa9", b"'", b"{", b"}", b"=\n=", b"\t", b".", b""]
+SEPARATORS = [b",", b" ", b'", "', b"\n", b"=", b"==", b"=,", b"\\/", b"\\\\/", b"\\", b"/", b"+", b"%3D", b"%3d%3D,", b"\\u003d", b"\\\\u003D,",
+              b"\\u003", b"\\n", b"\\\\t", b"\\r", b"\\u00e9", b"\\u00e", b"n", b"u00e9", b"x", b"-", b"gA", b"gAAA", b"gAAAAA", b"AAAA", b"\xc3\xa9", b"'",
+              b"{", b"}", b"=\n=", b"\t", b".", b"/home/", b"a/b+c/", b"fernet:", b""]
 
 
 def random_part(rng, keys):
+    if rng.random() < 0.1:
+        return b"".join(rng.choice(SEPARATORS) for _ in range(rng.randint(1, 8)))
     token = test_mutations.random_token(rng, keys) if rng.random() < 0.3 else pyca.encrypt(
         rng.choice([*keys, *keys, pyca.key_of(rng)]), rng.randbytes(rng.randint(0, 40)), 1_700_000_000)
     if rng.random() < 0.1:
@@ -100,17 +103,64 @@ def random_part(rng, keys):
 def random_value(rng, keys):
     value = rng.choice(SEPARATORS)
     for _ in range(rng.choice([1, 1, 2, 2, 3, 5])):
-        value += random_part(rng, keys) + rng.choice(SEPARATORS) + rng.choice(SEPARATORS)
+        value += random_part(rng, keys) + rng.choice(SEPARATORS) + (rng.choice(SEPARATORS) if rng.random() < 0.5 else b"")
     if rng.random() < 0.05:
-        value = rng.choice([b"gAAA", b"gAAAAA", b"gAAA\\/", b"gAAA="]) * rng.randint(1, 200) + value
+        value = rng.choice([b"gAAA", b"gAAAAA", b"gAAA\\/", b"gAAA/", b"gAAA="]) * rng.randint(1, 200) + value
     return value
+
+
+def random_document(rng, keys):
+    """JSON, in one of the ways to write it, with such values as strings, as names, and over several of them."""
+    def text():
+        return random_value(rng, keys).decode("latin-1")
+
+    split = text()
+    document = rng.choice([
+        text, lambda: [text(), 1.50, text()], lambda: {text(): text(), "b": [None, {text(): []}]},
+        lambda: [split[:len(split) // 2], split[len(split) // 2:]], lambda: {split[:len(split) // 2]: split[len(split) // 2:]}, lambda: [json.dumps([text()])],
+        lambda: ["plain", {"gAAA": 1}]])()
+    written = json.dumps(document, ensure_ascii=rng.random() < 0.5, indent=rng.choice([None, None, 1]))
+    if rng.random() < 0.3:
+        written = written.replace("/", "\\/")
+    if rng.random() < 0.3:
+        written = written.replace("=", "\\u003d")
+    return written.encode()
+
+
+STRETCH = re.compile(rb"((?:[A-Za-z0-9_-]|[+/]|\\+/)*)(.{0,14})", re.DOTALL)
+
+
+def tokens_in(keys, value):
+    """What a key opens from any gAAA on to the end of any run: the key, the plaintext, the time."""
+    found = []
+    for stretch, _ in STRETCH.findall(value):
+        ends = [at for at in range(len(stretch)) if stretch[at] in b"/+\\"] + [len(stretch)]
+        for start in re.finditer(b"gAAA", stretch):
+            for end in ends:
+                token = stretch[start.start():end].replace(b"\\", b"")
+                token += b"=" * (-len(token) % 4)
+                if pyca.is_token(token) and (opener := pyca.opener(keys, token)) is not None:
+                    found.append((opener, pyca.decrypt(keys, token), pyca.timestamp(keys, token)))
+    return found
 
 
 def comparable(keys, value):
     """A value without what is random in it: what is in its tokens, and the rest as it is."""
     rest = re.sub(rb"g[A-P](?:[A-Za-z0-9+/_-]|\\+/){30,}", lambda run: b"*" * len(run[0]), value)
-    inside = [value, *pyca.tokens_inside(value)]
-    return rest, [(pyca.opener(keys, token), pyca.decrypt(keys, token), pyca.timestamp(keys, token)) for token in inside]
+    inside = [(pyca.opener(keys, value), pyca.decrypt(keys, value), pyca.timestamp(keys, value))]
+    return rest, inside, tokens_in(keys, value)
+
+
+def compare(keys, values, ours, theirs, seen):
+    """Both have rotated the values, or refused them, for the same reason."""
+    for value_, (our, our_code), (their, their_code) in zip(values, ours, theirs, strict=True):
+        assert our_code == their_code, (keys, value_)
+        seen[our_code] += 1
+        if our is not None:
+            our, their = bytes.fromhex(our), bytes.fromhex(their)
+            assert comparable(keys, our) == comparable(keys, their), (keys, value_, our, their)
+            assert (our == value_) == (their == value_), (keys, value_)
+            seen["changed"] += our != value_
 
 
 def test_values_as_the_native_edition(db, native, rng):
@@ -127,20 +177,90 @@ def test_values_as_the_native_edition(db, native, rng):
             for value_, our, their in zip(values, ours, theirs, strict=True):
                 assert our == their, (expression, keys, value_)
         expression = "encode(fernet_rotate($1), 'hex')"
-        for value_, (our, our_code), (their, their_code) in zip(
-                values, attempts(db, expression, values), attempts(native, expression, values), strict=True):
-            assert our_code == their_code, (keys, value_)
-            seen[our_code] += 1
-            if our is not None:
-                our, their = bytes.fromhex(our), bytes.fromhex(their)
-                assert comparable(keys, our) == comparable(keys, their), (keys, value_)
-                assert (our == value_) == (their == value_), (keys, value_)
-                seen["changed"] += our != value_
+        compare(keys, values, attempts(db, expression, values), attempts(native, expression, values), seen)
         texts = [value_ for value_ in values if test_mutations.is_text(value_)]
         as_text = [code for _, code in attempts(db, "fernet_rotate(convert_from($1, 'UTF8'))", texts)]
         assert as_text == [code for _, code in attempts(native, "fernet_rotate(convert_from($1, 'UTF8'))", texts)]
     print(seen)
     assert min(seen[None], seen["changed"], seen["39000"]) > MIXED / 10
+
+
+@pytest.mark.parametrize("type", ["json", "jsonb"])
+def test_documents_as_the_native_edition(db, native, rng, type):
+    seen = Counter()
+    lists = test_mutations.key_lists(rng)
+    for keys in lists:
+        documents = [random_document(rng, keys) for _ in range(-(-MIXED // 2 // len(lists)))]
+        set_keys(db, *keys)
+        set_keys(native, *keys)
+        document = f"convert_from($1, 'UTF8')::{type}"
+        expression = f"fernet_key_index({document})"
+        ours, theirs = attempts(db, expression, documents), attempts(native, expression, documents)
+        for document_, our, their in zip(documents, ours, theirs, strict=True):
+            assert our == their, (keys, document_)
+            seen[f"index {our[0]}"] += 1
+        expression = f"encode(convert_to(fernet_rotate({document})::text, 'UTF8'), 'hex')"
+        compare(keys, documents, attempts(db, expression, documents), attempts(native, expression, documents), seen)
+    print(seen)
+    assert min(seen[None], seen["changed"], seen["39000"], seen["index None"], seen["index 1"]) > MIXED / 40
+
+
+COLUMNS = {
+    "text": "t", "varchar(20000)": "t", "bytea": "b", "json": "d", "jsonb": "d",
+    "text[]": "ARRAY[t, 'plain', NULL]", "bytea[]": "ARRAY[[b, 'x'], [NULL, b]]", "json[]": "ARRAY[d, 'null']", "jsonb[]": "ARRAY[d, NULL]",
+    "ext.hstore": "ext.hstore(t, coalesce(d::text, t))", "ext.hstore[]": "ARRAY[ext.hstore('a', t)]", "ext.citext": "t",
+    "xml": "xmlelement(name a, xmlattributes(t AS b), t)", "token": "t", "token[]": "ARRAY[t]", "tokens": "ARRAY[t, t]", "document": "d",
+}
+
+
+@pytest.mark.parametrize("type", COLUMNS)
+def test_columns_as_the_native_edition(db, native, rng, type):
+    """The census, and the rotation with what it says and leaves behind."""
+    available = set(column(native, "SELECT name::text FROM pg_available_extensions"))
+    extension = type.removeprefix("ext.").removesuffix("[]")
+    if type.startswith("ext.") and extension not in available:
+        pytest.skip(f"no {extension} here")
+    if type == "xml" and not value(native, "SELECT EXISTS (SELECT FROM pg_config WHERE name = 'CONFIGURE' AND setting ~ 'with-libxml')"):
+        pytest.skip("no xml here")
+    keys = [pyca.key_of(rng) for _ in range(3)]
+    values, documents = [], []
+    while len(values) < 150:
+        text = random_value(rng, keys)
+        if test_mutations.is_text(text) and (type != "xml" or all(byte >= 32 for byte in text)):
+            values.append(text)
+            documents.append(random_document(rng, keys) if b"\\u0000" not in text else b"null")
+    documents = [b"null" if b"\\u0000" in document else document for document in documents]
+    native.execute(f"""
+        DROP SCHEMA IF EXISTS ext CASCADE; CREATE SCHEMA ext; GRANT USAGE ON SCHEMA ext TO PUBLIC;
+        {f"CREATE EXTENSION {extension} SCHEMA ext;" if type.startswith("ext.") else ""}""")
+    db.execute("DROP TABLE IF EXISTS ours, theirs, made; DROP DOMAIN IF EXISTS token, tokens, document;"
+               "CREATE DOMAIN token AS text CHECK (length(VALUE) < 100000); CREATE DOMAIN tokens AS text[]; CREATE DOMAIN document AS jsonb;"
+               "CREATE TABLE made (n integer, t text, b bytea, d json)")
+    with db.cursor() as cursor:
+        cursor.executemany("INSERT INTO made VALUES (%s, convert_from(%s, 'UTF8'), %s, convert_from(%s, 'UTF8')::json)",
+                           [(n, text, text, document) for n, (text, document) in enumerate(zip(values, documents))])
+    db.execute("INSERT INTO made VALUES (-1)")
+    for table in "ours", "theirs":
+        db.execute(f"CREATE TABLE {table} (n integer, value {type});"
+                   f"INSERT INTO {table} SELECT n, ({COLUMNS[type]})::{type} FROM made ORDER BY n")
+    said = {}
+    for session, table in (db, "ours"), (native, "theirs"):
+        set_keys(session, *keys)
+        said[table] = []
+        session.add_notice_handler(lambda diag, said=said[table], table=table: said.append(
+            (diag.severity, diag.message_primary.split(" in ")[0], (diag.message_detail or "").replace(table, "it"), diag.message_hint)))
+        name = f"public.{table}"
+        said[table].append(session.execute(f"SELECT status, key_index, tokens FROM fernet_census('{name}', 'value')").fetchall())
+        said[table].append(session.execute(f"CALL fernet_rotate_column('{name}', 'value')").fetchone())
+        said[table].append(session.execute(f"SELECT status, key_index, tokens FROM fernet_census('{name}', 'value')").fetchall())
+    assert said["ours"] == said["theirs"]
+    assert said["ours"][0][1][2] > 20
+    rows = db.execute("SELECT o.value::text, t.value::text FROM ours AS o JOIN theirs AS t USING (n) ORDER BY n").fetchall()
+    assert len(rows) == 151
+    for our, their in rows:
+        our, their = (text.encode() if text is not None and "bytea" not in type else text for text in (our, their))
+        if isinstance(our, bytes):
+            assert comparable(keys, our) == comparable(keys, their)
 
 
 def test_errors_are_the_native_ones(db, native, rng):

@@ -98,14 +98,21 @@ DECLARE
             PERFORM {self}._fernet_refuse(refusal);
         END IF;$source$;
 
-    -- Makes a token of `plain` under the first key, stamped with the time of the call. A clock before
-    -- 1970 has no other form in a token.
-    seal constant text := $source$
-        padding := 16 @-@ (@.octet_length(plain) @%@ 16);
-        RETURN {self}._fernet_seal(
-            @.int8send(GREATEST(0, @.floor(@.date_part('epoch', @.clock_timestamp()))::bigint)),
-            plain @||@ @.decode(@.repeat(@.lpad(@.to_hex(padding), 2, '0'), padding), 'hex'),
-            keys[1]);$source$;
+    return_text constant text := $source$
+            encoded := {self}._fernet_text(@.substring(padded, 1, len));
+            IF encoded IS NULL THEN
+                PERFORM {self}._fernet_refuse('not text');
+            END IF;
+            RETURN encoded;$source$;
+
+    -- A token of `plain` under the first key, stamped with the time of the call. A clock before 1970 has no other form
+    -- in a token.
+    pad constant text := $source$
+            padding := 16 @-@ (@.octet_length(plain) @%@ 16);$source$;
+    sealed constant text := $source${self}._fernet_seal(
+                @.int8send(GREATEST(0, @.floor(@.date_part('epoch', @.clock_timestamp()))::bigint)),
+                plain @||@ @.decode(@.repeat(@.lpad(@.to_hex(padding), 2, '0'), padding), 'hex'),
+                keys[1])$source$;
 
     --
     -- The functions that do not depend on the type of the token
@@ -136,13 +143,15 @@ DECLARE
         -- Errors of single values: code, message, hint
         --
 
-        CREATE OR REPLACE FUNCTION {self}._fernet_refuse(reason text, key_position integer DEFAULT NULL) RETURNS void
+        -- `at` is where in a column the value is.
+        CREATE OR REPLACE FUNCTION {self}._fernet_refuse(reason text, key_position integer DEFAULT NULL, at text DEFAULT NULL) RETURNS void
             LANGUAGE plpgsql VOLATILE PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
             list_hint constant text := 'Separate keys by commas, or in a file by line breaks, the newest first. A key is '
                 '32 bytes in base64, 44 characters with its padding; fernet_generate_key() makes one.';
+            place constant text := coalesce(': ' || at, '');
         BEGIN
             CASE reason
             WHEN 'no keys' THEN
@@ -155,15 +164,16 @@ DECLARE
                 RAISE EXCEPTION USING ERRCODE = '22023', HINT = list_hint,
                     MESSAGE = format('key %s of fernet.keys is not a valid Fernet key', key_position);
             WHEN 'not a token' THEN
-                RAISE EXCEPTION USING ERRCODE = '22P02', MESSAGE = 'value is not a Fernet token',
+                RAISE EXCEPTION USING ERRCODE = '22P02', MESSAGE = 'value is not a Fernet token' || place,
                     HINT = 'If the value is plaintext that should be a token, encrypt it with fernet_encrypt(). '
                            'fernet_key_index() is NULL for values without a token.';
             WHEN 'unauthenticated' THEN
-                RAISE EXCEPTION USING ERRCODE = '39000', MESSAGE = 'no configured key authenticates the Fernet token',
+                RAISE EXCEPTION USING ERRCODE = '39000', MESSAGE = CASE WHEN at IS NULL THEN 'no configured key authenticates the Fernet token'
+                                   ELSE 'no key authenticates the Fernet token' || place END,
                     HINT = 'Append the key that the token was made with to the list of keys. fernet_key_index() is NULL '
                            'for the values that no key opens.';
             WHEN 'badly padded' THEN
-                RAISE EXCEPTION USING ERRCODE = '39000', MESSAGE = 'padding of the Fernet token is wrong',
+                RAISE EXCEPTION USING ERRCODE = '39000', MESSAGE = 'padding of the Fernet token is wrong' || place,
                     HINT = 'The key authenticates the token, but does not decrypt it: whoever made the token did not follow '
                            'the Fernet specification. Replace the value.';
             WHEN 'expired' THEN
@@ -174,13 +184,13 @@ DECLARE
                     HINT = 'Check the clock of the machine that made the token. Without a ttl, the timestamp is not looked '
                            'at.';
             WHEN 'not text' THEN
-                RAISE EXCEPTION USING ERRCODE = '22021', MESSAGE = 'plaintext is not valid text in the database encoding',
+                RAISE EXCEPTION USING ERRCODE = '22021', MESSAGE = 'plaintext is not valid text in the database encoding' || place,
                     HINT = 'Use fernet_decrypt_bytea() to get the bytes as they are.';
             WHEN 'not UTF-8' THEN
-                RAISE EXCEPTION USING ERRCODE = '22021', MESSAGE = 'text has no equivalent in UTF-8',
+                RAISE EXCEPTION USING ERRCODE = '22021', MESSAGE = 'text has no equivalent in UTF-8' || place,
                     HINT = 'To encrypt its bytes as they are, pass convert_to(value, getdatabaseencoding()).';
             WHEN 'too large' THEN
-                RAISE EXCEPTION USING ERRCODE = '54000', MESSAGE = 'value is too large for pg_fernet_sql',
+                RAISE EXCEPTION USING ERRCODE = '54000', MESSAGE = 'value is too large for pg_fernet_sql' || place,
                     HINT = 'Split the value: here, a token has at most 250 million characters.';
             END CASE;
         END $$;
@@ -360,7 +370,8 @@ DECLARE
             IF @.octet_length(plain) @>@ 187000000 THEN
                 PERFORM {self}._fernet_refuse('too large');
             END IF;
-            {seal}
+            {pad}
+            RETURN {sealed};
         END $$;
         COMMENT ON FUNCTION {self}.fernet_encrypt(bytea) IS
             'encrypt bytes into a Fernet token under the first key';
@@ -379,13 +390,17 @@ DECLARE
                 plain := @.convert_to(plaintext, 'UTF8');
             ELSE
                 plain := {self}._fernet_to_utf8(plaintext);
+                IF plain IS NULL THEN
+                    PERFORM {self}._fernet_refuse('not UTF-8');
+                END IF;
             END IF;
-            {seal}
+            {pad}
+            RETURN {sealed};
         END $$;
         COMMENT ON FUNCTION {self}.fernet_encrypt(text) IS
             'encrypt text, as UTF-8, into a Fernet token under the first key';
 
-        -- Converts from another encoding. The server's own error would show what has no equivalent.
+        -- Converts from another encoding. NULL, if something has no equivalent, which the server's own error would show.
         CREATE OR REPLACE FUNCTION {self}._fernet_to_utf8(plaintext text) RETURNS bytea
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -393,14 +408,14 @@ DECLARE
         BEGIN
             RETURN convert_to(plaintext, 'UTF8');
         EXCEPTION WHEN character_not_in_repertoire OR untranslatable_character THEN
-            PERFORM {self}._fernet_refuse('not UTF-8');
+            RETURN NULL;
         END $$;
 
         --
         -- Decrypt
         --
 
-        -- Makes text of bytes that are UTF-8. That is looked at first, since the server's own error would show them.
+        -- Makes text of bytes that are UTF-8. NULL, if they are not: the server's own error would show them.
         CREATE OR REPLACE FUNCTION {self}._fernet_text(plain bytea) RETURNS text
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
         AS $$
@@ -431,7 +446,7 @@ DECLARE
             ELSIF encode(plain, 'hex') COLLATE "C" ~ utf8 THEN
                 RETURN convert_from(plain, 'UTF8');
             END IF;
-            PERFORM {self}._fernet_refuse('not text');
+            RETURN NULL;
         END $$;
 
         CREATE OR REPLACE FUNCTION {self}._fernet_convert_from_utf8(plain bytea) RETURNS text
@@ -441,7 +456,7 @@ DECLARE
         BEGIN
             RETURN convert_from(plain, 'UTF8');
         EXCEPTION WHEN character_not_in_repertoire OR untranslatable_character THEN
-            PERFORM {self}._fernet_refuse('not text');
+            RETURN NULL;
         END $$;
 
         -- Returns when a token was made, or infinity where that is past the range of timestamptz. Added in hours, since
@@ -730,7 +745,7 @@ DECLARE
             {variables}
         BEGIN
             {open_or_refuse}
-            RETURN {self}._fernet_text(@.substring(padded, 1, len));
+            {return_text}
         END $$;
         COMMENT ON FUNCTION {self}.fernet_decrypt({type}) IS
             'decrypt a Fernet token to text, with whichever key opens it';
@@ -743,7 +758,7 @@ DECLARE
         BEGIN
             {open_or_refuse}
             PERFORM {self}._fernet_check_age(record, ttl, at);
-            RETURN {self}._fernet_text(@.substring(padded, 1, len));
+            {return_text}
         END $$;
         COMMENT ON FUNCTION {self}.fernet_decrypt({type}, interval, timestamptz) IS
             'decrypt a Fernet token to text, unless it is older than ttl';
@@ -863,7 +878,7 @@ DECLARE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
-            look record := {self}._fernet_look(document::text, '{type}', {self}._fernet_keys(), true);
+            look record := {self}._fernet_look(document::text, '{type}', {self}._fernet_keys(), 'rotate', true);
         BEGIN
             IF look.refusal IS NOT NULL THEN
                 PERFORM {self}._fernet_refuse(look.refusal);
@@ -878,7 +893,7 @@ DECLARE
             SET search_path = pg_catalog, pg_temp
         AS $$
         BEGIN
-            RETURN {self}._fernet_highest(({self}._fernet_look(document::text, '{type}', {self}._fernet_keys(), false)).openers);
+            RETURN {self}._fernet_highest(({self}._fernet_look(document::text, '{type}', {self}._fernet_keys(), 'rotate', false)).openers);
         END $$;
         COMMENT ON FUNCTION {self}.fernet_key_index({type}) IS
             'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
@@ -888,18 +903,27 @@ DECLARE
     --
 
     of_columns constant text := $source$
-        -- What tokens a value holds: for each the place of the key that opens it, or 0; why the first of those is refused,
-        -- or 'not a token', which for a document is no fault. If wanted, also the value with all of them under the first
-        -- key, if that is another one. `kind` says how tokens are kept in the type, whose values come and go as text:
-        -- text, bytea, jsonb (in each string), json (as in text, but as a whole it is no token; so is hstore).
+        -- What there is to do about a value of a column. `conversion` is: rotate (tokens under older keys become such under
+        -- the first), encrypt (a value without a token becomes one), decrypt (a value that is one token and nothing else,
+        -- which a key opens, becomes its plaintext). `kind` says how tokens are kept in the type, whose values come and go
+        -- as text: text, bytea, jsonb (in each string), json (as in text, but as a whole it is no token; so is hstore).
+        --
+        -- openers   for each token the place of the key that opens it, or 0
+        -- due       how many tokens are to be rotated, or 1 if the value is to be encrypted or decrypted
+        -- in_text   how many tokens have text beside them, if that is in the way
+        -- refusal   why something is left as it is; of a document without a token, that is no fault
+        -- changed   the new value, if `changes` wants one; where there can be none, `refusal` says why
         CREATE OR REPLACE FUNCTION {self}._fernet_look(
-                value text, kind text, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed text)
+                value text, kind text, keys bytea[], conversion text, changes boolean,
+                OUT openers integer[], OUT due integer, OUT in_text integer, OUT refusal text, OUT changed text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
         AS $$
         DECLARE
             encoded @.text COLLATE @."C" := value;
             is_document constant boolean := kind @=@ 'json' OR kind @=@ 'jsonb';
+            is_rotation constant boolean := conversion @=@ 'rotate';
             bytes @.bytea;
+            plain @.bytea;
             key @.bytea;
             record @.bytea;
             signed integer;
@@ -909,43 +933,120 @@ DECLARE
             key_index integer;
         BEGIN
             openers := '{}';
+            due := 0;
+            in_text := 0;
             IF kind @=@ 'bytea' THEN
                 bytes := value::@.bytea;
                 encoded := @.encode(bytes, 'escape');
             END IF;
             {decode}
+            IF record IS NULL AND NOT is_rotation AND NOT is_document THEN
+                record := {self}._fernet_whole(CASE WHEN bytes IS NULL THEN encoded ELSE {self}._fernet_characters(bytes) END);
+            END IF;
             IF record IS NOT NULL THEN
                 {open}
                 IF refusal IS NULL THEN
                     openers := ARRAY[key_index];
-                    IF rotates AND key_index @>@ 1 THEN
-                        changed := {self}._fernet_seal(@.substring(record, 2, 8), padded, keys[1]);
-                        IF kind @=@ 'bytea' THEN
-                            changed := @.decode(changed, 'escape');
+                    IF is_rotation THEN
+                        due := (key_index @>@ 1)::integer;
+                        IF changes AND due @=@ 1 THEN
+                            changed := {self}._fernet_seal(@.substring(record, 2, 8), padded, keys[1]);
+                            IF kind @=@ 'bytea' THEN
+                                changed := @.decode(changed, 'escape');
+                            END IF;
+                        END IF;
+                    ELSIF conversion @=@ 'decrypt' THEN
+                        due := 1;
+                        IF changes THEN
+                            plain := @.substring(padded, 1, len);
+                            changed := CASE WHEN kind @=@ 'bytea' THEN plain::@.text ELSE {self}._fernet_text(plain) END;
+                            refusal := CASE WHEN changed IS NULL THEN 'not text' END;
                         END IF;
                     END IF;
                     RETURN;
                 END IF;
+                refusal := NULL;
             END IF;
-            refusal := CASE WHEN NOT is_document THEN 'not a token' END;
+
             IF is_document AND @.strpos(encoded, 'gAAA') @=@ 0 THEN
                 RETURN;
             ELSIF kind @=@ 'jsonb' THEN
-                SELECT t.openers, t.refusal, t.changed INTO openers, refusal, changed
-                FROM {self}._fernet_look_in_strings(value, keys, rotates) AS t;
+                SELECT t.openers, t.due, t.refusal, t.changed INTO openers, due, refusal, changed
+                FROM {self}._fernet_look_in_strings(value, keys, changes AND is_rotation) AS t;
                 RETURN;
             END IF;
-            IF bytes IS NULL THEN
-                bytes := @.convert_to(value, @.getdatabaseencoding());
+            -- The shortest token has 98 characters without its padding.
+            IF @.octet_length(encoded) @>=@ 98 THEN
+                IF bytes IS NULL THEN
+                    bytes := @.convert_to(value, @.getdatabaseencoding());
+                END IF;
+                SELECT t.openers, t.refusals[1], t.changed INTO openers, refusal, plain
+                FROM {self}._fernet_look_inside(bytes, is_document, keys, changes AND is_rotation) AS t;
             END IF;
-            SELECT t.openers, CASE WHEN t.openers @=@ '{}' THEN refusal ELSE t.refusals[1] END, t.changed INTO openers, refusal, bytes
-            FROM {self}._fernet_look_inside(bytes, is_document, keys, rotates) AS t;
-            changed := CASE WHEN kind @=@ 'bytea' THEN bytes::@.text ELSE @.convert_from(bytes, @.getdatabaseencoding()) END;
+            IF openers @<>@ '{}' THEN
+                changed := CASE WHEN kind @=@ 'bytea' THEN plain::@.text ELSE @.convert_from(plain, @.getdatabaseencoding()) END;
+                IF is_rotation THEN
+                    due := {self}._fernet_count_above(openers, 1);
+                ELSIF conversion @=@ 'decrypt' OR record IS NULL THEN
+                    in_text := {self}._fernet_count_above(openers, 0);
+                    refusal := COALESCE(refusal, CASE WHEN in_text @>@ 0 THEN 'in text' END);
+                END IF;
+            ELSIF is_rotation THEN
+                refusal := CASE WHEN NOT is_document THEN 'not a token' END;
+            ELSIF conversion @=@ 'encrypt' AND NOT is_document THEN
+                due := 1;
+                IF changes THEN
+                    IF @.octet_length(encoded) @>@ 187000000 THEN
+                        refusal := 'too large';
+                        RETURN;
+                    ELSIF kind @=@ 'bytea' THEN
+                        plain := bytes;
+                    ELSIF @.getdatabaseencoding() @=@ 'UTF8' THEN
+                        plain := @.convert_to(value, 'UTF8');
+                    ELSE
+                        plain := {self}._fernet_to_utf8(value);
+                        IF plain IS NULL THEN
+                            refusal := 'not UTF-8';
+                            RETURN;
+                        END IF;
+                    END IF;
+                    {pad}
+                    changed := {sealed};
+                    IF kind @=@ 'bytea' THEN
+                        changed := @.decode(changed, 'escape');
+                    END IF;
+                END IF;
+            END IF;
+        END $$;
+
+        CREATE OR REPLACE FUNCTION {self}._fernet_count_above(openers integer[], place integer) RETURNS integer
+            LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT count(*)::integer FROM unnest(openers) AS o (opener) WHERE o.opener > place
+        $$;
+
+        -- Decodes a token that has only white space in it and around it, or more padding behind it: only that is lost where
+        -- its plaintext takes its place.
+        CREATE OR REPLACE FUNCTION {self}._fernet_whole(encoded text) RETURNS bytea
+            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+        AS $$
+        DECLARE
+            found record;
+        BEGIN
+            IF @.octet_length(encoded) @>=@ 98 AND encoded @~@ E'^[ \\t\\n\\f\\r]*g[A-Za-z0-9+/_= \\t\\n\\f\\r-]*$' THEN
+                found := {self}._fernet_base64(encoded);
+                IF @.substring(encoded, found.read_to @+@ 1) @~@ E'^[= \\t\\n\\f\\r]*$' THEN
+                    RETURN {self}._fernet_record(found.characters);
+                END IF;
+            END IF;
+            RETURN NULL;
         END $$;
 
         -- The same for jsonb: each string is a value, keys of objects included.
         CREATE OR REPLACE FUNCTION {self}._fernet_look_in_strings(
-                document text, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed text)
+                document text, keys bytea[], rotates boolean,
+                OUT openers integer[], OUT due integer, OUT refusal text, OUT changed text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
@@ -958,6 +1059,7 @@ DECLARE
             is_changed boolean := false;
         BEGIN
             openers := '{}';
+            due := 0;
             FOR gap, string IN
                 SELECT t.gap, t.string[1]
                 FROM ROWS FROM (regexp_split_to_table(document, strings), regexp_matches(document, strings, 'g'))
@@ -965,8 +1067,9 @@ DECLARE
                 ORDER BY t.n
             LOOP
                 IF strpos(string, 'gAAA') > 0 THEN
-                    look := {self}._fernet_look(string::jsonb #>> '{}', 'text', keys, rotates);
+                    look := {self}._fernet_look(string::jsonb #>> '{}', 'text', keys, 'rotate', rotates);
                     openers := openers || look.openers;
+                    due := due + look.due;
                     IF look.openers <> '{}' THEN
                         refusal := coalesce(refusal, look.refusal);
                     END IF;
@@ -984,7 +1087,8 @@ DECLARE
 
         -- The same for an array, in which there need be no token, either. What changed is a literal of the same shape.
         CREATE OR REPLACE FUNCTION {self}._fernet_look(
-                elements text[], kind text, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed text)
+                elements text[], kind text, keys bytea[], conversion text, changes boolean,
+                OUT openers integer[], OUT due integer, OUT in_text integer, OUT refusal text, OUT changed text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
@@ -998,10 +1102,13 @@ DECLARE
             braces integer;
         BEGIN
             openers := '{}';
+            due := 0;
+            in_text := 0;
             FOREACH element IN ARRAY elements LOOP
-                SELECT * INTO token FROM {self}._fernet_look(element, kind, keys, rotates);
+                SELECT * INTO token FROM {self}._fernet_look(element, kind, keys, 'rotate', changes AND conversion = 'rotate');
                 IF cardinality(token.openers) > 0 THEN
                     openers := openers || token.openers;
+                    due := due + token.due;
                     refusal := coalesce(refusal, token.refusal);
                 END IF;
                 is_changed := is_changed OR token.changed IS NOT NULL;
@@ -1022,31 +1129,41 @@ DECLARE
             END IF;
         END $$;
 
-        -- What a column is, if it can hold tokens: how they are kept, and what the type is called.
+        -- What a column is, if it can hold tokens: how they are kept, what the type is called, whether a value can be a
+        -- plaintext as a whole, how many characters fit into a varchar or char, and what the type is a domain over.
         CREATE OR REPLACE FUNCTION {self}._fernet_column(
-                relation regclass, column_name name, OUT number smallint, OUT kind text, OUT text_type text, OUT type_name text,
-                OUT is_generated boolean)
-            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+                relation regclass, column_name name, hint text, OUT number smallint, OUT kind text, OUT text_type text, OUT type_name text,
+                OUT is_generated boolean, OUT is_plain boolean, OUT max_chars integer, OUT base_type text)
+            LANGUAGE plpgsql STABLE PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
             type oid;
+            modifier integer;
+            base record;
         BEGIN
-            SELECT a.attnum, a.atttypid, format('%I.%I', n.nspname, t.typname), a.attgenerated <> '' INTO number, type, type_name, is_generated
+            SELECT a.attnum, a.atttypid, a.atttypmod, format('%I.%I', n.nspname, t.typname), a.attgenerated <> ''
+            INTO number, type, modifier, type_name, is_generated
             FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid JOIN pg_namespace AS n ON n.oid = t.typnamespace
             WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped;
             IF number IS NULL THEN
                 RAISE EXCEPTION USING ERRCODE = '42703', MESSAGE = format('column "%s" of %s does not exist', column_name, relation),
-                    HINT = 'fernet_find_columns() finds the columns that hold tokens.';
+                    HINT = coalesce(hint, 'fernet_find_columns() finds the columns that hold tokens.');
             END IF;
             SELECT f.kind, f.text_type INTO kind, text_type FROM {self}._fernet_form(type) AS f;
+            base := {self}._fernet_base_type(type);
+            type := base.oid;
+            modifier := CASE WHEN modifier < 0 THEN base.modifier ELSE modifier END;
+            base_type := format_type(type, modifier);
             IF kind IS NULL THEN
                 RAISE EXCEPTION USING ERRCODE = '42804',
                     MESSAGE = format('column "%s" of %s is of type %s, which cannot hold tokens', column_name, relation,
                                      (SELECT format_type(a.atttypid, NULL) FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attnum = number)),
-                    HINT = 'Tokens are kept in columns of type text, varchar, char, citext, bytea, json, jsonb, xml or hstore, and in '
-                           'arrays of and domains over these.';
+                    HINT = coalesce(hint, 'Tokens are kept in columns of type text, varchar, char, citext, bytea, json, jsonb, xml or '
+                                          'hstore, and in arrays of and domains over these.');
             END IF;
+            is_plain := kind IN ('text', 'bytea') AND text_type = 'text' AND type <> 'xml'::regtype;
+            max_chars := CASE WHEN type IN ('varchar'::regtype, 'bpchar'::regtype) AND modifier > 4 THEN modifier - 4 END;
         END $$;
 
         -- How tokens are kept in a type, and whether its values are looked at as text or as text[]; or NULL.
@@ -1055,24 +1172,26 @@ DECLARE
             SET search_path = pg_catalog, pg_temp
         AS $$
         BEGIN
-            type := {self}._fernet_base_type(type);
+            type := ({self}._fernet_base_type(type)).oid;
             kind := {self}._fernet_kind(type);
             text_type := 'text';
             IF kind IS NULL THEN
-                SELECT {self}._fernet_kind({self}._fernet_base_type(t.typelem)), 'text[]' INTO kind, text_type
+                SELECT {self}._fernet_kind(({self}._fernet_base_type(t.typelem)).oid), 'text[]' INTO kind, text_type
                 FROM pg_type AS t WHERE t.oid = type AND t.typsubscript = 'array_subscript_handler'::regproc;
             END IF;
         END $$;
 
-        CREATE OR REPLACE FUNCTION {self}._fernet_base_type(type oid) RETURNS oid
+        -- What a type is a domain over, and with what modifier.
+        CREATE OR REPLACE FUNCTION {self}._fernet_base_type(type oid, OUT oid oid, OUT modifier integer)
             LANGUAGE sql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
-            WITH RECURSIVE bases (oid, typtype, typbasetype) AS (
-                SELECT t.oid, t.typtype, t.typbasetype FROM pg_type AS t WHERE t.oid = type
+            WITH RECURSIVE bases (oid, typtype, typbasetype, modifier) AS (
+                SELECT t.oid, t.typtype, t.typbasetype, -1 FROM pg_type AS t WHERE t.oid = type
                 UNION ALL
-                SELECT t.oid, t.typtype, t.typbasetype FROM bases AS b JOIN pg_type AS t ON t.oid = b.typbasetype WHERE b.typtype = 'd')
-            SELECT oid FROM bases WHERE typtype <> 'd'
+                SELECT t.oid, t.typtype, t.typbasetype, CASE WHEN b.modifier < 0 THEN d.typtypmod ELSE b.modifier END
+                FROM bases AS b JOIN pg_type AS d ON d.oid = b.oid JOIN pg_type AS t ON t.oid = b.typbasetype WHERE b.typtype = 'd')
+            SELECT b.oid, b.modifier FROM bases AS b WHERE b.typtype <> 'd'
         $$;
 
         CREATE OR REPLACE FUNCTION {self}._fernet_kind(type oid) RETURNS text
@@ -1094,26 +1213,26 @@ DECLARE
         $$;
 
         -- Counts what a relation holds, all of it in one snapshot: tokens by key, those of no key, values without a
-        -- token, nulls, rows; and describes the first few that no key opens or that hold no token.
+        -- token, nulls, rows, what a conversion has to do; and describes the first few that it leaves as they are.
         CREATE OR REPLACE FUNCTION {self}._fernet_count(
-                relation regclass, column_name name, keys bytea[],
+                relation regclass, column_name name, keys bytea[], conversion text,
                 OUT under_key bigint[], OUT unknown_key bigint, OUT not_a_token bigint, OUT nulls bigint, OUT row_count bigint,
-                OUT bad text[])
+                OUT due bigint, OUT in_text bigint, OUT bad text[])
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp SET row_security = off
         AS $$
         DECLARE
-            target record := {self}._fernet_column(relation, column_name);
+            target record := {self}._fernet_column(relation, column_name, NULL);
             has_places constant boolean := (SELECT relkind IN ('r', 'p') FROM pg_class WHERE oid = relation);
             look record;
             opener integer;
         BEGIN
             under_key := array_fill(0::bigint, ARRAY[cardinality(keys)]);
-            unknown_key := 0; not_a_token := 0; nulls := 0; row_count := 0; bad := '{}';
+            unknown_key := 0; not_a_token := 0; nulls := 0; row_count := 0; due := 0; in_text := 0; bad := '{}';
             FOR look IN EXECUTE format(
-                'SELECT l.openers, l.refusal, %s AS place FROM %s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%I::%s, $1, $2, false) AS l ON true',
+                'SELECT l.*, %s AS place FROM %s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%I::%s, $1, $2, $3, false) AS l ON true',
                 CASE WHEN has_places THEN 't.ctid::text || '' of '' || t.tableoid::regclass' ELSE 'NULL' END,
-                relation, column_name, target.text_type) USING target.kind, keys
+                relation, column_name, target.text_type) USING target.kind, keys, conversion
             LOOP
                 row_count := row_count + 1;
                 IF look.openers IS NULL THEN
@@ -1128,6 +1247,8 @@ DECLARE
                     END IF;
                 END LOOP;
                 not_a_token := not_a_token + (look.openers = '{}')::integer;
+                due := due + look.due;
+                in_text := in_text + look.in_text;
                 IF look.refusal IS NOT NULL AND cardinality(bad) < 5 THEN
                     bad := bad || format('%s: %s', look.place, {self}._fernet_short(look.refusal));
                 END IF;
@@ -1141,6 +1262,7 @@ DECLARE
         AS $$
             SELECT CASE refusal WHEN 'not a token' THEN 'value is not a Fernet token'
                                 WHEN 'badly padded' THEN 'padding of the Fernet token is wrong'
+                                WHEN 'in text' THEN 'there is other text beside the token'
                                 ELSE 'no key authenticates the Fernet token' END
         $$;
 
@@ -1158,7 +1280,7 @@ DECLARE
                 RAISE EXCEPTION USING ERRCODE = '42809', MESSAGE = format('%s is not a table or a view', relation),
                     HINT = 'Give the name of a table.';
             END IF;
-            count := {self}._fernet_count(relation, column_name, keys);
+            count := {self}._fernet_count(relation, column_name, keys, 'rotate');
             RETURN QUERY
                 SELECT CASE k.place WHEN 1 THEN 'current' ELSE 'old key' END, k.place::integer,
                        encode(substring(sha256(k.key), 1, 8), 'hex'), count.under_key[k.place]
@@ -1180,14 +1302,14 @@ DECLARE
             END IF;
         END $$;
         --
-        -- CALL fernet_rotate_column
+        -- CALL fernet_rotate_column, fernet_encrypt_column, fernet_decrypt_column
         --
-        -- A pass reads table by table, in order of their rows, and rotates in memory. When it has a batch, it locks
+        -- A pass reads table by table, in order of their rows, and converts in memory. When it has a batch, it locks
         -- those of its rows that nobody else has locked, and writes to those of them that are still what was read,
         -- by their place (ctid) and writer (xmin). So it waits for nobody and overwrites nothing. After a pass it
         -- waits, without a lock or a snapshot, for the transactions that have written to the relation, and then
-        -- counts in one snapshot what all of it holds. If that is no token under an older key, it is the proof; else
-        -- comes another pass.
+        -- counts in one snapshot what all of it holds. If nothing is left to do, that is the proof; else comes another
+        -- pass.
         --
 
         -- A relation and all that inherit from it, partitions included, but for temporary tables of other sessions.
@@ -1206,9 +1328,9 @@ DECLARE
             SELECT member::regclass FROM family ORDER BY member
         $$;
 
-        -- Refuses what cannot be rotated.
-        CREATE OR REPLACE FUNCTION {self}._fernet_check_table(relation regclass, column_name name) RETURNS void
-            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+        -- Refuses what cannot be converted.
+        CREATE OR REPLACE FUNCTION {self}._fernet_check_table(conversion text, relation regclass, column_name name) RETURNS void
+            LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
@@ -1226,16 +1348,16 @@ DECLARE
                 IF member.relkind NOT IN ('r', 'p') THEN
                     RAISE EXCEPTION USING ERRCODE = '42809', MESSAGE = format('%s is not a table', member.name),
                         HINT = CASE member.relkind
-                            WHEN 'v' THEN 'Rotate the tables that the view reads.'
-                            WHEN 'm' THEN 'Rotate the tables that the materialized view reads, and refresh it.'
-                            WHEN 'f' THEN 'Rotate the table on the server that holds it.'
+                            WHEN 'v' THEN 'Call it for the tables that the view reads.'
+                            WHEN 'm' THEN 'Call it for the tables that the materialized view reads, and refresh that.'
+                            WHEN 'f' THEN 'Call it on the server that holds the table.'
                             ELSE 'Give the name of a table.' END;
                 END IF;
-                target := {self}._fernet_column(member.name, column_name);
+                target := {self}._fernet_column(member.name, column_name, NULL);
                 IF target.is_generated THEN
                     RAISE EXCEPTION USING ERRCODE = '428C9',
                         MESSAGE = format('column "%s" of %s is a generated column', column_name, member.name),
-                        HINT = 'Rotate the column that it is computed from.';
+                        HINT = 'Give the name of the column that it is computed from.';
                 ELSIF member.relkind = 'p' AND EXISTS (
                         -- A partitioned table depends on the columns of its partition key.
                         SELECT FROM pg_depend
@@ -1243,27 +1365,113 @@ DECLARE
                           AND refclassid = 'pg_class'::regclass AND refobjid = member.name AND refobjsubid = target.number) THEN
                     RAISE EXCEPTION USING ERRCODE = '0A000',
                         MESSAGE = format('column "%s" is in the partition key of %s', column_name, member.name),
-                        HINT = 'Each new token may belong to another partition: use UPDATE on the partitioned table, SET column = '
-                               'fernet_rotate(column) WHERE fernet_key_index(column) > 1.';
+                        HINT = 'Each new value may belong to another partition: use UPDATE on the partitioned table, as in SET column '
+                               '= fernet_rotate(column) WHERE fernet_key_index(column) > 1.';
                 ELSIF row_security_active(member.name) THEN
                     RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('row-level security may hide rows of %s', member.name),
                         HINT = 'Call it as the owner of the table or as a role with BYPASSRLS.';
                 ELSIF member.relkind = 'r' AND member.amname <> 'heap' THEN
                     RAISE EXCEPTION USING ERRCODE = '0A000',
                         MESSAGE = format('access method of %s does not find rows by their block', member.name),
-                        HINT = 'Use UPDATE ... SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.';
+                        HINT = 'Use UPDATE, as in SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.';
+                ELSIF conversion <> 'rotate' THEN
+                    PERFORM {self}._fernet_check_fit(conversion, member.name, column_name, target);
                 END IF;
             END LOOP;
         END $$;
 
-        -- Reads a batch of a table, from a place on and before a block: rows with a token under an older key, and their new
+        -- Refuses a column that may not take what its values are to be encrypted or decrypted to. See src/columns/fit.rs.
+        CREATE OR REPLACE FUNCTION {self}._fernet_check_fit(conversion text, relation regclass, column_name name, target record) RETURNS void
+            LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        DECLARE
+            encrypts constant boolean := conversion = 'encrypt';
+            dependent record;
+        BEGIN
+            IF relation::oid < 12000 THEN
+                RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('%s is a system catalog', relation),
+                    HINT = 'Give the name of a table of your own.';
+            ELSIF NOT target.is_plain THEN
+                PERFORM {self}._fernet_refuse_column('no plaintext', format('column "%s" of %s', column_name, relation), target.base_type);
+            ELSIF encrypts AND target.max_chars < 100 THEN
+                PERFORM {self}._fernet_refuse_column('too short', format('column "%s" of %s', column_name, relation));
+            END IF;
+            FOR dependent IN
+                WITH RECURSIVE domain (oid) AS (
+                    SELECT atttypid FROM pg_attribute WHERE attrelid = relation AND attnum = target.number
+                    UNION ALL
+                    SELECT t.typbasetype FROM domain AS d JOIN pg_type AS t USING (oid) WHERE t.typtype = 'd')
+                SELECT format('constraint %I of %s', c.conname,
+                              CASE c.conrelid WHEN 0 THEN 'domain ' || c.contypid::regtype ELSE c.conrelid::regclass::text END) AS name,
+                       true AS is_in_the_way
+                FROM pg_constraint AS c
+                WHERE c.contype = 'c' AND (c.convalidated OR NOT encrypts)
+                      AND (c.conrelid = relation AND target.number = ANY (c.conkey) OR c.contypid IN (SELECT oid FROM domain))
+                   -- What a foreign key refers to has a unique index.
+                   OR c.contype = 'f' AND c.conrelid = relation AND target.number = ANY (c.conkey)
+                UNION ALL
+                SELECT CASE WHEN c.oid IS NULL THEN format('index %s', i.indexrelid::regclass)
+                            ELSE format('constraint %I of %s', c.conname, c.conrelid::regclass) END,
+                       u.is_in_the_way
+                FROM pg_index AS i
+                LEFT JOIN pg_constraint AS c ON c.conindid = i.indexrelid AND c.contype IN ('p', 'u', 'x')
+                CROSS JOIN LATERAL (
+                    SELECT EXISTS (SELECT FROM generate_series(0, i.indnkeyatts - 1) AS n WHERE i.indkey[n] = target.number),
+                           EXISTS (SELECT FROM pg_depend
+                                   WHERE classid = 'pg_class'::regclass AND objid = i.indexrelid
+                                     AND refclassid = 'pg_class'::regclass AND refobjid = relation AND refobjsubid = target.number)
+                ) AS column_is (key, used)
+                CROSS JOIN LATERAL (
+                    SELECT (i.indisunique OR i.indisexclusion) AND (key OR i.indexprs IS NOT NULL AND used)) AS u (is_in_the_way)
+                WHERE i.indrelid = relation
+                  -- One of a partition is made of that of its table.
+                  AND (u.is_in_the_way
+                       OR encrypts AND (key OR used) AND NOT (SELECT relispartition FROM pg_class WHERE oid = i.indexrelid))
+                ORDER BY 2 DESC, 1
+            LOOP
+                IF dependent.is_in_the_way THEN
+                    RAISE EXCEPTION USING ERRCODE = '2BP01', MESSAGE = format('column "%s" of %s is in %s', column_name, relation, dependent.name),
+                        HINT = 'What is encrypted or decrypted may not satisfy it. Drop it first; afterwards, see whether it can be '
+                               'made again.';
+                END IF;
+                RAISE WARNING USING MESSAGE = format('%s finds no plaintext once it is encrypted', dependent.name),
+                    HINT = 'Drop it. To look values up, keep a keyed hash of each in a column of its own.';
+            END LOOP;
+        END $$;
+
+        -- Refuses a column, or a token for it, at a place.
+        CREATE OR REPLACE FUNCTION {self}._fernet_refuse_column(
+                reason text, place text, type text DEFAULT NULL, len integer DEFAULT NULL, hint text DEFAULT NULL) RETURNS void
+            LANGUAGE plpgsql VOLATILE PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        DECLARE
+            make_it_text constant text := 'Make the column text: a token has 100 characters for up to 15 bytes, and a third more than '
+                'its plaintext beyond.';
+        BEGIN
+            CASE reason
+            WHEN 'no plaintext' THEN
+                RAISE EXCEPTION USING ERRCODE = '42804',
+                    MESSAGE = format('%s is of type %s, which cannot be encrypted or decrypted as a whole', place, type),
+                    HINT = coalesce(hint, 'A token takes the place of values of type text, varchar, char, citext and bytea. Keep other '
+                                          'secrets in a column of such a type.');
+            WHEN 'too short' THEN
+                RAISE EXCEPTION USING ERRCODE = '22001', MESSAGE = format('%s is too short for a token', place), HINT = make_it_text;
+            WHEN 'too long' THEN
+                RAISE EXCEPTION USING ERRCODE = '22001', MESSAGE = format('value too long for type %s', type),
+                    DETAIL = format('A token for %s has %s characters.', place, len), HINT = make_it_text;
+            END CASE;
+        END $$;
+
+        -- Reads a batch of a table, from a place on and before a block: rows with something to convert, and their new
         -- values. Locks those that nobody else has locked. Returns the place to go on from, or NULL behind the last one; how
         -- many rows it has read; the statement that writes the batch, which is for the caller: triggers and constraints
         -- are to run with the path that they are used to.
         CREATE OR REPLACE FUNCTION {self}._fernet_read_batch(
-                relation regclass, column_name name, keys bytea[], batch_size integer, strict boolean, starts tid, end_block bigint,
-                OUT next tid, OUT block bigint, OUT row_count bigint, OUT old_rows bigint, OUT locked bigint, OUT has_code boolean,
-                OUT ids tid[], OUT writers xid[], OUT new_values text[], OUT olds bigint[], OUT statement text)
+                conversion text, relation regclass, column_name name, keys bytea[], batch_size integer, strict boolean,
+                starts tid, end_block bigint, OUT next tid, OUT block bigint, OUT row_count bigint, OUT due_rows bigint, OUT locked bigint, OUT has_code boolean,
+                OUT ids tid[], OUT writers xid[], OUT new_values text[], OUT dues bigint[], OUT statement text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
             SET search_path = pg_catalog, pg_temp SET row_security = off
             SET synchronize_seqscans = off SET enable_seqscan = off
@@ -1275,8 +1483,8 @@ DECLARE
             look record;
             bytes bigint := 0;
         BEGIN
-            row_count := 0; old_rows := 0; locked := 0; has_code := false; block := end_block;
-            ids := '{}'; writers := '{}'; new_values := '{}'; olds := '{}';
+            row_count := 0; due_rows := 0; locked := 0; has_code := false; block := end_block;
+            ids := '{}'; writers := '{}'; new_values := '{}'; dues := '{}';
             BEGIN
                 -- In the order in which whoever changes a partitioned table locks, and at once as strongly as it takes.
                 FOR look IN
@@ -1288,7 +1496,7 @@ DECLARE
                 LOOP
                     EXECUTE format('LOCK TABLE ONLY %s IN %s MODE', look.member, look.mode);
                 END LOOP;
-                target := {self}._fernet_column(relation, column_name);
+                target := {self}._fernet_column(relation, column_name, NULL);
             EXCEPTION WHEN undefined_table OR undefined_column OR syntax_error THEN
                 -- A partition that somebody has dropped meanwhile: a number stands for its name.
                 RETURN;
@@ -1298,30 +1506,24 @@ DECLARE
                          THEN 'UPDATE' ELSE 'NO KEY UPDATE' END;
 
             FOR look IN EXECUTE format(
-                'SELECT t.ctid AS id, t.xmin AS writer, t.%2$I IS NULL AS is_null, l.openers, l.refusal, l.changed'
-                ' FROM ONLY %1$s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%2$I::%3$s, $1, $2, true) AS l ON true'
-                ' WHERE t.ctid >= $3 AND t.ctid < $4', relation, column_name, target.text_type)
-                USING target.kind, keys, starts, format('(%s,0)', end_block)::tid
+                'SELECT t.ctid AS id, t.xmin AS writer, l.due, l.refusal, l.changed'
+                ' FROM ONLY %1$s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%2$I::%3$s, $1, $2, $3, true) AS l ON true'
+                ' WHERE t.ctid >= $4 AND t.ctid < $5', relation, column_name, target.text_type)
+                USING target.kind, keys, conversion, starts, format('(%s,0)', end_block)::tid
             LOOP
                 row_count := row_count + 1;
-                IF strict AND look.refusal IS NOT NULL THEN
-                    RAISE EXCEPTION USING ERRCODE = CASE look.refusal WHEN 'not a token' THEN '22P02' ELSE '39000' END,
-                        MESSAGE = format('%s: %s of %s', {self}._fernet_short(look.refusal), look.id, relation),
-                        HINT = CASE look.refusal
-                            WHEN 'not a token' THEN
-                                'If the value is plaintext that should be a token, encrypt it with fernet_encrypt(). fernet_key_index() '
-                                'is NULL for values without a token.'
-                            WHEN 'badly padded' THEN
-                                'The key authenticates the token, but does not decrypt it: whoever made the token did not follow the '
-                                'Fernet specification. Replace the value.'
-                            ELSE 'Append the key that the token was made with to the list of keys. fernet_key_index() is NULL for the '
-                                 'values that no key opens.' END;
+                IF look.refusal IN ('not text', 'not UTF-8', 'too large') OR strict AND look.refusal IS NOT NULL THEN
+                    PERFORM {self}._fernet_refuse(look.refusal, at => format('%s of %s', look.id, relation));
                 END IF;
                 CONTINUE WHEN look.changed IS NULL;
+                IF conversion = 'encrypt' AND length(look.changed) > target.max_chars THEN
+                    PERFORM {self}._fernet_refuse_column(
+                        'too long', format('%s of %s', look.id, relation), target.base_type, length(look.changed));
+                END IF;
                 ids := array_append(ids, look.id);
                 writers := array_append(writers, look.writer);
                 new_values := array_append(new_values, look.changed);
-                olds := array_append(olds, (SELECT count(*) FROM unnest(look.openers) AS o (place) WHERE o.place > 1));
+                dues := array_append(dues, look.due::bigint);
                 bytes := bytes + octet_length(look.changed);
                 IF cardinality(ids) >= batch_size OR bytes >= max_bytes THEN
                     next := look.id;
@@ -1331,16 +1533,16 @@ DECLARE
             block := coalesce((next::text::point)[0], block);
             -- The place behind it, or none.
             next := ('(' || block || ',' || (next::text::point)[1] + 1 || ')')::tid;
-            old_rows := cardinality(ids);
-            IF old_rows > 0 THEN
+            due_rows := cardinality(ids);
+            IF due_rows > 0 THEN
                 EXECUTE format(
                     'SELECT coalesce(array_agg(b.id), ''{}''), coalesce(array_agg(b.writer), ''{}''), coalesce(array_agg(b.value), ''{}''),'
-                    ' coalesce(array_agg(b.old), ''{}'')'
+                    ' coalesce(array_agg(b.due), ''{}'')'
                     ' FROM (SELECT t.ctid AS id, t.xmin AS writer FROM ONLY %s AS t WHERE t.ctid = ANY ($1) FOR %s SKIP LOCKED) AS h'
-                    ' JOIN unnest($1, $2, $3, $4) AS b (id, writer, value, old) ON b.id = h.id AND b.writer = h.writer', relation, lock)
-                    INTO ids, writers, new_values, olds USING ids, writers, new_values, olds;
+                    ' JOIN unnest($1, $2, $3, $4) AS b (id, writer, value, due) ON b.id = h.id AND b.writer = h.writer', relation, lock)
+                    INTO ids, writers, new_values, dues USING ids, writers, new_values, dues;
             END IF;
-            locked := old_rows - cardinality(ids);
+            locked := due_rows - cardinality(ids);
             -- Then what is written need not be what is in the table.
             has_code := (SELECT c.relhasrules FROM pg_class AS c WHERE c.oid = relation) OR EXISTS (
                 SELECT FROM pg_trigger WHERE tgrelid = relation AND NOT tgisinternal AND tgtype & 16 <> 0);
@@ -1349,16 +1551,16 @@ DECLARE
                 ' WHERE t.ctid OPERATOR(pg_catalog.=) b.id AND t.xmin OPERATOR(pg_catalog.=) b.writer', relation, column_name, target.type_name);
         END $$;
 
-        -- Counts the tokens of those rows of a batch that have not been written: a trigger or a rule keeps them.
-        CREATE OR REPLACE FUNCTION {self}._fernet_kept(relation regclass, ids tid[], writers xid[], olds bigint[]) RETURNS bigint
+        -- Counts what is still due in those rows of a batch that have not been written: a trigger or a rule keeps them.
+        CREATE OR REPLACE FUNCTION {self}._fernet_kept(relation regclass, ids tid[], writers xid[], dues bigint[]) RETURNS bigint
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
             SET search_path = pg_catalog, pg_temp SET row_security = off
         AS $$
         DECLARE
             kept bigint;
         BEGIN
-            EXECUTE format('SELECT coalesce(sum(b.old), 0) FROM ONLY %s AS t JOIN unnest($1, $2, $3) AS b (id, writer, old)'
-                           ' ON t.ctid = b.id AND t.xmin = b.writer', relation) INTO kept USING ids, writers, olds;
+            EXECUTE format('SELECT coalesce(sum(b.due), 0) FROM ONLY %s AS t JOIN unnest($1, $2, $3) AS b (id, writer, due)'
+                           ' ON t.ctid = b.id AND t.xmin = b.writer', relation) INTO kept USING ids, writers, dues;
             RETURN kept;
         END $$;
 
@@ -1422,43 +1624,66 @@ DECLARE
 
         -- Says what came of a call.
         CREATE OR REPLACE FUNCTION {self}._fernet_tell(
-                rotated bigint, row_count bigint, seconds double precision, unknown_key bigint, not_a_token bigint, bad text[], old bigint,
-                unfinished text) RETURNS void
-            LANGUAGE plpgsql VOLATILE PARALLEL SAFE
-            SET search_path = pg_catalog, pg_temp
-        AS $$
-        BEGIN
-            RAISE NOTICE '%', format('rotated %s in %s in %s, %s rows/s', {self}._fernet_counted(rotated, 'token'),
-                {self}._fernet_counted(row_count, 'row'), {self}._fernet_describe_time(seconds), round(row_count / greatest(seconds, 0.001)));
-            IF cardinality(bad) > 0 THEN
-                RAISE WARNING USING
-                    MESSAGE = format('left as they are: %s that no key opens, %s without a token',
-                                     {self}._fernet_counted(unknown_key, 'token'), {self}._fernet_counted(not_a_token, 'value')),
-                    DETAIL = array_to_string(bad, '; ') || CASE WHEN cardinality(bad) = 5 AND unknown_key + not_a_token > 5 THEN '; and others.' ELSE '.' END,
-                    HINT = 'Append the missing key to the list of keys. A value without a token may be plaintext, or something that is not '
-                           'meant to be encrypted, such as the hash of a password.';
-            END IF;
-            IF unfinished IS NOT NULL THEN
-                RAISE WARNING USING MESSAGE = unfinished,
-                    DETAIL = format('%s can be read only with an older key, not counting what could not be seen.', {self}._fernet_counted(old, 'token')),
-                    HINT = 'Call this again when the other transaction has ended, or with a longer lock_timeout.';
-            ELSIF old > 0 THEN
-                RAISE WARNING USING MESSAGE = format('%s can still be read only with an older key', {self}._fernet_counted(old, 'token')),
-                    DETAIL = 'Others wrote or locked their rows each time, or a trigger or a rule keeps them as they are.',
-                    HINT = 'Give the new key to all that write to the table, look at its triggers and rules, and call this again. fernet_census() '
-                           'counts the tokens under each key.';
-            END IF;
-        END $$;
-
-        -- Refuses arguments, and the first of the keys alone.
-        CREATE OR REPLACE FUNCTION {self}._fernet_check_call(
-                relation regclass, column_name name, batch_size integer, strict boolean, keys bytea[]) RETURNS void
+                conversion text, done bigint, seconds double precision, tally record, unfinished text) RETURNS void
             LANGUAGE plpgsql VOLATILE PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
-            missing constant text := CASE WHEN relation IS NULL THEN 'relation' WHEN column_name IS NULL THEN 'column_name'
-                                          WHEN batch_size IS NULL THEN 'batch_size' WHEN strict IS NULL THEN 'strict' END;
+            is_rotation constant boolean := conversion = 'rotate';
+            other constant bigint := CASE WHEN is_rotation THEN tally.not_a_token ELSE tally.in_text END;
+            values_left constant text := {self}._fernet_counted(tally.due, CASE WHEN is_rotation THEN 'token' ELSE 'value' END);
+        BEGIN
+            RAISE NOTICE '%', format('%s %s in %s in %s, %s rows/s', CASE conversion WHEN 'rotate' THEN 'rotated' ELSE conversion || 'ed' END,
+                {self}._fernet_counted(done, CASE WHEN is_rotation THEN 'token' ELSE 'value' END),
+                {self}._fernet_counted(tally.row_count, 'row'), {self}._fernet_describe_time(seconds),
+                round(tally.row_count / greatest(seconds, 0.001)));
+            IF cardinality(tally.bad) > 0 THEN
+                RAISE WARNING USING
+                    MESSAGE = format('left as they are: %s that no key opens, %s', {self}._fernet_counted(tally.unknown_key, 'token'),
+                                     CASE WHEN is_rotation THEN {self}._fernet_counted(other, 'value') || ' without a token'
+                                          ELSE {self}._fernet_counted(other, 'token') || ' among other text' END),
+                    DETAIL = array_to_string(tally.bad, '; ')
+                        || CASE WHEN cardinality(tally.bad) = 5 AND tally.unknown_key + other > 5 THEN '; and others.' ELSE '.' END,
+                    HINT = 'Append the missing key to the list of keys. ' || CASE WHEN is_rotation
+                        THEN 'A value without a token may be plaintext, or something that is not meant to be encrypted, such as the hash '
+                             'of a password.'
+                        ELSE 'What stands beside a token is neither encrypted nor decrypted: only the application knows what it is.' END;
+            END IF;
+            IF unfinished IS NOT NULL THEN
+                RAISE WARNING USING MESSAGE = unfinished,
+                    DETAIL = format('%s, not counting what could not be seen.', CASE conversion
+                        WHEN 'rotate' THEN values_left || ' can be read only with an older key'
+                        WHEN 'encrypt' THEN 'Still in plaintext: ' || values_left
+                        ELSE 'Still encrypted: ' || values_left END),
+                    HINT = 'Call this again when the other transaction has ended, or with a longer lock_timeout.';
+            ELSIF tally.due > 0 THEN
+                RAISE WARNING USING
+                    MESSAGE = CASE conversion
+                        WHEN 'rotate' THEN values_left || ' can still be read only with an older key'
+                        WHEN 'encrypt' THEN 'still in plaintext: ' || values_left
+                        ELSE 'still encrypted: ' || values_left END,
+                    DETAIL = 'Others wrote or locked their rows each time, or a trigger or a rule keeps them as they are.',
+                    HINT = CASE conversion
+                        WHEN 'rotate' THEN
+                            'Give the new key to all that write to the table, look at its triggers and rules, and call this again. '
+                            'fernet_census() counts the tokens under each key.'
+                        WHEN 'encrypt' THEN
+                            'Make everything that writes to the table encrypt, look at its triggers and rules, and call this again. '
+                            'fernet_census() counts the values without a token.'
+                        ELSE 'Stop everything that encrypts on the way into the table, triggers included, and call this again. '
+                             'fernet_census() counts the tokens under each key.' END;
+            END IF;
+        END $$;
+
+        -- Refuses arguments, and where it cannot commit.
+        CREATE OR REPLACE FUNCTION {self}._fernet_check_call(
+                conversion text, relation regclass, column_name name, batch_size integer, strict boolean) RETURNS void
+            LANGUAGE plpgsql VOLATILE PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        DECLARE
+            missing constant text := CASE WHEN strict IS NULL THEN 'strict' WHEN relation IS NULL THEN 'relation'
+                                          WHEN column_name IS NULL THEN 'column_name' WHEN batch_size IS NULL THEN 'batch_size' END;
         BEGIN
             IF missing IS NOT NULL THEN
                 RAISE EXCEPTION USING ERRCODE = '22004', MESSAGE = format('%s must not be null', missing),
@@ -1467,28 +1692,25 @@ DECLARE
                 RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'batch_size must be at least 1',
                     HINT = 'Leave the argument out to get its default.';
             ELSIF transaction_timestamp() < statement_timestamp() THEN
-                RAISE EXCEPTION USING ERRCODE = '2D000', MESSAGE = 'cannot rotate in batches inside a transaction block',
-                    HINT = 'Call it on its own, outside of a transaction block, since it commits after each batch. Inside, use UPDATE ... SET '
-                           'column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.';
+                RAISE EXCEPTION USING ERRCODE = '2D000', MESSAGE = 'cannot commit in batches inside a transaction block',
+                    HINT = 'Call it on its own, outside of a transaction block, since it commits after each batch. Inside, use UPDATE '
+                           'with a function on single values, as in SET column = fernet_rotate(column) WHERE '
+                           'fernet_key_index(column) > 1.';
             ELSIF current_setting('transaction_read_only')::boolean THEN
-                RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = 'cannot execute fernet_rotate_column() in a read-only transaction';
-            END IF;
-            PERFORM {self}._fernet_check_table(relation, column_name);
-            IF cardinality(keys) = 1 THEN
-                RAISE WARNING USING MESSAGE = 'there is a single key, so nothing can be under an old one',
-                    HINT = 'Put the new key before the old one in the list of keys.';
+                RAISE EXCEPTION USING ERRCODE = '25006',
+                    MESSAGE = format('cannot execute fernet_%s_column() in a read-only transaction', conversion);
             END IF;
         END $$;
 
-        CREATE OR REPLACE PROCEDURE {self}.fernet_rotate_column(
-                relation regclass, column_name name, batch_size integer DEFAULT 10000, strict boolean DEFAULT false,
-                INOUT rotated bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL,
-                INOUT unknown_key bigint DEFAULT NULL, INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
+        -- Converts a column. `tally` is what the last look has counted, and `done` what this call has done of it.
+        CREATE OR REPLACE PROCEDURE {self}._fernet_convert(
+                conversion text, relation regclass, column_name name, batch_size integer, strict boolean, keys bytea[],
+                INOUT done bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old bigint DEFAULT NULL,
+                INOUT unknown_key bigint DEFAULT NULL, INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL,
+                INOUT in_text bigint DEFAULT NULL)
             LANGUAGE plpgsql
         AS $$
         DECLARE
-            -- One list for the whole call, whatever happens to the setting meanwhile.
-            keys @.bytea[];
             limits @.text := @.current_setting('lock_timeout');
             started @.timestamptz := @.clock_timestamp();
             first_look_ended @.timestamptz;
@@ -1504,22 +1726,15 @@ DECLARE
             row_count bigint;
             locked bigint;
             has_code boolean := false;
-            last_old bigint;
+            last_due bigint;
             writers @.text[];
             descriptions @.text[];
             waiting_since @.timestamptz;
-            wait_limit interval;
+            wait_limit interval := CASE WHEN limits @<>@ '0' THEN limits::interval END;
             unfinished @.text;
             tally record;
-            old bigint;
-            is_proven boolean;
         BEGIN
-            IF relation IS NOT NULL AND column_name IS NOT NULL THEN
-                keys := {self}._fernet_keys();
-            END IF;
-            PERFORM {self}._fernet_check_call(relation, column_name, batch_size, strict, keys);
-            wait_limit := CASE WHEN limits @<>@ '0' THEN limits::interval END;
-            rotated := 0;
+            done := 0;
             COMMIT;
             FOR look IN 1 .. 100 LOOP
                 SELECT @.array_agg(f.member), @.array_agg(f.size), @.sum(f.size)::bigint INTO members, sizes, blocks_in_all
@@ -1536,16 +1751,16 @@ DECLARE
                     end_block := LEAST(1000, sizes[member]);
                     WHILE place IS NOT NULL AND {self}._fernet_is_there(members[member], column_name) LOOP
                         batch := {self}._fernet_read_batch(
-                            members[member], column_name, keys, batch_size, strict, place, end_block);
+                            conversion, members[member], column_name, keys, batch_size, strict, place, end_block);
                         IF @.cardinality(batch.ids) @>@ 0 THEN
                             -- It has the locks on the rows, but a trigger or a foreign key may want others.
                             BEGIN
                                 PERFORM @.set_config('lock_timeout', '500ms', true);
                                 EXECUTE batch.statement USING batch.ids, batch.writers, batch.new_values;
-                                rotated := rotated @+@ (SELECT @.sum(o.tokens)::bigint FROM @.unnest(batch.olds) AS o (tokens));
+                                done := done @+@ (SELECT @.sum(b.due)::bigint FROM @.unnest(batch.dues) AS b (due));
                                 IF batch.has_code THEN
                                     has_code := true;
-                                    rotated := rotated @-@ {self}._fernet_kept(members[member], batch.ids, batch.writers, batch.olds);
+                                    done := done @-@ {self}._fernet_kept(members[member], batch.ids, batch.writers, batch.dues);
                                 END IF;
                             EXCEPTION WHEN lock_not_available THEN
                                 locked := locked @+@ @.cardinality(batch.ids);
@@ -1561,7 +1776,9 @@ DECLARE
                         END IF;
                         IF @.clock_timestamp() @-@ told @>=@ interval '1 second' THEN
                             told := @.clock_timestamp();
-                            RAISE NOTICE '%: %', CASE WHEN look @=@ 1 THEN 'rotating' ELSE 'checking what was written meanwhile' END,
+                            RAISE NOTICE '%: %',
+                                CASE WHEN look @>@ 1 THEN 'checking what was written meanwhile'
+                                     WHEN conversion @=@ 'rotate' THEN 'rotating' ELSE @.concat(conversion, 'ing') END,
                                 {self}._fernet_describe_progress(
                                     row_count, blocks @+@ batch.block, blocks_in_all,
                                     @.date_part('epoch', told @-@ pass_started));
@@ -1597,16 +1814,14 @@ DECLARE
                 COMMIT;
 
                 PERFORM {self}._fernet_check_relation(relation);
-                tally := {self}._fernet_count(relation, column_name, keys);
+                tally := {self}._fernet_count(relation, column_name, keys, conversion);
                 COMMIT;
-                SELECT @.sum(k.count) INTO old FROM @.unnest(tally.under_key[2:]) AS k (count);
-                old := COALESCE(old, 0);
                 first_look_ended := COALESCE(first_look_ended, @.clock_timestamp());
-                EXIT WHEN old @=@ 0 OR unfinished IS NOT NULL
+                EXIT WHEN tally.due @=@ 0 OR unfinished IS NOT NULL
                     -- In vain: a trigger or a rule keeps them.
-                    OR has_code AND locked @=@ 0 AND old @=@ last_old
+                    OR has_code AND locked @=@ 0 AND tally.due @=@ last_due
                     OR look @>=@ 10 AND @.clock_timestamp() @-@ first_look_ended @>=@ interval '10 seconds';
-                last_old := old;
+                last_due := tally.due;
                 IF locked @>@ 0 THEN
                     -- What holds a row up may be a lock on another table, for which nobody was waited.
                     PERFORM @.pg_sleep(0.1);
@@ -1615,16 +1830,82 @@ DECLARE
             END LOOP;
 
             -- Not what somebody has deleted since, or what a trigger has undone when the transaction ended.
-            rotated := LEAST(rotated, tally.under_key[1]);
-            current := tally.under_key[1] @-@ rotated;
+            done := LEAST(done, CASE conversion WHEN 'decrypt' THEN tally.row_count @-@ tally.nulls @-@ tally.due ELSE tally.under_key[1] END);
+            current := tally.under_key[1] @-@ done;
+            old := COALESCE((SELECT @.sum(k.count) FROM @.unnest(tally.under_key[2:]) AS k (count)), 0);
             unknown_key := tally.unknown_key;
             not_a_token := tally.not_a_token;
             nulls := tally.nulls;
-            PERFORM {self}._fernet_tell(
-                rotated, tally.row_count, @.date_part('epoch', @.clock_timestamp() @-@ started), unknown_key, not_a_token, tally.bad, old, unfinished);
+            in_text := tally.in_text;
+            PERFORM {self}._fernet_tell(conversion, done, @.date_part('epoch', @.clock_timestamp() @-@ started), tally, unfinished);
+        END $$;
+
+        CREATE OR REPLACE PROCEDURE {self}.fernet_rotate_column(
+                relation regclass, column_name name, batch_size integer DEFAULT 10000, strict boolean DEFAULT false,
+                INOUT rotated bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL,
+                INOUT unknown_key bigint DEFAULT NULL, INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
+            LANGUAGE plpgsql
+        AS $$
+        DECLARE
+            -- One list for the whole call, whatever happens to the setting meanwhile.
+            keys @.bytea[];
+            old bigint;
+            in_text bigint;
+        BEGIN
+            PERFORM {self}._fernet_check_call('rotate', relation, column_name, batch_size, strict);
+            keys := {self}._fernet_keys();
+            PERFORM {self}._fernet_check_table('rotate', relation, column_name);
+            IF @.cardinality(keys) @=@ 1 THEN
+                RAISE WARNING USING MESSAGE = 'there is a single key, so nothing can be under an old one',
+                    HINT = 'Put the new key before the old one in the list of keys.';
+            END IF;
+            CALL {self}._fernet_convert('rotate', relation, column_name, batch_size, strict, keys,
+                                        rotated, current, old, unknown_key, not_a_token, nulls, in_text);
         END $$;
         COMMENT ON PROCEDURE {self}.fernet_rotate_column(regclass, name, integer, boolean, bigint, bigint, bigint, bigint, bigint) IS
             're-encrypt the tokens of a column under the first key, in batches with a COMMIT after each';
+
+        CREATE OR REPLACE PROCEDURE {self}.fernet_encrypt_column(
+                relation regclass, column_name name, batch_size integer DEFAULT 10000,
+                INOUT encrypted bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old_key bigint DEFAULT NULL,
+                INOUT unknown_key bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
+            LANGUAGE plpgsql
+        AS $$
+        DECLARE
+            keys @.bytea[];
+            not_a_token bigint;
+            in_text bigint;
+        BEGIN
+            PERFORM {self}._fernet_check_call('encrypt', relation, column_name, batch_size, false);
+            keys := {self}._fernet_keys();
+            PERFORM {self}._fernet_check_table('encrypt', relation, column_name);
+            CALL {self}._fernet_convert('encrypt', relation, column_name, batch_size, false, keys,
+                                        encrypted, current, old_key, unknown_key, not_a_token, nulls, in_text);
+        END $$;
+        COMMENT ON PROCEDURE {self}.fernet_encrypt_column(regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+            'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
+
+        CREATE OR REPLACE PROCEDURE {self}.fernet_decrypt_column(
+                relation regclass, column_name name, batch_size integer DEFAULT 10000,
+                INOUT decrypted bigint DEFAULT NULL, INOUT in_text bigint DEFAULT NULL, INOUT unknown_key bigint DEFAULT NULL,
+                INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
+            LANGUAGE plpgsql
+        AS $$
+        DECLARE
+            keys @.bytea[];
+            current bigint;
+            old bigint;
+        BEGIN
+            PERFORM {self}._fernet_check_call('decrypt', relation, column_name, batch_size, false);
+            keys := {self}._fernet_keys();
+            PERFORM {self}._fernet_check_table('decrypt', relation, column_name);
+            CALL {self}._fernet_convert('decrypt', relation, column_name, batch_size, false, keys,
+                                        decrypted, current, old, unknown_key, not_a_token, nulls, in_text);
+            -- A plaintext may look like a token that no key opens.
+            not_a_token := GREATEST(not_a_token @-@ decrypted, 0);
+        END $$;
+        COMMENT ON PROCEDURE {self}.fernet_decrypt_column(regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+            'decrypt the values of a column that are tokens, in batches with a COMMIT after each';
 
         -- The tables of a family that have rows, with their blocks.
         CREATE OR REPLACE FUNCTION {self}._fernet_sizes(relation regclass) RETURNS TABLE (member regclass, size bigint)
@@ -1644,6 +1925,109 @@ DECLARE
         AS $$
             SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = relation AND attname = column_name AND NOT attisdropped)
         $$;
+
+        --
+        -- fernet_encrypt_trigger
+        --
+        -- It runs as whoever writes, with the keys of that session. The server checks neither the length nor the domain of
+        -- what a trigger puts into a row: jsonb_populate_record does, and what a domain calls gets the path that it is
+        -- used to.
+        --
+
+        CREATE OR REPLACE FUNCTION {self}.fernet_encrypt_trigger() RETURNS trigger
+            LANGUAGE plpgsql
+        AS $$
+        DECLARE
+            keys @.bytea[];
+            target record;
+            written @.text;
+            stored @.text;
+            look record;
+        BEGIN
+            IF TG_WHEN @<>@ 'BEFORE' OR TG_LEVEL @<>@ 'ROW' OR TG_OP @<>@ ALL (ARRAY['INSERT', 'UPDATE']) OR TG_NARGS @=@ 0 THEN
+                PERFORM {self}._fernet_refuse_trigger(TG_NARGS @=@ 0 AND TG_WHEN @=@ 'BEFORE' AND TG_LEVEL @=@ 'ROW', TG_NAME, TG_RELID);
+            END IF;
+            FOR number IN 0 .. TG_NARGS @-@ 1 LOOP
+                target := {self}._fernet_trigger_column(TG_RELID, TG_ARGV[number]::@.name);
+                EXECUTE @.format('SELECT ($1).%I::pg_catalog.text', TG_ARGV[number]::@.name) INTO written USING NEW;
+                CONTINUE WHEN written IS NULL;
+                IF keys IS NULL THEN
+                    keys := {self}._fernet_keys();
+                END IF;
+                look := {self}._fernet_look(written, target.kind, keys, 'encrypt', true);
+                IF look.changed IS NOT NULL THEN
+                    IF @.length(look.changed) @>@ target.max_chars THEN
+                        PERFORM {self}._fernet_refuse_column(
+                            'too long', {self}._fernet_place(TG_RELID, TG_ARGV[number]::@.name), target.base_type, @.length(look.changed));
+                    END IF;
+                    NEW := @.jsonb_populate_record(NEW, @.jsonb_build_object(TG_ARGV[number]::@.name, look.changed));
+                ELSIF look.due @=@ 1 THEN
+                    PERFORM {self}._fernet_refuse(look.refusal);
+                ELSIF look.refusal @<>@ 'in text' THEN
+                    -- What no key opens may stay where it is, so that the row's other columns can change.
+                    IF TG_OP @=@ 'UPDATE' THEN
+                        EXECUTE @.format('SELECT ($1).%I::pg_catalog.text', TG_ARGV[number]::@.name) INTO stored USING OLD;
+                    END IF;
+                    IF stored IS NULL OR stored COLLATE @."C" @<>@ written THEN
+                        PERFORM {self}._fernet_refuse(look.refusal, at => {self}._fernet_place(TG_RELID, TG_ARGV[number]::@.name));
+                    END IF;
+                END IF;
+            END LOOP;
+            RETURN NEW;
+        END $$;
+        COMMENT ON FUNCTION {self}.fernet_encrypt_trigger() IS
+            'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
+
+        -- A column of the two types that nearly all are of, or else what _fernet_column makes of it.
+        CREATE OR REPLACE FUNCTION {self}._fernet_trigger_column(
+                relation oid, column_name name, OUT kind text, OUT max_chars integer, OUT base_type text)
+            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        DECLARE
+            target record;
+            make_it_right constant text := 'Name columns of the table, of type text, varchar, char, citext or bytea: CREATE TRIGGER ... EXECUTE '
+                'FUNCTION fernet_encrypt_trigger(''column'', ''another'').';
+        BEGIN
+            SELECT a.atttypid::regtype::text INTO kind
+            FROM pg_attribute AS a
+            WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND a.attgenerated = ''
+              AND a.atttypid IN ('text'::regtype, 'bytea'::regtype);
+            IF FOUND THEN
+                RETURN;
+            END IF;
+            target := {self}._fernet_column(relation, column_name, make_it_right);
+            IF target.is_generated THEN
+                RAISE EXCEPTION USING ERRCODE = '428C9',
+                    MESSAGE = format('%s is a generated column', {self}._fernet_place(relation, column_name)), HINT = make_it_right;
+            ELSIF NOT target.is_plain THEN
+                PERFORM {self}._fernet_refuse_column(
+                    'no plaintext', {self}._fernet_place(relation, column_name), target.base_type, hint => make_it_right);
+            END IF;
+            kind := target.kind;
+            max_chars := target.max_chars;
+            base_type := target.base_type;
+        END $$;
+
+        CREATE OR REPLACE FUNCTION {self}._fernet_place(relation oid, column_name name) RETURNS text
+            LANGUAGE sql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT format('column "%s" of %s', column_name, relation::regclass)
+        $$;
+
+        CREATE OR REPLACE FUNCTION {self}._fernet_refuse_trigger(names_nothing boolean, trigger_name name, relation oid) RETURNS void
+            LANGUAGE plpgsql VOLATILE PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        BEGIN
+            RAISE EXCEPTION USING ERRCODE = CASE WHEN names_nothing THEN '22023' ELSE '39P01' END,
+                MESSAGE = format('trigger "%s" of %s %s', trigger_name, relation::regclass,
+                                 CASE WHEN names_nothing THEN 'names no column' ELSE 'is not BEFORE INSERT OR UPDATE FOR EACH ROW' END),
+                HINT = 'Use CREATE TRIGGER ... BEFORE INSERT OR UPDATE ON table FOR EACH ROW EXECUTE FUNCTION '
+                       'fernet_encrypt_trigger(''column'', ''another'').';
+        END $$;
+
         --
         -- fernet_find_columns
         --
@@ -1776,7 +2160,7 @@ DECLARE
                         SELECT string_agg(format('t.%I AS c%s', a.name, a.n), ', '),
                                string_agg(format('count(s.c%s)', a.n), ', ' ORDER BY a.n),
                                string_agg(format('coalesce(sum(cardinality(l%s.openers)), 0)', a.n), ', ' ORDER BY a.n),
-                               string_agg(format(' LEFT JOIN LATERAL {self}._fernet_look(s.c%1$s::%2$s, %3$L, $1, false) AS l%1$s ON true',
+                               string_agg(format(' LEFT JOIN LATERAL {self}._fernet_look(s.c%1$s::%2$s, %3$L, $1, ''rotate'', false) AS l%1$s ON true',
                                                  a.n, a.text_type, a.kind), '')
                         INTO select_list, values_of, token_counts, looks
                         FROM (SELECT c.name, c.n, f.kind, f.text_type
@@ -1864,13 +2248,13 @@ BEGIN
         ['bytea', '@.encode(token, ''escape'')', '{self}._fernet_characters(token)', 'token',
          '@.decode(encoded, ''escape'')', 'record']]
     LOOP
-        source := source || replace(replace(replace(replace(replace(replace(replace(replace(
-            of_tokens, '{open_or_refuse}', open_or_refuse), '{open_whole}', open_whole),
+        source := source || replace(replace(replace(replace(replace(replace(replace(replace(replace(
+            of_tokens, '{return_text}', return_text), '{open_or_refuse}', open_or_refuse), '{open_whole}', open_whole),
             '{type}', for_type[1]), '{encoded}', for_type[2]), '{characters}', for_type[3]),
             '{bytes}', for_type[4]), '{decoded}', for_type[5]), '{value}', for_type[6]);
     END LOOP;
     source := source || replace(of_documents, '{type}', 'json') || replace(of_documents, '{type}', 'jsonb') || of_columns;
-    source := replace(replace(replace(replace(source, '{variables}', variables), '{decode}', decode), '{open}', open), '{seal}', seal);
+    source := replace(replace(replace(replace(replace(source, '{variables}', variables), '{decode}', decode), '{open}', open), '{pad}', pad), '{sealed}', sealed);
     source := replace(replace(source, '{self}', quote_ident(self)), '{pgcrypto}', quote_ident(pgcrypto));
     source := replace(regexp_replace(source, '@([-+*/<>=~!%|]+)@', 'OPERATOR(pg_catalog.\1)', 'g'), '@.', 'pg_catalog.');
     EXECUTE source;
