@@ -1,4 +1,4 @@
-"""fernet_rotate_column beside others, interrupted, and its proof: the tests of the native edition."""
+"""The three procedures beside others, interrupted, and its proof: the tests of the native edition."""
 
 import threading
 
@@ -7,7 +7,7 @@ import pytest
 import test_proof
 import test_writers
 from postgres import notices, value
-from tables import NEW, OLD, census, fill, in_background, plaintexts, rotate, wait_until
+from tables import CONVERSIONS, NEW, OLD, census, fill, in_background, plaintexts, rotate, wait_until
 from test_interrupted import *  # noqa: F401,F403
 from test_proof import *  # noqa: F401,F403
 from test_writers import *  # noqa: F401,F403
@@ -36,6 +36,11 @@ def db(sessions):
     # A test that failed may have left a session with a lock.
     db.execute("SET lock_timeout = '5s'")
     db.execute("DROP TABLE IF EXISTS secrets CASCADE")
+
+
+@pytest.fixture(params=CONVERSIONS, ids=lambda conversion: conversion.name)
+def conversion(request):
+    return request.param
 
 
 def test_two_calls_beside_writers(db, sessions, rng):

@@ -1213,17 +1213,17 @@ DECLARE
         $$;
 
         -- Counts what a relation holds, all of it in one snapshot: tokens by key, those of no key, values without a
-        -- token, nulls, rows, what a conversion has to do; and describes the first few that it leaves as they are.
+        -- token, nulls, rows, what a conversion has to do; and describes the first few that it leaves as they are. To name
+        -- their places takes the right to read the whole table. Stable: a query that calls it sees what it sees itself.
         CREATE OR REPLACE FUNCTION {self}._fernet_count(
-                relation regclass, column_name name, keys bytea[], conversion text,
+                relation regclass, column_name name, keys bytea[], conversion text, names_places boolean,
                 OUT under_key bigint[], OUT unknown_key bigint, OUT not_a_token bigint, OUT nulls bigint, OUT row_count bigint,
                 OUT due bigint, OUT in_text bigint, OUT bad text[])
-            LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
+            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp SET row_security = off
         AS $$
         DECLARE
             target record := {self}._fernet_column(relation, column_name, NULL);
-            has_places constant boolean := (SELECT relkind IN ('r', 'p') FROM pg_class WHERE oid = relation);
             look record;
             opener integer;
         BEGIN
@@ -1231,7 +1231,7 @@ DECLARE
             unknown_key := 0; not_a_token := 0; nulls := 0; row_count := 0; due := 0; in_text := 0; bad := '{}';
             FOR look IN EXECUTE format(
                 'SELECT l.*, %s AS place FROM %s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%I::%s, $1, $2, $3, false) AS l ON true',
-                CASE WHEN has_places THEN 't.ctid::text || '' of '' || t.tableoid::regclass' ELSE 'NULL' END,
+                CASE WHEN names_places THEN 't.ctid::text || '' of '' || t.tableoid::regclass' ELSE 'NULL' END,
                 relation, column_name, target.text_type) USING target.kind, keys, conversion
             LOOP
                 row_count := row_count + 1;
@@ -1249,7 +1249,7 @@ DECLARE
                 not_a_token := not_a_token + (look.openers = '{}')::integer;
                 due := due + look.due;
                 in_text := in_text + look.in_text;
-                IF look.refusal IS NOT NULL AND cardinality(bad) < 5 THEN
+                IF names_places AND look.refusal IS NOT NULL AND cardinality(bad) < 5 THEN
                     bad := bad || format('%s: %s', look.place, {self}._fernet_short(look.refusal));
                 END IF;
             END LOOP;
@@ -1280,7 +1280,7 @@ DECLARE
                 RAISE EXCEPTION USING ERRCODE = '42809', MESSAGE = format('%s is not a table or a view', relation),
                     HINT = 'Give the name of a table.';
             END IF;
-            count := {self}._fernet_count(relation, column_name, keys, 'rotate');
+            count := {self}._fernet_count(relation, column_name, keys, 'rotate', false);
             RETURN QUERY
                 SELECT CASE k.place WHEN 1 THEN 'current' ELSE 'old key' END, k.place::integer,
                        encode(substring(sha256(k.key), 1, 8), 'hex'), count.under_key[k.place]
@@ -1358,11 +1358,12 @@ DECLARE
                     RAISE EXCEPTION USING ERRCODE = '428C9',
                         MESSAGE = format('column "%s" of %s is a generated column', column_name, member.name),
                         HINT = 'Give the name of the column that it is computed from.';
-                ELSIF member.relkind = 'p' AND EXISTS (
-                        -- A partitioned table depends on the columns of its partition key.
-                        SELECT FROM pg_depend
-                        WHERE classid = 'pg_class'::regclass AND objid = member.name AND objsubid = 0
-                          AND refclassid = 'pg_class'::regclass AND refobjid = member.name AND refobjsubid = target.number) THEN
+                ELSIF EXISTS (
+                        -- The columns of a partition key, and those in its expressions, depend on the table.
+                        SELECT FROM pg_partition_ancestors(member.name) AS p (ancestor)
+                        JOIN pg_attribute AS a ON a.attrelid = p.ancestor AND a.attname = column_name
+                        JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = a.attrelid AND d.objsubid = a.attnum
+                         AND d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid AND d.refobjsubid = 0) THEN
                     RAISE EXCEPTION USING ERRCODE = '0A000',
                         MESSAGE = format('column "%s" is in the partition key of %s', column_name, member.name),
                         HINT = 'Each new value may belong to another partition: use UPDATE on the partitioned table, as in SET column '
@@ -1390,7 +1391,7 @@ DECLARE
             dependent record;
         BEGIN
             IF relation::oid < 12000 THEN
-                RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('%s is a system catalog', relation),
+                RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('pg_catalog.%s is a system catalog', relation),
                     HINT = 'Give the name of a table of your own.';
             ELSIF NOT target.is_plain THEN
                 PERFORM {self}._fernet_refuse_column('no plaintext', format('column "%s" of %s', column_name, relation), target.base_type);
@@ -1814,7 +1815,7 @@ DECLARE
                 COMMIT;
 
                 PERFORM {self}._fernet_check_relation(relation);
-                tally := {self}._fernet_count(relation, column_name, keys, conversion);
+                tally := {self}._fernet_count(relation, column_name, keys, conversion, true);
                 COMMIT;
                 first_look_ended := COALESCE(first_look_ended, @.clock_timestamp());
                 EXIT WHEN tally.due @=@ 0 OR unfinished IS NOT NULL
