@@ -527,20 +527,22 @@ DECLARE
             pads constant text := substring(behind, E'^(?:=|%3[Dd]|\\\\+u003[Dd]){0,2}');
             pad_count constant integer := length(regexp_replace(pads, E'=|%3[Dd]|\\\\+u003[Dd]', '=', 'g'));
             parts constant text[] := string_to_array(run, 'gAAA');
-            effort integer := 4 * length(run);
+            -- To count characters takes as long as there are.
+            run_length constant integer := length(run);
+            effort integer := 4 * run_length;
             count integer := 0;
             key bytea;
             signed integer;
             len integer;
             padding integer;
         BEGIN
-            at := length(run);
+            at := run_length;
             FOR part IN REVERSE cardinality(parts) .. 2 LOOP
                 at := at - length(parts[part]) - 4;
                 count := count + length(replace(parts[part], E'\\', '')) + 4;
                 -- Cut short, or of no token's length.
                 CONTINUE WHEN -count & 3 > pad_count OR count * 3::bigint / 4 < 73 OR (count * 3::bigint / 4 - 57) % 16 <> 0;
-                effort := greatest(0, effort - (length(run) - at));
+                effort := greatest(0, effort - (run_length - at));
                 CONTINUE WHEN effort = 0 AND at > 0;
                 record := {self}._fernet_record(replace(substring(run, at + 1), E'\\', ''));
                 {open}
@@ -566,23 +568,28 @@ DECLARE
         AS $$
         DECLARE
             joins constant text := E'[/+\\\\]';
+            stretch_length constant integer := length(stretch);
+            -- Without its padding.
+            shortest_token constant integer := 98;
             run text;
             run_at integer := 0;
             token record;
+            refused text;
             -- Behind the last one that was found.
             rest integer := 0;
             joined text;
         BEGIN
             FOREACH run IN ARRAY regexp_split_to_array(stretch, joins) LOOP
-                IF strpos(run, 'gAAA') > 0 THEN
+                IF length(run) >= shortest_token AND strpos(run, 'gAAA') > 0 THEN
                     token := {self}._fernet_open_run(
-                        run, CASE WHEN run_at + length(run) = length(stretch) THEN behind ELSE '' END, keys);
+                        run, CASE WHEN run_at + length(run) = stretch_length THEN behind ELSE '' END, keys);
+                    refused := token.refusal;
                     IF token.key_index IS NOT NULL THEN
                         -- One in the other alphabet may end before what joins them.
                         joined := substring(stretch, rest + 1, run_at + token.at - rest);
                         IF joined ~ (joins || '$') THEN
                             joined := rtrim(joined, E'/+\\');
-                            IF joined ~ joins AND strpos(joined, 'gAAA') > 0 THEN
+                            IF length(joined) >= shortest_token AND joined ~ joins AND strpos(joined, 'gAAA') > 0 THEN
                                 RETURN QUERY SELECT rest + t.at, length(joined) - t.at, t.key_index, t.record, t.padded, NULL::text
                                     FROM {self}._fernet_open_run(joined, '', keys) AS t WHERE t.key_index IS NOT NULL;
                             END IF;
@@ -594,16 +601,17 @@ DECLARE
                 run_at := run_at + length(run) + 1;
             END LOOP;
             joined := substring(stretch, rest + 1);
-            IF joined ~ joins AND strpos(joined, 'gAAA') > 0 THEN
+            IF length(joined) >= shortest_token AND joined ~ joins AND strpos(joined, 'gAAA') > 0 THEN
                 token := {self}._fernet_open_run(joined, behind, keys);
+                refused := token.refusal;
                 IF token.key_index IS NOT NULL THEN
                     RETURN QUERY SELECT rest + token.at, length(joined) - token.at, token.key_index, token.record, token.padded, NULL::text;
                     RETURN;
                 END IF;
             END IF;
             -- What was looked at last is all of the stretch.
-            IF rest = 0 AND token.refusal IS NOT NULL THEN
-                refusal := token.refusal;
+            IF rest = 0 AND refused IS NOT NULL THEN
+                refusal := refused;
                 RETURN NEXT;
             END IF;
         END $$;
