@@ -81,7 +81,7 @@ def reason(block):
 def missing_extensions(block):
     """Those that a block creates, and the server does not have, as one from PyPI has few."""
     sharedir = subprocess.run([os.environ["PG_CONFIG"], "--sharedir"], check=True, capture_output=True, text=True).stdout.strip()
-    names = re.findall(r"^CREATE EXTENSION (\w+)", block.text, re.MULTILINE)
+    names = re.findall(r"^(?:.* -c ')?CREATE EXTENSION (?:IF NOT EXISTS )?(\w+)", block.text, re.MULTILINE)
     return "" if reason(block) else ", ".join(name for name in names if not Path(sharedir, "extension", f"{name}.control").exists())
 
 
