@@ -886,8 +886,15 @@ DECLARE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
-            look record := {self}._fernet_look(document::text, '{type}', {self}._fernet_keys(), 'rotate', true);
+            keys constant bytea[] := {self}._fernet_keys();
+            written constant text := document;
+            look record;
         BEGIN
+            -- In most documents there is none.
+            IF strpos(written COLLATE "C", 'gAAA') = 0 THEN
+                RETURN document;
+            END IF;
+            look := {self}._fernet_look(written, '{type}', keys, 'rotate', true);
             IF look.refusal IS NOT NULL THEN
                 PERFORM {self}._fernet_refuse(look.refusal);
             END IF;
@@ -900,12 +907,63 @@ DECLARE
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
+        DECLARE
+            keys constant bytea[] := {self}._fernet_keys();
+            written constant text := document;
         BEGIN
-            RETURN {self}._fernet_highest(({self}._fernet_look(document::text, '{type}', {self}._fernet_keys(), 'rotate', false)).openers);
+            IF strpos(written COLLATE "C", 'gAAA') = 0 THEN
+                RETURN NULL;
+            END IF;
+            RETURN {self}._fernet_highest(({self}._fernet_look(written, '{type}', keys, 'rotate', false)).openers);
         END $$;
         COMMENT ON FUNCTION {self}.fernet_key_index({type}) IS
             'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
     $source$;
+    -- Counts what a relation holds, all of it in one snapshot: tokens by key, those of no key, values without a token, nulls,
+    -- rows, what a conversion has to do; and describes the first few that it leaves as they are. To name their places takes
+    -- the right to read the whole table. Twice: what a query calls sees what that sees itself, and is stable; for a proof
+    -- it is volatile, and so gets a snapshot once it has its locks, to which no table that was rewritten meanwhile is empty.
+    count_relation constant text := $source$
+        CREATE OR REPLACE FUNCTION {self}.{count_name}(
+                relation regclass, column_name name, keys bytea[], conversion text, names_places boolean,
+                OUT under_key bigint[], OUT unknown_key bigint, OUT not_a_token bigint, OUT nulls bigint, OUT row_count bigint,
+                OUT due bigint, OUT in_text bigint, OUT bad text[])
+            LANGUAGE plpgsql {count_volatility} STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp SET row_security = off
+        AS $$
+        DECLARE
+            target record := {self}._fernet_column(relation, column_name, NULL);
+            look record;
+            opener integer;
+        BEGIN
+            under_key := array_fill(0::bigint, ARRAY[cardinality(keys)]);
+            unknown_key := 0; not_a_token := 0; nulls := 0; row_count := 0; due := 0; in_text := 0; bad := '{}';
+            FOR look IN EXECUTE format(
+                'SELECT l.*, %s AS place FROM %s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%I::%s, $1, $2, $3, false) AS l ON true',
+                CASE WHEN names_places THEN 't.ctid::text || '' of '' || t.tableoid::regclass' ELSE 'NULL' END,
+                relation, column_name, target.text_type) USING target.kind, keys, conversion
+            LOOP
+                row_count := row_count + 1;
+                IF look.openers IS NULL THEN
+                    nulls := nulls + 1;
+                    CONTINUE;
+                END IF;
+                FOREACH opener IN ARRAY look.openers LOOP
+                    IF opener > 0 THEN
+                        under_key[opener] := under_key[opener] + 1;
+                    ELSE
+                        unknown_key := unknown_key + 1;
+                    END IF;
+                END LOOP;
+                not_a_token := not_a_token + (look.openers = '{}')::integer;
+                due := due + look.due;
+                in_text := in_text + look.in_text;
+                IF names_places AND look.refusal IS NOT NULL AND cardinality(bad) < 5 THEN
+                    bad := bad || format('%s: %s', look.place, {self}._fernet_short(look.refusal));
+                END IF;
+            END LOOP;
+        END $$;$source$;
+
     --
     -- Whole columns. What reads them has row_security = off: a policy that would hide rows is an error.
     --
@@ -977,22 +1035,20 @@ DECLARE
             END IF;
 
             IF is_document AND @.strpos(encoded, 'gAAA') @=@ 0 THEN
-                RETURN;
+                NULL;
             ELSIF kind @=@ 'jsonb' THEN
-                SELECT t.openers, t.due, t.refusal, t.changed INTO openers, due, refusal, changed
+                SELECT t.openers, t.refusal, t.changed INTO openers, refusal, changed
                 FROM {self}._fernet_look_in_strings(value, keys, changes AND is_rotation) AS t;
-                RETURN;
-            END IF;
-            -- The shortest token has 98 characters without its padding.
-            IF @.octet_length(encoded) @>=@ 98 THEN
+            ELSIF @.octet_length(encoded) @>=@ 98 THEN
+                -- The shortest token has so many characters, without its padding.
                 IF bytes IS NULL THEN
                     bytes := @.convert_to(value, @.getdatabaseencoding());
                 END IF;
                 SELECT t.openers, t.refusals[1], t.changed INTO openers, refusal, plain
                 FROM {self}._fernet_look_inside(bytes, is_document, keys, changes AND is_rotation) AS t;
+                changed := CASE WHEN kind @=@ 'bytea' THEN plain::@.text ELSE @.convert_from(plain, @.getdatabaseencoding()) END;
             END IF;
             IF openers @<>@ '{}' THEN
-                changed := CASE WHEN kind @=@ 'bytea' THEN plain::@.text ELSE @.convert_from(plain, @.getdatabaseencoding()) END;
                 IF is_rotation THEN
                     due := {self}._fernet_count_above(openers, 1);
                 ELSIF conversion @=@ 'decrypt' OR record IS NULL THEN
@@ -1001,9 +1057,10 @@ DECLARE
                 END IF;
             ELSIF is_rotation THEN
                 refusal := CASE WHEN NOT is_document THEN 'not a token' END;
-            ELSIF conversion @=@ 'encrypt' AND NOT is_document THEN
+            ELSIF conversion @=@ 'encrypt' THEN
                 due := 1;
-                IF changes THEN
+                -- Of a document, no token can take the place.
+                IF changes AND NOT is_document THEN
                     IF @.octet_length(encoded) @>@ 187000000 THEN
                         refusal := 'too large';
                         RETURN;
@@ -1053,8 +1110,7 @@ DECLARE
 
         -- The same for jsonb: each string is a value, keys of objects included.
         CREATE OR REPLACE FUNCTION {self}._fernet_look_in_strings(
-                document text, keys bytea[], rotates boolean,
-                OUT openers integer[], OUT due integer, OUT refusal text, OUT changed text)
+                document text, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
@@ -1067,7 +1123,6 @@ DECLARE
             is_changed boolean := false;
         BEGIN
             openers := '{}';
-            due := 0;
             FOR gap, string IN
                 SELECT t.gap, t.string[1]
                 FROM ROWS FROM (regexp_split_to_table(document, strings), regexp_matches(document, strings, 'g'))
@@ -1077,7 +1132,6 @@ DECLARE
                 IF strpos(string, 'gAAA') > 0 THEN
                     look := {self}._fernet_look(string::jsonb #>> '{}', 'text', keys, 'rotate', rotates);
                     openers := openers || look.openers;
-                    due := due + look.due;
                     IF look.openers <> '{}' THEN
                         refusal := coalesce(refusal, look.refusal);
                     END IF;
@@ -1132,7 +1186,11 @@ DECLARE
                     coalesce('"' || replace(replace(coalesce(token.changed, element), E'\\', E'\\\\'), '"', E'\\"') || '"', 'NULL')));
                 count := count + 1;
             END LOOP;
-            IF is_changed THEN
+            IF conversion <> 'rotate' THEN
+                due := (conversion = 'encrypt' AND openers = '{}')::integer;
+                in_text := {self}._fernet_count_above(openers, 0);
+                refusal := coalesce(refusal, CASE WHEN in_text > 0 THEN 'in text' END);
+            ELSIF is_changed THEN
                 changed := concat(array_dims(elements), '=', array_to_string(pieces, ''), repeat('}', array_ndims(elements)));
             END IF;
         END $$;
@@ -1220,48 +1278,7 @@ DECLARE
                    END
         $$;
 
-        -- Counts what a relation holds, all of it in one snapshot: tokens by key, those of no key, values without a
-        -- token, nulls, rows, what a conversion has to do; and describes the first few that it leaves as they are. To name
-        -- their places takes the right to read the whole table. Stable: a query that calls it sees what it sees itself.
-        CREATE OR REPLACE FUNCTION {self}._fernet_count(
-                relation regclass, column_name name, keys bytea[], conversion text, names_places boolean,
-                OUT under_key bigint[], OUT unknown_key bigint, OUT not_a_token bigint, OUT nulls bigint, OUT row_count bigint,
-                OUT due bigint, OUT in_text bigint, OUT bad text[])
-            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
-            SET search_path = pg_catalog, pg_temp SET row_security = off
-        AS $$
-        DECLARE
-            target record := {self}._fernet_column(relation, column_name, NULL);
-            look record;
-            opener integer;
-        BEGIN
-            under_key := array_fill(0::bigint, ARRAY[cardinality(keys)]);
-            unknown_key := 0; not_a_token := 0; nulls := 0; row_count := 0; due := 0; in_text := 0; bad := '{}';
-            FOR look IN EXECUTE format(
-                'SELECT l.*, %s AS place FROM %s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%I::%s, $1, $2, $3, false) AS l ON true',
-                CASE WHEN names_places THEN 't.ctid::text || '' of '' || t.tableoid::regclass' ELSE 'NULL' END,
-                relation, column_name, target.text_type) USING target.kind, keys, conversion
-            LOOP
-                row_count := row_count + 1;
-                IF look.openers IS NULL THEN
-                    nulls := nulls + 1;
-                    CONTINUE;
-                END IF;
-                FOREACH opener IN ARRAY look.openers LOOP
-                    IF opener > 0 THEN
-                        under_key[opener] := under_key[opener] + 1;
-                    ELSE
-                        unknown_key := unknown_key + 1;
-                    END IF;
-                END LOOP;
-                not_a_token := not_a_token + (look.openers = '{}')::integer;
-                due := due + look.due;
-                in_text := in_text + look.in_text;
-                IF names_places AND look.refusal IS NOT NULL AND cardinality(bad) < 5 THEN
-                    bad := bad || format('%s: %s', look.place, {self}._fernet_short(look.refusal));
-                END IF;
-            END LOOP;
-        END $$;
+        {count_relation}
 
         -- A refusal in a few words.
         CREATE OR REPLACE FUNCTION {self}._fernet_short(refusal text) RETURNS text
@@ -1288,7 +1305,7 @@ DECLARE
                 RAISE EXCEPTION USING ERRCODE = '42809', MESSAGE = format('%s is not a table or a view', relation),
                     HINT = 'Give the name of a table.';
             END IF;
-            count := {self}._fernet_count(relation, column_name, keys, 'rotate', false);
+            count := {self}._fernet_count_as_seen(relation, column_name, keys, 'rotate', false);
             RETURN QUERY
                 SELECT CASE k.place WHEN 1 THEN 'current' ELSE 'old key' END, k.place::integer,
                        encode(substring(sha256(k.key), 1, 8), 'hex'), count.under_key[k.place]
@@ -2262,7 +2279,10 @@ BEGIN
             '{type}', for_type[1]), '{encoded}', for_type[2]), '{characters}', for_type[3]),
             '{bytes}', for_type[4]), '{decoded}', for_type[5]), '{value}', for_type[6]);
     END LOOP;
-    source := source || replace(of_documents, '{type}', 'json') || replace(of_documents, '{type}', 'jsonb') || of_columns;
+    source := source || replace(of_documents, '{type}', 'json') || replace(of_documents, '{type}', 'jsonb')
+        || replace(of_columns, '{count_relation}',
+                   replace(replace(count_relation, '{count_name}', '_fernet_count'), '{count_volatility}', 'VOLATILE')
+                   || replace(replace(count_relation, '{count_name}', '_fernet_count_as_seen'), '{count_volatility}', 'STABLE'));
     source := replace(replace(replace(replace(replace(source, '{variables}', variables), '{decode}', decode), '{open}', open), '{pad}', pad), '{sealed}', sealed);
     source := replace(replace(source, '{self}', quote_ident(self)), '{pgcrypto}', quote_ident(pgcrypto));
     source := replace(regexp_replace(source, '@([-+*/<>=~!%|]+)@', 'OPERATOR(pg_catalog.\1)', 'g'), '@.', 'pg_catalog.');
