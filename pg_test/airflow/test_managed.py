@@ -19,7 +19,7 @@ def managed(airflow):
     try:
         on_server("ALTER DATABASE {} OWNER TO {}", airflow.database, ROLE)
         with airflow.connect() as session:
-            session.execute("DROP EXTENSION pg_fernet; DROP SCHEMA fernet")
+            session.execute("DROP EXTENSION IF EXISTS pg_fernet; DROP SCHEMA fernet CASCADE")
             for table, in session.execute("SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace").fetchall():
                 session.execute(f"ALTER TABLE {table} OWNER TO {ROLE}")
         yield airflow

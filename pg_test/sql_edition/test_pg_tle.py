@@ -16,7 +16,7 @@ from tables import NEW, OLD
 
 PAGE = "docs/managed.md"
 STATEMENT = subprocess.run([ROOT / "scripts" / "sql-edition", "pg_tle"], check=True, capture_output=True, text=True).stdout
-VERSION = re.search("version constant text := '(.*)'", STATEMENT)[1]
+VERSION = re.search("version constant pg_catalog.text := '(.*)'", STATEMENT)[1]
 OLDER = STATEMENT.replace(f"'{VERSION}'", "'0.1.9'").replace(f"'pg_fernet_sql {VERSION}'", "'pg_fernet_sql 0.1.9'")
 DATABASE = "app"
 
@@ -39,6 +39,15 @@ STAND_IN = """
 def test_the_statement_alone(empty):
     """What it tells pg_tle, also where there is none."""
     empty.execute(STAND_IN)
+    # Nothing that somebody has put into the path means anything.
+    empty.execute("""
+        CREATE SCHEMA trap;
+        CREATE DOMAIN trap.text AS integer;
+        CREATE FUNCTION trap.never(pg_catalog.text, pg_catalog.text) RETURNS boolean LANGUAGE sql AS 'SELECT false';
+        CREATE FUNCTION trap.never(name, name) RETURNS boolean LANGUAGE sql AS 'SELECT false';
+        CREATE OPERATOR trap.= (FUNCTION = trap.never, LEFTARG = pg_catalog.text, RIGHTARG = pg_catalog.text);
+        CREATE OPERATOR trap.= (FUNCTION = trap.never, LEFTARG = name, RIGHTARG = name);
+        SET search_path = trap, pg_catalog""")
     for statement in OLDER, STATEMENT, STATEMENT:
         empty.execute(statement)
     told = empty.execute("SELECT call, arguments, ext FROM pgtle.told").fetchall()
