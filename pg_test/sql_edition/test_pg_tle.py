@@ -24,7 +24,8 @@ DATABASE = "app"
 STAND_IN = """
     CREATE SCHEMA pgtle;
     CREATE TABLE pgtle.told (call text, arguments text[], ext text);
-    CREATE FUNCTION pgtle.available_extensions() RETURNS TABLE (name name, default_version name) LANGUAGE sql AS
+    CREATE FUNCTION pgtle.available_extensions() RETURNS TABLE (name name, default_version name)
+        LANGUAGE sql SET search_path = pg_catalog AS
         $$ SELECT arguments[1], arguments[cardinality(arguments)] FROM pgtle.told WHERE call IN ('install', 'default') ORDER BY ctid DESC LIMIT 1 $$;
     CREATE FUNCTION pgtle.install_extension(name text, version text, description text, ext text, requires text[]) RETURNS boolean
         LANGUAGE sql AS $$ INSERT INTO pgtle.told VALUES ('install', ARRAY[name, requires[1], version], ext) RETURNING true $$;
