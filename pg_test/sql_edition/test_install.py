@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -140,8 +141,25 @@ def test_a_role_with_one_function(prepared, owner):
             server.execute("DROP ROLE fernet_rotator")
 
 
-def test_create_extension(prepared):
-    subprocess.run([ROOT / "scripts" / "sql-edition", "install"], check=True)
+def extensions():
+    """What the server can create of ours."""
+    sharedir = subprocess.run([os.environ["PG_CONFIG"], "--sharedir"], check=True, capture_output=True, text=True).stdout.strip()
+    return Path(sharedir, "extension").glob("pg_fernet_sql*")
+
+
+@pytest.fixture
+def installed():
+    """The edition among the extensions of the server; can be called again."""
+    def run(what="install"):
+        subprocess.run([ROOT / "scripts" / "sql-edition", what], check=True)
+
+    run()
+    yield run
+    run("uninstall")
+    assert list(extensions()) == []
+
+
+def test_create_extension(prepared, installed):
     told = notices(prepared)
     prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
     assert told == []
@@ -154,39 +172,42 @@ def test_create_extension(prepared):
     assert column(prepared, OURS, "fernet") == []
 
 
-def test_create_extension_brings_pgcrypto(empty):
-    subprocess.run([ROOT / "scripts" / "sql-edition", "install"], check=True)
+def test_update_of_the_extension(prepared, installed):
+    """Installed beside an older version, it brings the way from there."""
+    (control,) = [path for path in extensions() if path.suffix == ".control"]
+    control.with_name("pg_fernet_sql--0.1.9.sql").write_text(SCRIPT.read_text().replace(f"pg_fernet_sql {VERSION}'", "pg_fernet_sql 0.1.9'"))
+    installed()
+    prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet VERSION '0.1.9'")
+    assert value(prepared, "SELECT fernet.fernet_version()") == "pg_fernet_sql 0.1.9"
+    prepared.execute("GRANT EXECUTE ON FUNCTION fernet.fernet_rotate(text) TO pg_monitor; ALTER EXTENSION pg_fernet_sql UPDATE")
+    assert value(prepared, "SELECT fernet.fernet_version()") == f"pg_fernet_sql {VERSION}"
+    assert value(prepared, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_rotate(text)', 'EXECUTE')")
+
+
+def test_what_refuses_the_other_ways(prepared, installed):
+    """As docs/troubleshooting.md has it."""
+    install(prepared)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match='is not a member of extension "pg_fernet_sql"'):
+        prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
+    install(prepared, file=EDITION / "uninstall.sql")
+    prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
+    assert "because extension pg_fernet_sql requires it" in install(prepared, file=EDITION / "uninstall.sql", check=False).stderr
+    prepared.execute("DROP EXTENSION pg_fernet_sql")
+
+
+def test_create_extension_brings_pgcrypto(empty, installed):
     empty.execute("CREATE SCHEMA fernet; CREATE EXTENSION pg_fernet_sql SCHEMA fernet CASCADE")
     set_keys(empty, NEW)
     assert value(empty, "SELECT fernet.fernet_decrypt(fernet.fernet_encrypt('x'))") == "x"
 
 
-def test_pg_tle(prepared):
-    """The statement hands over the script as it is; pg_tle itself is where the server has it."""
-    statement = subprocess.run([ROOT / "scripts" / "sql-edition", "pg_tle"], check=True, capture_output=True, text=True).stdout
-    with connect(prepared.info.dbname) as admin:
-        if value(admin, "SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_tle'"):
-            admin.execute("CREATE EXTENSION pg_tle; GRANT pgtle_admin TO fernet_owner")
-            prepared.execute(statement)
-            prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
-            set_keys(prepared, NEW)
-            assert value(prepared, "SELECT fernet.fernet_decrypt(fernet.fernet_encrypt('x'))") == "x"
-            return
-    # In its place, something that takes what pg_tle takes.
-    prepared.execute("""
-        CREATE SCHEMA pgtle;
-        CREATE FUNCTION pgtle.install_extension(name text, version text, description text, ext text, requires text[]) RETURNS boolean
-            LANGUAGE plpgsql AS $$ BEGIN
-                PERFORM set_config('search_path', 'fernet', false);
-                EXECUTE ext;
-                RETURN name = 'pg_fernet_sql' AND requires = '{pgcrypto}';
-            END $$""")
-    assert value(prepared, statement)
-    assert len(column(prepared, OURS, "fernet")) > 30
-
-
-def test_dump_and_restore(prepared, owner, tmp_path):
-    install(prepared)
+@pytest.mark.parametrize("way", ["script", "extension"])
+def test_dump_and_restore(prepared, owner, tmp_path, way, installed):
+    if way == "script":
+        install(prepared)
+    else:
+        prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
+    prepared.execute("GRANT EXECUTE ON FUNCTION fernet.fernet_keys() TO pg_monitor")
     set_keys(prepared, OLD)
     prepared.execute("CREATE TABLE public.secrets AS SELECT fernet.fernet_encrypt('secret') AS value")
     dump = tmp_path / "dump.sql"
@@ -198,6 +219,7 @@ def test_dump_and_restore(prepared, owner, tmp_path):
         assert column(session, OURS, "fernet") == routines
         assert value(session, "SELECT fernet.fernet_decrypt(fernet.fernet_rotate(value)) FROM secrets") == "secret"
         assert value(session, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_rotate(text)', 'EXECUTE')") is False
+        assert value(session, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_keys()', 'EXECUTE')")
 
 
 def test_keys_from_pgoptions(database, owner):
