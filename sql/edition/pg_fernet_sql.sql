@@ -12,7 +12,7 @@
 --
 --   {self}               is the schema of the functions
 --   {pgcrypto}           is that of pgcrypto, whose functions ours are bound to when they are created
---   {type}, {encoded} …  are what differs between text and bytea
+--   {type}, {encoded} ... are what differs between text and bytea
 --   {open} and the like  is code that stands in several functions, since calling one is expensive
 --
 -- A literal with a backslash is E'': its meaning depends on no setting.
