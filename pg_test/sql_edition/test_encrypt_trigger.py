@@ -1,4 +1,4 @@
-"""fernet_encrypt_trigger: what is different here, and tests of the native edition. Errors of COPY show its line here."""
+"""fernet_encrypt_trigger: what is different here. Errors of COPY show its line here."""
 
 import psycopg
 import pytest
@@ -6,7 +6,6 @@ from cryptography.fernet import Fernet
 
 from postgres import connect, notices, set_keys, value
 from tables import LOST, NEW, OLD
-from test_trigger import test_a_long_statement_needs_no_more_memory_than_a_short_one, test_writers_beside_a_rotation  # noqa: F401
 
 TRIGGER = "CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger({})"
 

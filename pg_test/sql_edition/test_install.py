@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from cryptography.fernet import Fernet
 
-from conftest import EDITION, owned_database, run_psql
+from owned import EDITION, owned_database, run_psql
 from postgres import ROOT, column, connect, notices, set_keys, value
 from tables import NEW, OLD
 

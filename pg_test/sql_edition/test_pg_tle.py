@@ -9,7 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from conftest import OWNER, owned_database
+from edition import OWNER
+from owned import owned_database
 from pages import code_block
 from postgres import ROOT, column, connect, create_database, notices, server, set_keys, value
 from tables import NEW, OLD
