@@ -1,0 +1,95 @@
+"""The recipe of docs/managed.md for a role that rotates without being able to decrypt."""
+
+import psycopg
+import pytest
+from cryptography.fernet import Fernet
+from psycopg import errors, sql
+
+from pages import code_block
+from postgres import column, connect, value
+from tables import NEW, OLD
+
+HEADING = "Rotate without being able to decrypt"
+PAGE = "docs/managed.md"
+KEYS = "SELECT coalesce(current_setting('fernet.keys', true), '')"
+
+
+@pytest.fixture
+def vault(db, database):
+    """The owner's session: ten tokens under the old key, and the keys in the recipe's table."""
+    with connect("postgres") as server:
+        server.execute("CREATE ROLE rotator LOGIN")
+    try:
+        # The recipe has the edition in a schema of its own.
+        recipe = code_block(PAGE, HEADING, "sql").replace("fernet.fernet_", "public.fernet_")
+        db.execute("CREATE TABLE secrets (id integer, value text)")
+        for id in range(10):
+            db.execute("INSERT INTO secrets VALUES (%s, %s)", [id, Fernet(OLD).encrypt(b"secret").decode()])
+        db.execute(recipe)
+        for key in OLD, NEW:
+            with db.cursor().copy("COPY vault.keys (key) FROM STDIN") as copy:
+                copy.write(key)
+        yield db
+    finally:
+        db.execute("DROP SCHEMA IF EXISTS vault CASCADE; DROP TABLE IF EXISTS secrets")
+        with connect(database) as server:
+            server.execute("DROP OWNED BY rotator; DROP ROLE rotator")
+
+
+@pytest.fixture
+def rotator(vault, database):
+    with connect(database, user="rotator", options="-c search_path=public") as session:
+        yield session
+
+
+def test_it_rotates(vault, rotator):
+    done = rotator.execute("UPDATE secrets SET value = vault.rotate(value) WHERE vault.key_index(value) > 1")
+    assert done.rowcount == 10
+    assert {Fernet(NEW).decrypt(token) for token in column(vault, "SELECT value FROM secrets")} == {b"secret"}
+    assert rotator.execute("UPDATE secrets SET value = vault.rotate(value) WHERE vault.key_index(value) > 1").rowcount == 0
+
+
+@pytest.mark.parametrize("statement", ["SELECT * FROM vault.keys", "SELECT fernet_decrypt(value) FROM secrets", "SELECT * FROM fernet_keys()",
+                                       "SELECT fernet_encrypt('x')"])
+def test_it_may_do_nothing_else(rotator, statement):
+    with pytest.raises(errors.InsufficientPrivilege):
+        rotator.execute(statement)
+
+
+@pytest.mark.parametrize("before", ["", Fernet.generate_key().decode()])
+def test_it_never_sees_the_keys(rotator, before):
+    """Neither in the transaction, nor behind an error, nor in the same statement; what it had set itself stays."""
+    if before:
+        rotator.execute("SELECT set_config('fernet.keys', %s, false)", [before])
+    with rotator.transaction():
+        seen = column(rotator, "SELECT vault.rotate(value) || vault.key_index(value) || coalesce(current_setting('fernet.keys', true), '')"
+                               " FROM secrets")
+        assert not any(key in text for text in seen for key in (OLD, NEW))
+        assert value(rotator, KEYS) == before
+        for bad in "not a token", Fernet(Fernet.generate_key()).encrypt(b"x").decode():
+            with pytest.raises(psycopg.Error) as error, rotator.transaction():
+                rotator.execute("SELECT vault.rotate(%s)", [bad])
+            assert not any(key in str(error.value) for key in (OLD, NEW))
+            assert value(rotator, KEYS) == before
+        caught = "DO $$ BEGIN PERFORM vault.rotate('x'); EXCEPTION WHEN OTHERS THEN RAISE NOTICE '%%', current_setting('fernet.keys', true); END $$"
+        told = []
+        rotator.add_notice_handler(lambda diag: told.append(diag.message_primary))
+        rotator.execute(caught.replace("%%", "%"))
+        assert told in (["<NULL>"], [before])
+    assert value(rotator, KEYS) == before
+
+
+def test_its_objects_in_the_path_mean_nothing(vault, rotator, database):
+    """It may make functions of the names that the recipe uses, in a schema of its own and for the session."""
+    with connect("postgres") as server:
+        server.execute(sql.SQL("GRANT CREATE, TEMPORARY ON DATABASE {} TO rotator").format(sql.Identifier(database)))
+    rotator.execute("""
+        CREATE SCHEMA trap; GRANT USAGE ON SCHEMA trap TO PUBLIC;
+        CREATE FUNCTION trap.set_config(text, text, boolean) RETURNS text LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'trapped: %', $2; END $$;
+        CREATE FUNCTION trap.string_agg_step(text, text, text) RETURNS text LANGUAGE sql AS 'SELECT NULL::text';
+        CREATE AGGREGATE trap.string_agg(text, text) (SFUNC = trap.string_agg_step, STYPE = text);
+        CREATE FUNCTION pg_temp.set_config(text, text, boolean) RETURNS text LANGUAGE sql AS 'SELECT NULL::text';
+        CREATE TEMPORARY TABLE keys (key text, added timestamptz);
+        SET search_path = trap, pg_temp, pg_catalog, public""")
+    assert rotator.execute("UPDATE public.secrets SET value = vault.rotate(value) WHERE vault.key_index(value) > 1").rowcount == 10
