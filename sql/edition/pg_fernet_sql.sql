@@ -12,26 +12,27 @@
 --
 --   {self}               is the schema of the functions
 --   {pgcrypto}           is that of pgcrypto, whose functions ours are bound to when they are created
---   {type}, {encoded} …  are what differs between text and bytea
+--   {type}, {encoded} ...  are what differs between text and bytea
 --   {open} and the like  is code that stands in several functions, since calling one is expensive
 --
 -- A literal with a backslash is E'': its meaning depends on no setting.
 DO $install$
 DECLARE
-    self text := pg_catalog.current_schema();
-    caller_path text := pg_catalog.current_setting('search_path');
-    pgcrypto text;
-    source text;
-    for_type text[];
-    existing oid[];
-    routine record;
-    creators text;
+    self pg_catalog.text := pg_catalog.current_schema();
+    caller_path pg_catalog.text := pg_catalog.current_setting('search_path');
+    pgcrypto pg_catalog.text;
+    source pg_catalog.text;
+    for_type pg_catalog.text[];
+    internal pg_catalog.text;
+    existing pg_catalog.oid[];
+    routine pg_catalog.record;
+    creators pg_catalog.text;
 
     --
     -- Code that stands in several functions
     --
 
-    variables constant text := $source$
+    variables constant pg_catalog.text := $source$
         keys @.bytea[];
         key @.bytea;
         encoded @.text COLLATE @."C";
@@ -44,7 +45,7 @@ DECLARE
         refusal @.text;$source$;
 
     -- Decodes `encoded` into `record` if it is a token as nearly all are written; else that is NULL.
-    decode constant text := $source$
+    decode constant pg_catalog.text := $source$
         IF @.octet_length(encoded) @>@ 250000000 THEN
             PERFORM {self}._fernet_refuse('too large');
         END IF;
@@ -57,7 +58,7 @@ DECLARE
 
     -- Finds the key that opens `record`, and decrypts with it; or says in `refusal` why none does. The
     -- HMACs are compared by hashes with a secret in them, so that the time it takes tells nothing.
-    open constant text := $source$
+    open constant pg_catalog.text := $source$
         refusal := 'unauthenticated';
         signed := @.octet_length(record) @-@ 32;
         FOR place IN 1 .. @.cardinality(keys) LOOP
@@ -80,7 +81,7 @@ DECLARE
         END LOOP;$source$;
 
     -- Opens a token that the value is as a whole.
-    open_whole constant text := $source$
+    open_whole constant pg_catalog.text := $source$
         keys := {self}._fernet_keys();
         encoded := {encoded};
         {decode}
@@ -92,13 +93,13 @@ DECLARE
         END IF;
         {open}$source$;
 
-    open_or_refuse constant text := $source$
+    open_or_refuse constant pg_catalog.text := $source$
         {open_whole}
         IF refusal IS NOT NULL THEN
             PERFORM {self}._fernet_refuse(refusal);
         END IF;$source$;
 
-    return_text constant text := $source$
+    return_text constant pg_catalog.text := $source$
             encoded := {self}._fernet_text(@.substring(padded, 1, len));
             IF encoded IS NULL THEN
                 PERFORM {self}._fernet_refuse('not text');
@@ -107,9 +108,9 @@ DECLARE
 
     -- A token of `plain` under the first key, stamped with the time of the call. A clock before 1970 has no other form
     -- in a token.
-    pad constant text := $source$
+    pad constant pg_catalog.text := $source$
             padding := 16 @-@ (@.octet_length(plain) @%@ 16);$source$;
-    sealed constant text := $source${self}._fernet_seal(
+    sealed constant pg_catalog.text := $source${self}._fernet_seal(
                 @.int8send(GREATEST(0, @.floor(@.date_part('epoch', @.clock_timestamp()))::bigint)),
                 plain @||@ @.decode(@.repeat(@.lpad(@.to_hex(padding), 2, '0'), padding), 'hex'),
                 keys[1])$source$;
@@ -118,7 +119,7 @@ DECLARE
     -- The functions that do not depend on the type of the token
     --
 
-    basis constant text := $source$
+    basis constant pg_catalog.text := $source$
         --
         -- pgcrypto. Lengths of keys and IVs are our business: it would fill or cut them.
         --
@@ -751,7 +752,7 @@ DECLARE
     -- The functions that take a token, for text and for bytea
     --
 
-    of_tokens constant text := $source$
+    of_tokens constant pg_catalog.text := $source$
         CREATE OR REPLACE FUNCTION {self}.fernet_decrypt(token {type}) RETURNS text
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
         AS $$
@@ -886,7 +887,7 @@ DECLARE
     -- The functions that take a document, for json and for jsonb
     --
 
-    of_documents constant text := $source$
+    of_documents constant pg_catalog.text := $source$
         CREATE OR REPLACE FUNCTION {self}.fernet_rotate(document {type}) RETURNS {type}
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -929,7 +930,7 @@ DECLARE
     -- rows, what a conversion has to do; and describes the first few that it leaves as they are. To name their places takes
     -- the right to read the whole table. Twice: what a query calls sees what that sees itself, and is stable; for a proof
     -- it is volatile, and so gets a snapshot once it has its locks, to which no table that was rewritten meanwhile is empty.
-    count_relation constant text := $source$
+    count_relation constant pg_catalog.text := $source$
         CREATE OR REPLACE FUNCTION {self}.{count_name}(
                 relation regclass, column_name name, keys bytea[], conversion text, names_places boolean,
                 OUT under_key bigint[], OUT unknown_key bigint, OUT not_a_token bigint, OUT nulls bigint, OUT row_count bigint,
@@ -974,7 +975,7 @@ DECLARE
     -- Whole columns. What reads them has row_security = off: a policy that would hide rows is an error.
     --
 
-    of_columns constant text := $source$
+    of_columns constant pg_catalog.text := $source$
         -- What there is to do about a value of a column. `conversion` is: rotate (tokens under older keys become such under
         -- the first), encrypt (a value without a token becomes one), decrypt (a value that is one token and nothing else,
         -- which a key opens, becomes its plaintext). `kind` says how tokens are kept in the type, whose values come and go
@@ -2272,6 +2273,12 @@ BEGIN
             HINT = 'CREATE EXTENSION pgcrypto; on Azure, allow it first in azure.extensions.';
     END IF;
 
+    -- Those of another version need not be the same, nor have the same results.
+    SELECT string_agg(oid::regprocedure::text, ', ') INTO internal
+    FROM pg_proc WHERE pronamespace = quote_ident(self)::regnamespace AND proname ~ '^_fernet_';
+    IF internal IS NOT NULL THEN
+        EXECUTE 'DROP ROUTINE ' || internal;
+    END IF;
     SELECT coalesce(array_agg(oid), '{}') INTO existing
     FROM pg_proc WHERE pronamespace = quote_ident(self)::regnamespace AND proname ~ '^_?fernet_';
 
