@@ -2,12 +2,13 @@
 
 import threading
 
+import psycopg
 import pytest
 
 import test_proof
 import test_writers
 from postgres import notices, value
-from tables import CONVERSIONS, NEW, OLD, census, contents, in_background, wait_until
+from tables import CONVERSIONS, ENCRYPT, NEW, OLD, census, contents, in_background, wait_until
 from test_interrupted import *  # noqa: F401,F403
 from test_proof import *  # noqa: F401,F403
 from test_writers import *  # noqa: F401,F403
@@ -67,3 +68,23 @@ def test_two_calls_beside_writers(db, sessions, rng, conversion):
     assert contents(db) == expected
     assert census(db) == {conversion.after: len(expected)}
     assert sum(count[conversion.done] for count in counts) > 0
+
+
+@pytest.mark.parametrize("what, statement", [
+    ("generated column length of public.secrets", "ALTER TABLE secrets ADD length integer GENERATED ALWAYS AS (length(value)) STORED"),
+    ("constraint of_the_row of public.secrets", "ALTER TABLE secrets ADD CONSTRAINT of_the_row CHECK (secrets IS NOT NULL)"),
+    ("index public.computed", "CREATE INDEX computed ON secrets (lower(value))"),
+    ("index public.computed", "CREATE INDEX computed ON secrets (id) WHERE value <> ''"),
+    ("constraint encrypted of public.secrets", "ALTER TABLE secrets ADD CONSTRAINT encrypted CHECK (value <> '')"),
+])
+def test_what_may_not_take_new_values_is_refused_as_soon_as_there_are_any(db, what, statement):
+    """So whoever has a constraint that only tokens satisfy can have the proof."""
+    ENCRYPT.fill(db, 3)
+    db.execute(statement)
+    with pytest.raises(psycopg.errors.DependentObjectsStillExist, match=f'column "value" of public.secrets is in {what}'):
+        ENCRYPT.call(db)
+    assert census(db) == {ENCRYPT.before: 3}
+    db.execute("UPDATE secrets SET value = fernet_encrypt(value)")
+    told = notices(db, "WARNING")
+    assert ENCRYPT.call(db) == ENCRYPT.counts(0, already=3)
+    assert told == []
