@@ -9,6 +9,7 @@ import test_proof
 import test_writers
 from postgres import notices, value
 from tables import CONVERSIONS, ENCRYPT, NEW, OLD, census, contents, in_background, wait_until
+from test_cost import test_memory_is_bounded_for_large_values  # noqa: F401
 from test_interrupted import *  # noqa: F401,F403
 from test_proof import *  # noqa: F401,F403
 from test_writers import *  # noqa: F401,F403

@@ -1524,9 +1524,11 @@ DECLARE
             SET synchronize_seqscans = off SET enable_seqscan = off
         AS $$
         DECLARE
-            max_bytes constant bigint := 16 * 1024 * 1024;
+            -- In memory there are up to eight copies of a batch.
+            max_bytes constant bigint := 8 * 1024 * 1024;
             target record;
             lock text;
+            rows refcursor;
             look record;
             bytes bigint := 0;
         BEGIN
@@ -1552,12 +1554,15 @@ DECLARE
             lock := CASE WHEN EXISTS (SELECT FROM pg_index WHERE indrelid = relation AND indisunique AND target.number = ANY (indkey))
                          THEN 'UPDATE' ELSE 'NO KEY UPDATE' END;
 
-            FOR look IN EXECUTE format(
+            -- Row by row: a FOR loop has up to 50 converted before it looks at the first.
+            OPEN rows NO SCROLL FOR EXECUTE format(
                 'SELECT t.ctid AS id, t.xmin AS writer, l.due, l.refusal, l.changed'
                 ' FROM ONLY %1$s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%2$I::%3$s, $1, $2, $3, true) AS l ON true'
                 ' WHERE t.ctid >= $4 AND t.ctid < $5', relation, column_name, target.text_type)
-                USING target.kind, keys, conversion, starts, format('(%s,0)', end_block)::tid
+                USING target.kind, keys, conversion, starts, format('(%s,0)', end_block)::tid;
             LOOP
+                FETCH rows INTO look;
+                EXIT WHEN NOT FOUND;
                 row_count := row_count + 1;
                 IF look.refusal IN ('not text', 'not UTF-8', 'too large') OR strict AND look.refusal IS NOT NULL THEN
                     PERFORM {self}._fernet_refuse(look.refusal, at => format('%s of %s', look.id, relation));
@@ -1577,6 +1582,7 @@ DECLARE
                     EXIT;
                 END IF;
             END LOOP;
+            CLOSE rows;
             block := coalesce((next::text::point)[0], block);
             -- The place behind it, or none.
             next := ('(' || block || ',' || (next::text::point)[1] + 1 || ')')::tid;
