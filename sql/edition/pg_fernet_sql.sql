@@ -1588,12 +1588,17 @@ DECLARE
             next := ('(' || block || ',' || (next::text::point)[1] + 1 || ')')::tid;
             due_rows := cardinality(ids);
             IF due_rows > 0 THEN
-                EXECUTE format(
-                    'SELECT coalesce(array_agg(b.id), ''{}''), coalesce(array_agg(b.writer), ''{}''), coalesce(array_agg(b.value), ''{}''),'
-                    ' coalesce(array_agg(b.due), ''{}'')'
-                    ' FROM (SELECT t.ctid AS id, t.xmin AS writer FROM ONLY %s AS t WHERE t.ctid = ANY ($1) FOR %s SKIP LOCKED) AS h'
-                    ' JOIN unnest($1, $2, $3, $4) AS b (id, writer, value, due) ON b.id = h.id AND b.writer = h.writer', relation, lock)
-                    INTO ids, writers, new_values, dues USING ids, writers, new_values, dues;
+                BEGIN
+                    EXECUTE format(
+                        'SELECT coalesce(array_agg(b.id), ''{}''), coalesce(array_agg(b.writer), ''{}''), coalesce(array_agg(b.value), ''{}''),'
+                        ' coalesce(array_agg(b.due), ''{}'')'
+                        ' FROM (SELECT t.ctid AS id, t.xmin AS writer FROM ONLY %s AS t WHERE t.ctid = ANY ($1) FOR %s SKIP LOCKED) AS h'
+                        ' JOIN unnest($1, $2, $3, $4) AS b (id, writer, value, due) ON b.id = h.id AND b.writer = h.writer', relation, lock)
+                        INTO ids, writers, new_values, dues USING ids, writers, new_values, dues;
+                EXCEPTION WHEN serialization_failure THEN
+                    -- One of them has just moved to another partition.
+                    ids := '{}';
+                END;
             END IF;
             locked := due_rows - cardinality(ids);
             -- Then what is written need not be what is in the table.
