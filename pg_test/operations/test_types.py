@@ -147,9 +147,9 @@ def test_there_and_back(db, type, trigger):
 def test_what_is_not_encrypted_as_a_whole(db, type):
     make(db, type)
     before = db.execute("SELECT value::text FROM secrets ORDER BY id").fetchall()
-    # The domain over text has a constraint, which new values might not satisfy.
+    # The domain over text has a constraint, which plaintexts might not satisfy. There is nothing in it to encrypt.
     refusal = "which cannot be encrypted or decrypted as a whole" if type != "token" else "is in constraint token_check of domain types.token"
-    for conversion in ENCRYPT, DECRYPT:
+    for conversion in [ENCRYPT, DECRYPT] if type != "token" else [DECRYPT]:
         with pytest.raises((errors.DatatypeMismatch, errors.DependentObjectsStillExist), match=refusal):
             conversion.call(db)
     assert db.execute("SELECT value::text FROM secrets ORDER BY id").fetchall() == before

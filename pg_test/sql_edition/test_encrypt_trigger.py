@@ -79,6 +79,20 @@ def test_what_no_key_opens_stays_where_it_is_and_only_there(db):
     assert value(db, "SELECT value FROM secrets") == lost
 
 
+def test_a_token_with_other_text_beside_it_stays_where_it_is_and_only_there(db):
+    token = Fernet(OLD).encrypt(b"x").decode()
+    db.execute("CREATE TABLE secrets (id integer, value text)")
+    db.execute("INSERT INTO secrets VALUES (1, %s)", [f"fernet:{token}"])
+    db.execute(TRIGGER.format("'value'"))
+    db.execute("UPDATE secrets SET id = 2")
+    # The last has the form of a token as a whole.
+    for written in f"fernet: {token}", f"{token},{token}", f"gPASSWORD{'x' * 55}{token}":
+        with pytest.raises(psycopg.errors.InvalidTextRepresentation, match='token with other text beside it: column "value" of public.secrets'):
+            db.execute("UPDATE secrets SET value = %s", [written])
+    db.execute("UPDATE secrets SET value = %s", [token + "\n"])
+    assert value(db, "SELECT value FROM secrets") == token + "\n"
+
+
 def test_keys_change_between_executions_of_a_prepared_statement(db):
     """In a generic plan, too, and where the setting was only set in a transaction."""
     db.execute("SET plan_cache_mode = force_generic_plan; PREPARE encrypt AS SELECT fernet_encrypt($1::text)")

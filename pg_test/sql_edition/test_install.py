@@ -78,6 +78,25 @@ def test_again_and_away(prepared):
     prepared.execute("DROP EXTENSION pgcrypto")
 
 
+def test_an_update_from_a_version_with_other_internal_functions(prepared):
+    install(prepared)
+    routines = column(prepared, OURS, "fernet")
+    prepared.execute("""
+        CREATE FUNCTION fernet._fernet_look(value integer) RETURNS integer LANGUAGE sql RETURN value;
+        CREATE PROCEDURE fernet._fernet_former(INOUT value integer) LANGUAGE sql AS 'SELECT 1';
+        DROP FUNCTION fernet._fernet_highest;
+        CREATE FUNCTION fernet._fernet_highest(openers integer[]) RETURNS bigint LANGUAGE sql RETURN 1""")
+    install(prepared)
+    assert column(prepared, OURS, "fernet") == routines
+    set_keys(prepared, NEW)
+    assert value(prepared, "SELECT fernet.fernet_key_index(fernet.fernet_encrypt('x') || ',')") == 1
+
+
+def test_the_script_can_be_run_in_any_encoding():
+    for file in EDITION.iterdir():
+        assert file.read_bytes().isascii(), file
+
+
 def test_what_is_refused(empty, native):
     assert "pg_fernet_sql needs the extension pgcrypto" in install(empty, "public", check=False).stderr
     empty.execute("CREATE EXTENSION pgcrypto")

@@ -12,26 +12,27 @@
 --
 --   {self}               is the schema of the functions
 --   {pgcrypto}           is that of pgcrypto, whose functions ours are bound to when they are created
---   {type}, {encoded} ... are what differs between text and bytea
+--   {type}, {encoded} ...  are what differs between text and bytea
 --   {open} and the like  is code that stands in several functions, since calling one is expensive
 --
 -- A literal with a backslash is E'': its meaning depends on no setting.
 DO $install$
 DECLARE
-    self text := pg_catalog.current_schema();
-    caller_path text := pg_catalog.current_setting('search_path');
-    pgcrypto text;
-    source text;
-    for_type text[];
-    existing oid[];
-    routine record;
-    creators text;
+    self pg_catalog.text := pg_catalog.current_schema();
+    caller_path pg_catalog.text := pg_catalog.current_setting('search_path');
+    pgcrypto pg_catalog.text;
+    source pg_catalog.text;
+    for_type pg_catalog.text[];
+    internal pg_catalog.text;
+    existing pg_catalog.oid[];
+    routine pg_catalog.record;
+    creators pg_catalog.text;
 
     --
     -- Code that stands in several functions
     --
 
-    variables constant text := $source$
+    variables constant pg_catalog.text := $source$
         keys @.bytea[];
         key @.bytea;
         encoded @.text COLLATE @."C";
@@ -44,7 +45,7 @@ DECLARE
         refusal @.text;$source$;
 
     -- Decodes `encoded` into `record` if it is a token as nearly all are written; else that is NULL.
-    decode constant text := $source$
+    decode constant pg_catalog.text := $source$
         IF @.octet_length(encoded) @>@ 250000000 THEN
             PERFORM {self}._fernet_refuse('too large');
         END IF;
@@ -57,7 +58,7 @@ DECLARE
 
     -- Finds the key that opens `record`, and decrypts with it; or says in `refusal` why none does. The
     -- HMACs are compared by hashes with a secret in them, so that the time it takes tells nothing.
-    open constant text := $source$
+    open constant pg_catalog.text := $source$
         refusal := 'unauthenticated';
         signed := @.octet_length(record) @-@ 32;
         FOR place IN 1 .. @.cardinality(keys) LOOP
@@ -80,7 +81,7 @@ DECLARE
         END LOOP;$source$;
 
     -- Opens a token that the value is as a whole.
-    open_whole constant text := $source$
+    open_whole constant pg_catalog.text := $source$
         keys := {self}._fernet_keys();
         encoded := {encoded};
         {decode}
@@ -92,13 +93,13 @@ DECLARE
         END IF;
         {open}$source$;
 
-    open_or_refuse constant text := $source$
+    open_or_refuse constant pg_catalog.text := $source$
         {open_whole}
         IF refusal IS NOT NULL THEN
             PERFORM {self}._fernet_refuse(refusal);
         END IF;$source$;
 
-    return_text constant text := $source$
+    return_text constant pg_catalog.text := $source$
             encoded := {self}._fernet_text(@.substring(padded, 1, len));
             IF encoded IS NULL THEN
                 PERFORM {self}._fernet_refuse('not text');
@@ -107,9 +108,9 @@ DECLARE
 
     -- A token of `plain` under the first key, stamped with the time of the call. A clock before 1970 has no other form
     -- in a token.
-    pad constant text := $source$
+    pad constant pg_catalog.text := $source$
             padding := 16 @-@ (@.octet_length(plain) @%@ 16);$source$;
-    sealed constant text := $source${self}._fernet_seal(
+    sealed constant pg_catalog.text := $source${self}._fernet_seal(
                 @.int8send(GREATEST(0, @.floor(@.date_part('epoch', @.clock_timestamp()))::bigint)),
                 plain @||@ @.decode(@.repeat(@.lpad(@.to_hex(padding), 2, '0'), padding), 'hex'),
                 keys[1])$source$;
@@ -118,7 +119,7 @@ DECLARE
     -- The functions that do not depend on the type of the token
     --
 
-    basis constant text := $source$
+    basis constant pg_catalog.text := $source$
         --
         -- pgcrypto. Lengths of keys and IVs are our business: it would fill or cut them.
         --
@@ -167,6 +168,9 @@ DECLARE
                 RAISE EXCEPTION USING ERRCODE = '22P02', MESSAGE = 'value is not a Fernet token' || place,
                     HINT = 'If the value is plaintext that should be a token, encrypt it with fernet_encrypt(). '
                            'fernet_key_index() is NULL for values without a token.';
+            WHEN 'in text' THEN
+                RAISE EXCEPTION USING ERRCODE = '22P02', MESSAGE = 'value is a Fernet token with other text beside it' || place,
+                    HINT = 'Write a plaintext, or a token and nothing else. fernet_encrypt() makes a token of whatever is given to it.';
             WHEN 'unauthenticated' THEN
                 RAISE EXCEPTION USING ERRCODE = '39000', MESSAGE = CASE WHEN at IS NULL THEN 'no configured key authenticates the Fernet token'
                                    ELSE 'no key authenticates the Fernet token' || place END,
@@ -751,7 +755,7 @@ DECLARE
     -- The functions that take a token, for text and for bytea
     --
 
-    of_tokens constant text := $source$
+    of_tokens constant pg_catalog.text := $source$
         CREATE OR REPLACE FUNCTION {self}.fernet_decrypt(token {type}) RETURNS text
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
         AS $$
@@ -886,7 +890,7 @@ DECLARE
     -- The functions that take a document, for json and for jsonb
     --
 
-    of_documents constant text := $source$
+    of_documents constant pg_catalog.text := $source$
         CREATE OR REPLACE FUNCTION {self}.fernet_rotate(document {type}) RETURNS {type}
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -929,7 +933,7 @@ DECLARE
     -- rows, what a conversion has to do; and describes the first few that it leaves as they are. To name their places takes
     -- the right to read the whole table. Twice: what a query calls sees what that sees itself, and is stable; for a proof
     -- it is volatile, and so gets a snapshot once it has its locks, to which no table that was rewritten meanwhile is empty.
-    count_relation constant text := $source$
+    count_relation constant pg_catalog.text := $source$
         CREATE OR REPLACE FUNCTION {self}.{count_name}(
                 relation regclass, column_name name, keys bytea[], conversion text, names_places boolean,
                 OUT under_key bigint[], OUT unknown_key bigint, OUT not_a_token bigint, OUT nulls bigint, OUT row_count bigint,
@@ -974,7 +978,7 @@ DECLARE
     -- Whole columns. What reads them has row_security = off: a policy that would hide rows is an error.
     --
 
-    of_columns constant text := $source$
+    of_columns constant pg_catalog.text := $source$
         -- What there is to do about a value of a column. `conversion` is: rotate (tokens under older keys become such under
         -- the first), encrypt (a value without a token becomes one), decrypt (a value that is one token and nothing else,
         -- which a key opens, becomes its plaintext). `kind` says how tokens are kept in the type, whose values come and go
@@ -1057,7 +1061,7 @@ DECLARE
             IF openers @<>@ '{}' THEN
                 IF is_rotation THEN
                     due := {self}._fernet_count_above(openers, 1);
-                ELSIF conversion @=@ 'decrypt' OR record IS NULL THEN
+                ELSE
                     in_text := {self}._fernet_count_above(openers, 0);
                     refusal := COALESCE(refusal, CASE WHEN in_text @>@ 0 THEN 'in text' END);
                 END IF;
@@ -1220,7 +1224,8 @@ DECLARE
             WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped;
             IF number IS NULL THEN
                 RAISE EXCEPTION USING ERRCODE = '42703', MESSAGE = format('column "%s" of %s does not exist', column_name, relation),
-                    HINT = coalesce(hint, 'fernet_find_columns() finds the columns that hold tokens.');
+                    HINT = coalesce(hint, 'Give the name as the catalogs have it, without quotes. fernet_find_columns() finds the '
+                                          'columns that hold tokens.');
             END IF;
             SELECT f.kind, f.text_type INTO kind, text_type FROM {self}._fernet_form(type) AS f;
             base := {self}._fernet_base_type(type);
@@ -1359,14 +1364,15 @@ DECLARE
             SELECT member::regclass FROM family ORDER BY member
         $$;
 
-        -- Refuses what cannot be converted.
-        CREATE OR REPLACE FUNCTION {self}._fernet_check_table(conversion text, relation regclass, column_name name) RETURNS void
+        -- Refuses what cannot be converted. Returns what refuses it as soon as there is anything to do.
+        CREATE OR REPLACE FUNCTION {self}._fernet_check_table(conversion text, relation regclass, column_name name) RETURNS text
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
             member record;
             target record;
+            obstacle text;
         BEGIN
             PERFORM {self}._fernet_check_relation(relation);
             FOR member IN
@@ -1397,32 +1403,38 @@ DECLARE
                          AND d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid AND d.refobjsubid = 0) THEN
                     RAISE EXCEPTION USING ERRCODE = '0A000',
                         MESSAGE = format('column "%s" is in the partition key of %s', column_name, member.name),
-                        HINT = 'Each new value may belong to another partition: use UPDATE on the partitioned table, as in SET column '
-                               '= fernet_rotate(column) WHERE fernet_key_index(column) > 1.';
+                        HINT = 'Each new value may belong to another partition: use UPDATE on the partitioned table, with '
+                               'fernet_rotate(), fernet_encrypt() or fernet_decrypt().';
                 ELSIF row_security_active(member.name) THEN
                     RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('row-level security may hide rows of %s', member.name),
                         HINT = 'Call it as the owner of the table or as a role with BYPASSRLS.';
                 ELSIF member.relkind = 'r' AND member.amname <> 'heap' THEN
                     RAISE EXCEPTION USING ERRCODE = '0A000',
                         MESSAGE = format('access method of %s does not find rows by their block', member.name),
-                        HINT = 'Use UPDATE, as in SET column = fernet_rotate(column) WHERE fernet_key_index(column) > 1.';
+                        HINT = 'Use UPDATE with fernet_rotate(), fernet_encrypt() or fernet_decrypt().';
                 ELSIF conversion <> 'rotate' THEN
-                    PERFORM {self}._fernet_check_fit(conversion, member.name, column_name, target);
+                    obstacle := coalesce(obstacle, {self}._fernet_check_fit(conversion, member.name, column_name, target));
                 END IF;
             END LOOP;
+            RETURN obstacle;
         END $$;
 
-        -- Refuses a column that may not take what its values are to be encrypted or decrypted to. See src/columns/fit.rs.
-        CREATE OR REPLACE FUNCTION {self}._fernet_check_fit(conversion text, relation regclass, column_name name, target record) RETURNS void
+        -- Refuses a column that cannot take what its values are to be encrypted or decrypted to. Returns what may not take new
+        -- values, if there are any: whoever has a constraint that only tokens satisfy can still have the proof. See
+        -- src/columns/fit.rs.
+        CREATE OR REPLACE FUNCTION {self}._fernet_check_fit(conversion text, relation regclass, column_name name, target record) RETURNS text
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
             encrypts constant boolean := conversion = 'encrypt';
             dependent record;
+            obstacle text;
         BEGIN
-            IF relation::oid < 12000 THEN
-                RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = format('pg_catalog.%s is a system catalog', relation),
+            -- What was made with the server: its catalogs, and the tables of information_schema.
+            IF relation::oid < 16384 THEN
+                RAISE EXCEPTION USING ERRCODE = '42501',
+                    MESSAGE = (SELECT format('%s.%I is a system catalog', relnamespace::regnamespace, relname) FROM pg_class WHERE oid = relation),
                     HINT = 'Give the name of a table of your own.';
             ELSIF NOT target.is_plain THEN
                 PERFORM {self}._fernet_refuse_column('no plaintext', format('column "%s" of %s', column_name, relation), target.base_type);
@@ -1439,9 +1451,13 @@ DECLARE
                        true AS is_in_the_way
                 FROM pg_constraint AS c
                 WHERE c.contype = 'c' AND (c.convalidated OR NOT encrypts)
-                      AND (c.conrelid = relation AND target.number = ANY (c.conkey) OR c.contypid IN (SELECT oid FROM domain))
+                      AND (c.conrelid = relation AND c.conkey && ARRAY[target.number, 0]::smallint[] OR c.contypid IN (SELECT oid FROM domain))
                    -- What a foreign key refers to has a unique index.
                    OR c.contype = 'f' AND c.conrelid = relation AND target.number = ANY (c.conkey)
+                UNION ALL
+                SELECT format('generated column %I of %s', a.attname, a.attrelid::regclass), true
+                FROM pg_attribute AS a JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+                WHERE a.attrelid = relation AND a.attgenerated <> '' AND d.adbin::text ~ format(' :varattno %s ', target.number)
                 UNION ALL
                 SELECT CASE WHEN c.oid IS NULL THEN format('index %s', i.indexrelid::regclass)
                             ELSE format('constraint %I of %s', c.conname, c.conrelid::regclass) END,
@@ -1450,26 +1466,25 @@ DECLARE
                 LEFT JOIN pg_constraint AS c ON c.conindid = i.indexrelid AND c.contype IN ('p', 'u', 'x')
                 CROSS JOIN LATERAL (
                     SELECT EXISTS (SELECT FROM generate_series(0, i.indnkeyatts - 1) AS n WHERE i.indkey[n] = target.number),
-                           EXISTS (SELECT FROM pg_depend
-                                   WHERE classid = 'pg_class'::regclass AND objid = i.indexrelid
-                                     AND refclassid = 'pg_class'::regclass AND refobjid = relation AND refobjsubid = target.number)
-                ) AS column_is (key, used)
+                           -- The whole row is 0.
+                           concat(i.indexprs, i.indpred) ~ format(' :varattno (0|%s) ', target.number)
+                ) AS column_is (key, computed)
                 CROSS JOIN LATERAL (
-                    SELECT (i.indisunique OR i.indisexclusion) AND (key OR i.indexprs IS NOT NULL AND used)) AS u (is_in_the_way)
+                    SELECT (i.indisunique OR i.indisexclusion) AND key OR computed) AS u (is_in_the_way)
                 WHERE i.indrelid = relation
                   -- One of a partition is made of that of its table.
                   AND (u.is_in_the_way
-                       OR encrypts AND (key OR used) AND NOT (SELECT relispartition FROM pg_class WHERE oid = i.indexrelid))
+                       OR encrypts AND target.number = ANY (i.indkey) AND NOT (SELECT relispartition FROM pg_class WHERE oid = i.indexrelid))
                 ORDER BY 2 DESC, 1
             LOOP
                 IF dependent.is_in_the_way THEN
-                    RAISE EXCEPTION USING ERRCODE = '2BP01', MESSAGE = format('column "%s" of %s is in %s', column_name, relation, dependent.name),
-                        HINT = 'What is encrypted or decrypted may not satisfy it. Drop it first; afterwards, see whether it can be '
-                               'made again.';
+                    obstacle := coalesce(obstacle, format('column "%s" of %s is in %s', column_name, relation, dependent.name));
+                ELSE
+                    RAISE WARNING USING MESSAGE = format('%s finds no plaintext once it is encrypted', dependent.name),
+                        HINT = 'Drop it. To look values up, keep a keyed hash of each in a column of its own.';
                 END IF;
-                RAISE WARNING USING MESSAGE = format('%s finds no plaintext once it is encrypted', dependent.name),
-                    HINT = 'Drop it. To look values up, keep a keyed hash of each in a column of its own.';
             END LOOP;
+            RETURN obstacle;
         END $$;
 
         -- Refuses a column, or a token for it, at a place.
@@ -1479,8 +1494,8 @@ DECLARE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
-            make_it_text constant text := 'Make the column text: a token has 100 characters for up to 15 bytes, and a third more than '
-                'its plaintext beyond.';
+            make_it_text constant text := 'Make the column text: a token has up to 100 characters more than four thirds of the bytes '
+                'of its plaintext.';
         BEGIN
             CASE reason
             WHEN 'no plaintext' THEN
@@ -1509,9 +1524,11 @@ DECLARE
             SET synchronize_seqscans = off SET enable_seqscan = off
         AS $$
         DECLARE
-            max_bytes constant bigint := 16 * 1024 * 1024;
+            -- In memory there are up to eight copies of a batch.
+            max_bytes constant bigint := 8 * 1024 * 1024;
             target record;
             lock text;
+            rows refcursor;
             look record;
             bytes bigint := 0;
         BEGIN
@@ -1537,12 +1554,15 @@ DECLARE
             lock := CASE WHEN EXISTS (SELECT FROM pg_index WHERE indrelid = relation AND indisunique AND target.number = ANY (indkey))
                          THEN 'UPDATE' ELSE 'NO KEY UPDATE' END;
 
-            FOR look IN EXECUTE format(
+            -- Row by row: a FOR loop has up to 50 converted before it looks at the first.
+            OPEN rows NO SCROLL FOR EXECUTE format(
                 'SELECT t.ctid AS id, t.xmin AS writer, l.due, l.refusal, l.changed'
                 ' FROM ONLY %1$s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%2$I::%3$s, $1, $2, $3, true) AS l ON true'
                 ' WHERE t.ctid >= $4 AND t.ctid < $5', relation, column_name, target.text_type)
-                USING target.kind, keys, conversion, starts, format('(%s,0)', end_block)::tid
+                USING target.kind, keys, conversion, starts, format('(%s,0)', end_block)::tid;
             LOOP
+                FETCH rows INTO look;
+                EXIT WHEN NOT FOUND;
                 row_count := row_count + 1;
                 IF look.refusal IN ('not text', 'not UTF-8', 'too large') OR strict AND look.refusal IS NOT NULL THEN
                     PERFORM {self}._fernet_refuse(look.refusal, at => format('%s of %s', look.id, relation));
@@ -1562,17 +1582,23 @@ DECLARE
                     EXIT;
                 END IF;
             END LOOP;
+            CLOSE rows;
             block := coalesce((next::text::point)[0], block);
             -- The place behind it, or none.
             next := ('(' || block || ',' || (next::text::point)[1] + 1 || ')')::tid;
             due_rows := cardinality(ids);
             IF due_rows > 0 THEN
-                EXECUTE format(
-                    'SELECT coalesce(array_agg(b.id), ''{}''), coalesce(array_agg(b.writer), ''{}''), coalesce(array_agg(b.value), ''{}''),'
-                    ' coalesce(array_agg(b.due), ''{}'')'
-                    ' FROM (SELECT t.ctid AS id, t.xmin AS writer FROM ONLY %s AS t WHERE t.ctid = ANY ($1) FOR %s SKIP LOCKED) AS h'
-                    ' JOIN unnest($1, $2, $3, $4) AS b (id, writer, value, due) ON b.id = h.id AND b.writer = h.writer', relation, lock)
-                    INTO ids, writers, new_values, dues USING ids, writers, new_values, dues;
+                BEGIN
+                    EXECUTE format(
+                        'SELECT coalesce(array_agg(b.id), ''{}''), coalesce(array_agg(b.writer), ''{}''), coalesce(array_agg(b.value), ''{}''),'
+                        ' coalesce(array_agg(b.due), ''{}'')'
+                        ' FROM (SELECT t.ctid AS id, t.xmin AS writer FROM ONLY %s AS t WHERE t.ctid = ANY ($1) FOR %s SKIP LOCKED) AS h'
+                        ' JOIN unnest($1, $2, $3, $4) AS b (id, writer, value, due) ON b.id = h.id AND b.writer = h.writer', relation, lock)
+                        INTO ids, writers, new_values, dues USING ids, writers, new_values, dues;
+                EXCEPTION WHEN serialization_failure THEN
+                    -- One of them has just moved to another partition.
+                    ids := '{}';
+                END;
             END IF;
             locked := due_rows - cardinality(ids);
             -- Then what is written need not be what is in the table.
@@ -1729,17 +1755,16 @@ DECLARE
             ELSIF transaction_timestamp() < statement_timestamp() THEN
                 RAISE EXCEPTION USING ERRCODE = '2D000', MESSAGE = 'cannot commit in batches inside a transaction block',
                     HINT = 'Call it on its own, outside of a transaction block, since it commits after each batch. Inside, use UPDATE '
-                           'with a function on single values, as in SET column = fernet_rotate(column) WHERE '
-                           'fernet_key_index(column) > 1.';
+                           'with fernet_rotate(), fernet_encrypt() or fernet_decrypt().';
             ELSIF current_setting('transaction_read_only')::boolean THEN
                 RAISE EXCEPTION USING ERRCODE = '25006',
                     MESSAGE = format('cannot execute fernet_%s_column() in a read-only transaction', conversion);
             END IF;
         END $$;
 
-        -- Converts a column. `tally` is what the last look has counted, and `done` what this call has done of it.
+        -- Converts a column, unless something in it is to be converted and `obstacle` says what is in the way. `tally` is what the last look has counted, and `done` what this call has done of it.
         CREATE OR REPLACE PROCEDURE {self}._fernet_convert(
-                conversion text, relation regclass, column_name name, batch_size integer, strict boolean, keys bytea[],
+                conversion text, relation regclass, column_name name, batch_size integer, strict boolean, keys bytea[], obstacle text,
                 INOUT done bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old bigint DEFAULT NULL,
                 INOUT unknown_key bigint DEFAULT NULL, INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL,
                 INOUT in_text bigint DEFAULT NULL)
@@ -1786,7 +1811,13 @@ DECLARE
                     end_block := LEAST(1000, sizes[member]);
                     WHILE place IS NOT NULL AND {self}._fernet_is_there(members[member], column_name) LOOP
                         batch := {self}._fernet_read_batch(
-                            conversion, members[member], column_name, keys, batch_size, strict, place, end_block);
+                            conversion, members[member], column_name, keys, CASE WHEN obstacle IS NULL THEN batch_size ELSE 1 END,
+                            strict, place, end_block);
+                        IF batch.due_rows @>@ 0 AND obstacle IS NOT NULL THEN
+                            RAISE EXCEPTION USING ERRCODE = '2BP01', MESSAGE = obstacle,
+                                HINT = 'What is encrypted or decrypted may not satisfy it. Drop it first; afterwards, see whether it can '
+                                       'be made again.';
+                        END IF;
                         IF @.cardinality(batch.ids) @>@ 0 THEN
                             -- It has the locks on the rows, but a trigger or a foreign key may want others.
                             BEGIN
@@ -1894,7 +1925,7 @@ DECLARE
                 RAISE WARNING USING MESSAGE = 'there is a single key, so nothing can be under an old one',
                     HINT = 'Put the new key before the old one in the list of keys.';
             END IF;
-            CALL {self}._fernet_convert('rotate', relation, column_name, batch_size, strict, keys,
+            CALL {self}._fernet_convert('rotate', relation, column_name, batch_size, strict, keys, NULL,
                                         rotated, current, old, unknown_key, not_a_token, nulls, in_text);
         END $$;
         COMMENT ON PROCEDURE {self}.fernet_rotate_column(regclass, name, integer, boolean, bigint, bigint, bigint, bigint, bigint) IS
@@ -1908,13 +1939,14 @@ DECLARE
         AS $$
         DECLARE
             keys @.bytea[];
+            obstacle @.text;
             not_a_token bigint;
             in_text bigint;
         BEGIN
             PERFORM {self}._fernet_check_call('encrypt', relation, column_name, batch_size, false);
             keys := {self}._fernet_keys();
-            PERFORM {self}._fernet_check_table('encrypt', relation, column_name);
-            CALL {self}._fernet_convert('encrypt', relation, column_name, batch_size, false, keys,
+            obstacle := {self}._fernet_check_table('encrypt', relation, column_name);
+            CALL {self}._fernet_convert('encrypt', relation, column_name, batch_size, false, keys, obstacle,
                                         encrypted, current, old_key, unknown_key, not_a_token, nulls, in_text);
         END $$;
         COMMENT ON PROCEDURE {self}.fernet_encrypt_column(regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
@@ -1928,13 +1960,14 @@ DECLARE
         AS $$
         DECLARE
             keys @.bytea[];
+            obstacle @.text;
             current bigint;
             old bigint;
         BEGIN
             PERFORM {self}._fernet_check_call('decrypt', relation, column_name, batch_size, false);
             keys := {self}._fernet_keys();
-            PERFORM {self}._fernet_check_table('decrypt', relation, column_name);
-            CALL {self}._fernet_convert('decrypt', relation, column_name, batch_size, false, keys,
+            obstacle := {self}._fernet_check_table('decrypt', relation, column_name);
+            CALL {self}._fernet_convert('decrypt', relation, column_name, batch_size, false, keys, obstacle,
                                         decrypted, current, old, unknown_key, not_a_token, nulls, in_text);
             -- A plaintext may look like a token that no key opens.
             not_a_token := GREATEST(not_a_token @-@ decrypted, 0);
@@ -1998,8 +2031,8 @@ DECLARE
                     NEW := @.jsonb_populate_record(NEW, @.jsonb_build_object(TG_ARGV[number]::@.name, look.changed));
                 ELSIF look.due @=@ 1 THEN
                     PERFORM {self}._fernet_refuse(look.refusal);
-                ELSIF look.refusal @<>@ 'in text' THEN
-                    -- What no key opens may stay where it is, so that the row's other columns can change.
+                ELSIF look.refusal IS NOT NULL THEN
+                    -- What no key opens, or is beside a token, may stay where it is, so that the row's other columns can change.
                     IF TG_OP @=@ 'UPDATE' THEN
                         EXECUTE @.format('SELECT ($1).%I::pg_catalog.text', TG_ARGV[number]::@.name) INTO stored USING OLD;
                     END IF;
@@ -2272,6 +2305,12 @@ BEGIN
             HINT = 'CREATE EXTENSION pgcrypto; on Azure, allow it first in azure.extensions.';
     END IF;
 
+    -- Those of another version need not be the same, nor have the same results.
+    SELECT string_agg(oid::regprocedure::text, ', ') INTO internal
+    FROM pg_proc WHERE pronamespace = quote_ident(self)::regnamespace AND proname ~ '^_fernet_';
+    IF internal IS NOT NULL THEN
+        EXECUTE 'DROP ROUTINE ' || internal;
+    END IF;
     SELECT coalesce(array_agg(oid), '{}') INTO existing
     FROM pg_proc WHERE pronamespace = quote_ident(self)::regnamespace AND proname ~ '^_?fernet_';
 
