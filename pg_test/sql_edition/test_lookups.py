@@ -66,7 +66,7 @@ def lookups(body):
             yield next_token
         elif token == "using" and next_token == "(":
             yield token
-        elif kind == "name" and not is_qualified and next_token == "(" and token not in CALLS and last not in ("as", "in"):
+        elif kind == "name" and not is_qualified and next_token == "(" and token not in CALLS and last != "as":
             yield token
         elif kind == "name" and not is_qualified and next_kind == "string" and token not in BEFORE_LITERALS:
             yield token
@@ -103,6 +103,7 @@ def test_no_qualification_can_be_left_out(db):
     ("text", "BEGIN a := b::text; END"),
     ("timestamptz", "BEGIN a := timestamptz '2000-01-01'; END"),
     ("length", "BEGIN a := length(b); END"),
+    ("unnest", "BEGIN FOR a IN unnest(b) LOOP RETURN; END LOOP; END"),
     ("other.length", "BEGIN a := other.length(b); END"),
     ("pg_class", "BEGIN PERFORM 1 FROM pg_class; END"),
     ("using", "BEGIN PERFORM 1 FROM pg_catalog.a JOIN pg_catalog.b USING (c); END"),

@@ -1762,7 +1762,8 @@ DECLARE
             END IF;
         END $$;
 
-        -- Converts a column, unless something in it is to be converted and `obstacle` says what is in the way. `tally` is what the last look has counted, and `done` what this call has done of it.
+        -- Converts a column; where `obstacle` says what is in the way, refuses the first value that is to be converted. `tally`
+        -- is what the last look has counted, and `done` what this call has done of it.
         CREATE OR REPLACE PROCEDURE {self}._fernet_convert(
                 conversion text, relation regclass, column_name name, batch_size integer, strict boolean, keys bytea[], obstacle text,
                 INOUT done bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old bigint DEFAULT NULL,
