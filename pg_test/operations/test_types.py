@@ -312,3 +312,11 @@ def test_a_type_that_somebody_has_added_to_hstore(db, definition):
         assert value(db, "SELECT value::text FROM secrets") in ("x", "(x)", "[a,b]")
     finally:
         db.execute("ALTER EXTENSION hstore DROP TYPE added")
+
+
+@pytest.mark.parametrize("prepare", [False, True])
+def test_arguments_that_are_sent_apart_from_the_statement(db, conversion, prepare):
+    """As most drivers do. Then the transaction begins before the statement, as in a block."""
+    conversion.fill(db, 10)
+    db.execute(f"CALL fernet_{conversion.name}_column(%s::regclass, %s::name)", ["secrets", "value"], prepare=prepare)
+    assert census(db) == {conversion.after: 10}

@@ -1752,10 +1752,6 @@ DECLARE
             ELSIF batch_size < 1 THEN
                 RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'batch_size must be at least 1',
                     HINT = 'Leave the argument out to get its default.';
-            ELSIF transaction_timestamp() < statement_timestamp() THEN
-                RAISE EXCEPTION USING ERRCODE = '2D000', MESSAGE = 'cannot commit in batches inside a transaction block',
-                    HINT = 'Call it on its own, outside of a transaction block, since it commits after each batch. Inside, use UPDATE '
-                           'with fernet_rotate(), fernet_encrypt() or fernet_decrypt().';
             ELSIF current_setting('transaction_read_only')::boolean THEN
                 RAISE EXCEPTION USING ERRCODE = '25006',
                     MESSAGE = format('cannot execute fernet_%s_column() in a read-only transaction', conversion);
@@ -1796,6 +1792,8 @@ DECLARE
             tally @.record;
         BEGIN
             done := 0;
+            -- In a transaction block this is an error of the server's. Nothing in SQL tells of one before: where a client
+            -- sends parameters, a statement begins later than its own transaction.
             COMMIT;
             FOR look IN 1 .. 100 LOOP
                 SELECT @.array_agg(f.member), @.array_agg(f.size), @.sum(f.size)::bigint INTO members, sizes, blocks_in_all
