@@ -33,7 +33,7 @@ def test_memory_does_not_grow_with_the_table(db, sessions):
         db.execute("DROP TABLE IF EXISTS secrets")
         fill(db, rows)
         caller = sessions()
-        with in_background(rotate, caller) as call:
+        with in_background(rotate, caller, batch_size=10_000 // FEWER) as call:
             peaks.append(peak(call, caller))
     print("peaks in MB:", peaks)
     assert peaks[1] < peaks[0] + 8 and peaks[1] < 64

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from edition import OWNER
+from edition import OWNER, prepare, superuser
 from owned import owned_database
 from pages import code_block
 from postgres import ROOT, column, connect, create_database, notices, server, set_keys, value
@@ -76,8 +76,7 @@ def host():
     if not Path(library, "pg_tle.so").exists():
         pytest.skip("no pg_tle in this server: the SQL edition is NOT TESTED with it here")
     with server("shared_preload_libraries = 'pg_tle'") as host:
-        with connect("postgres", host=host) as admin:
-            admin.execute(f"CREATE ROLE {OWNER} LOGIN")
+        prepare(host=host)
         yield host
 
 
@@ -105,7 +104,7 @@ def app(host, sessions):
 
 def make_database(host, name):
     create_database(name, host=host)
-    with connect("postgres", host=host) as admin:
+    with superuser(host=host) as admin:
         admin.execute(f"ALTER DATABASE {name} OWNER TO {OWNER}")
 
 
