@@ -99,7 +99,8 @@ class Logged:
         return {kind: self.read(kind).rpartition(start)[2].partition(b"\n")[2].partition(end)[0].rpartition(b"\n")[0]
                 for kind in FORMATS}
 
-    def run(self, session, statements, **secrets):
+    @staticmethod
+    def run(session, statements, **secrets):
         for statement, sqlstate in statements.items():
             ended = None
             for part in statement.split("; ") if statement.startswith("PREPARE") else [statement]:
