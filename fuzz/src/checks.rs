@@ -8,6 +8,8 @@ use sha2::{Digest as _, Sha256};
 use super::rules::{self, Key};
 use crate::codec;
 use crate::fernet::{Error, Haystack, IV, Keyring, Token, count_tokens, sealed_len};
+use crate::mask::{mask_keys, mask_literals};
+use crate::pg::literal::Syntax;
 
 /// Keys for the fuzzer to choose from: that of the vectors, one of its own, and two that share the
 /// half that signs.
@@ -234,6 +236,94 @@ fn value(data: &[u8]) -> Option<(&'static [Key], Vec<u8>)> {
         );
     }
     Some((keys(ring), value))
+}
+
+/// What is masked in the server log: keys, and literals.
+pub fn mask(data: &[u8]) {
+    let Some((&flags, rest)) = data.split_first() else {
+        return;
+    };
+    let text = log_text(rest);
+    let (is_statement, has_escapes) = (flags & 1 != 0, flags & 2 != 0);
+    let syntax = Syntax {
+        is_statement,
+        has_escapes,
+    };
+    let without_keys = mask_keys(&text).unwrap();
+    let with_literals = mask_literals(&text, syntax).unwrap();
+    for masked in [&without_keys, &with_literals] {
+        // Not the text itself once more.
+        assert_ne!(masked.as_ref(), Some(&text));
+        for key in &KEYS {
+            assert!(!rules::holds_key(masked.as_ref().unwrap_or(&text), key));
+        }
+    }
+    let expected = rules::mask_keys(&text);
+    assert_eq!(without_keys.as_ref().unwrap_or(&text), &expected);
+    let mut expected = rules::mask_literals(&text, is_statement, has_escapes, true);
+    if !is_statement {
+        expected = rules::mask_literals(&expected, is_statement, has_escapes, false);
+    }
+    let expected = rules::mask_keys(&expected);
+    assert_eq!(with_literals.as_ref().unwrap_or(&text), &expected);
+}
+
+/// Makes what may be in the log of what the fuzzer made up: a byte says what follows, and how many of the
+/// next bytes it takes.
+fn log_text(mut rest: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    while let Some(&piece) = rest.split_off_first() {
+        let len = usize::from(piece >> 3).min(rest.len());
+        let bytes = take(&mut rest, len);
+        let words: &[&str] = match piece & 7 {
+            0 | 1 => {
+                text.extend(bytes);
+                continue;
+            }
+            2 | 3 => {
+                for &byte in bytes {
+                    text.extend(key_text(piece & 1 != 0, byte));
+                }
+                continue;
+            }
+            4 => &[
+                "fernet.keys",
+                "Fernet.KEYS",
+                "fernet.",
+                "keys",
+                "/",
+                "_file",
+                "gAAAA",
+            ],
+            5 => &[
+                "'", "\"", "\\", "$$", "$a$", "$", "1", "e", " E'", "é", "$é$",
+            ],
+            6 => &["--", "\n", "/*", "*/", "-", "/", "*", "'", "\""],
+            _ => &[",", " ", "=", "%3D", "\\n", ";", "_", "x", "A", "-", "/"],
+        };
+        let words = bytes
+            .iter()
+            .map(|&byte| words[usize::from(byte) % words.len()]);
+        text.extend(words.flat_map(str::bytes));
+    }
+    text
+}
+
+/// A key as it may be written, or a piece of one, or more than one.
+fn key_text(is_piece: bool, how: u8) -> Vec<u8> {
+    let mut text = rules::encode(&KEYS[usize::from(how) % KEYS.len()]);
+    if how & 4 != 0 {
+        text = text.replace('-', "+").replace('_', "/");
+    }
+    if how & 8 != 0 {
+        text.truncate(text.trim_end_matches('=').len());
+    }
+    if is_piece {
+        // From somewhere in the first on, into up to the fourth.
+        let start = usize::from(how >> 4);
+        text = text.repeat(4)[start..start + usize::from(how) / 2].to_owned();
+    }
+    text.into_bytes()
 }
 
 /// The `fernet` crate on the same tokens. It differs on purpose, in three ways:

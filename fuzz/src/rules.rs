@@ -1,5 +1,5 @@
-//! The rules for keys and tokens, stated once more and as plainly as can be, for the core to be
-//! compared with.
+//! The rules for keys and tokens, and for what is masked in the log, stated once more and as plainly as
+//! can be, for the core to be compared with.
 
 use aes::Aes128;
 use aes::cipher::{Array, BlockCipherDecrypt as _, BlockCipherEncrypt as _, KeyInit as _};
@@ -364,4 +364,177 @@ fn xor(left: &[u8], right: &[u8]) -> Vec<u8> {
         .zip(right)
         .map(|(left, right)| left ^ right)
         .collect()
+}
+
+/// What stands for what is masked.
+const MASK: &[u8] = b"***";
+
+/// Masks what has the form of a key, and behind `fernet.keys` pieces of keys.
+pub fn mask_keys(text: &[u8]) -> Vec<u8> {
+    let is_digit = |at: usize| text.get(at).is_some_and(|&byte| digit(byte).is_some());
+    let mut masked = Vec::new();
+    let mut is_named = false;
+    let mut at = 0;
+    while at < text.len() {
+        if !is_digit(at) {
+            masked.push(text[at]);
+            at += 1;
+            continue;
+        }
+        let mut end = at;
+        while is_digit(end) {
+            end += 1;
+        }
+        // The letter of an escape in front of a key is not part of it.
+        if end - at == 44 && at > 0 && text[at - 1] == b'\\' {
+            masked.push(text[at]);
+            at += 1;
+        }
+        let run = &text[at..end];
+        let before = text[at.saturating_sub(8)..at].to_ascii_lowercase();
+        let is_name = run.eq_ignore_ascii_case(b"keys")
+            && before.ends_with(b"fernet.")
+            && !before.ends_with(b"/fernet.");
+        is_named |= is_name;
+        let is_key = run.len() == 43
+            && run.iter().any(u8::is_ascii_lowercase)
+            && run.iter().any(u8::is_ascii_uppercase);
+        let all = |is: fn(&u8) -> bool| run.iter().all(|byte| is(byte) || *byte == b'_');
+        let is_word = all(u8::is_ascii_lowercase) || all(u8::is_ascii_uppercase);
+        let is_token = run.len() > 97 && run.starts_with(b"gAAAA");
+        let is_piece = run.len() > 11 && !is_word && !is_token;
+        if !is_name && (is_key || is_named && is_piece) {
+            masked.extend(MASK);
+            end += usize::from(text.get(end) == Some(&b'='));
+        } else {
+            masked.extend(run);
+        }
+        at = end;
+    }
+    masked
+}
+
+/// Tells whether a key is in a text, with nothing around it that could belong to it.
+pub fn holds_key(text: &[u8], key: &Key) -> bool {
+    let key = encode(key);
+    let key = key.trim_end_matches('=');
+    let spellings = [key.to_owned(), key.replace('-', "+").replace('_', "/")];
+    let mut runs = text.split(|&byte| digit(byte).is_none());
+    runs.any(|run| spellings.iter().any(|key| run == key.as_bytes()))
+}
+
+/// Masks what is in literals, as they are found byte by byte.
+pub fn mask_literals(
+    text: &[u8],
+    is_statement: bool,
+    has_escapes: bool,
+    strictly: bool,
+) -> Vec<u8> {
+    enum In {
+        Text,
+        Quotes { has_escapes: bool },
+        Dollars { tag: Vec<u8> },
+        Name,
+        Line,
+        Comment { depth: usize },
+    }
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80;
+    // The letter in front of a quote, if it is a word of its own.
+    let prefix = |at: usize| {
+        let letter = *text[..at].last()?;
+        let is_alone = at < 2 || !is_word(text[at - 2]);
+        (is_word(letter) && is_alone).then(|| letter.to_ascii_uppercase())
+    };
+    let tag = |at: usize| {
+        let end = (at + 1..text.len()).find(|&end| !is_word(text[end]))?;
+        let is_tag = text[end] == b'$' && !text[at + 1].is_ascii_digit();
+        is_tag.then(|| text[at..=end].to_vec())
+    };
+    let mut masked = Vec::new();
+    let mut place = In::Text;
+    let mut at = 0;
+    while at < text.len() {
+        let rest = &text[at..];
+        let is_first = at == 0 || !is_word(text[at - 1]);
+        // How many bytes belong together, and whether they are part of a literal.
+        let (len, is_content) = match &mut place {
+            In::Text => {
+                let may_open =
+                    is_statement || is_first || matches!(prefix(at), Some(b'E' | b'B' | b'X'));
+                let mut len = 1;
+                if rest[0] == b'\'' && may_open {
+                    let has_escapes = has_escapes || prefix(at) == Some(b'E');
+                    place = In::Quotes { has_escapes };
+                } else if rest[0] == b'$'
+                    && is_first
+                    && let Some(tag) = tag(at)
+                {
+                    len = tag.len();
+                    place = In::Dollars { tag };
+                } else if strictly && rest[0] == b'"' {
+                    place = In::Name;
+                } else if strictly && rest.starts_with(b"--") {
+                    place = In::Line;
+                } else if strictly && rest.starts_with(b"/*") {
+                    len = 2;
+                    place = In::Comment { depth: 1 };
+                }
+                (len, false)
+            }
+            In::Quotes { has_escapes } => {
+                if rest.starts_with(b"''") || *has_escapes && rest[0] == b'\\' {
+                    (2, true)
+                } else if rest[0] == b'\'' {
+                    place = In::Text;
+                    (1, false)
+                } else {
+                    (1, true)
+                }
+            }
+            In::Dollars { tag } => {
+                if rest.starts_with(tag) {
+                    let len = tag.len();
+                    place = In::Text;
+                    (len, false)
+                } else {
+                    (1, true)
+                }
+            }
+            In::Name => {
+                if rest[0] == b'"' {
+                    place = In::Text;
+                }
+                (1, false)
+            }
+            In::Line => {
+                if rest[0] == b'\n' {
+                    place = In::Text;
+                }
+                (1, false)
+            }
+            In::Comment { depth } => {
+                let mut len = 2;
+                if rest.starts_with(b"/*") {
+                    *depth += 1;
+                } else if rest.starts_with(b"*/") {
+                    *depth -= 1;
+                } else {
+                    len = 1;
+                }
+                if *depth == 0 {
+                    place = In::Text;
+                }
+                (len, false)
+            }
+        };
+        if !is_content {
+            masked.extend(rest[..len].iter().map(|&byte| Some(byte)));
+        } else if masked.last() != Some(&None) {
+            // Once for each literal.
+            masked.push(None);
+        }
+        at += len;
+    }
+    let bytes = |byte: &Option<u8>| byte.map_or_else(|| MASK.to_vec(), |byte| vec![byte]);
+    masked.iter().flat_map(bytes).collect()
 }

@@ -4,44 +4,35 @@ use std::collections::TryReserveError;
 use std::iter;
 use std::ops::Range;
 
-use pgrx::guc::PostgresGucEnum;
-
 use crate::fernet::is_base64;
 use crate::pg::literal::{Syntax, literals};
-
-/// What is masked: the values of `fernet.mask_log`.
-#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
-pub(super) enum MaskLog {
-    #[name = c"off"]
-    Off,
-    #[name = c"keys"]
-    Keys,
-    #[name = c"literals"]
-    Literals,
-}
 
 /// What stands in the log for what is masked. It does not show how long that is.
 const MASK: &[u8] = b"***";
 
-/// Returns a text without what is to be masked, or `None` if there is nothing in it.
-pub(super) fn mask(
-    what: MaskLog,
+/// Returns a text with its keys masked, or `None` if there is none in it.
+pub(super) fn mask_keys(text: &[u8]) -> Result<Option<Vec<u8>>, TryReserveError> {
+    replace(text, keys(text))
+}
+
+/// Returns a text with its literals masked, and the keys outside of these, or `None` if there is nothing
+/// to mask.
+pub(super) fn mask_literals(
     text: &[u8],
     syntax: Syntax,
 ) -> Result<Option<Vec<u8>>, TryReserveError> {
     let mut masked = None;
-    let passes: &[bool] = match what {
-        MaskLog::Off => return Ok(None),
-        MaskLog::Keys => &[],
-        MaskLog::Literals if syntax.is_statement => &[true],
-        MaskLog::Literals => &[true, false],
+    let passes: &[bool] = if syntax.is_statement {
+        &[true]
+    } else {
+        &[true, false]
     };
     for &strictly in passes {
         let text = masked.as_deref().unwrap_or(text);
         masked = replace(text, literals(text, syntax, strictly))?.or(masked);
     }
     let text = masked.as_deref().unwrap_or(text);
-    Ok(replace(text, keys(text))?.or(masked))
+    Ok(mask_keys(text)?.or(masked))
 }
 
 fn replace(
@@ -143,9 +134,16 @@ mod tests {
         has_escapes: false,
     };
 
-    fn masked(what: MaskLog, text: &str) -> String {
-        let masked = mask(what, text.as_bytes(), STATEMENT).expect("memory");
-        masked.map_or_else(
+    fn with_keys_masked(text: &str) -> String {
+        text_of(mask_keys(text.as_bytes()), text)
+    }
+
+    fn with_literals_masked(text: &str, syntax: Syntax) -> String {
+        text_of(mask_literals(text.as_bytes(), syntax), text)
+    }
+
+    fn text_of(masked: Result<Option<Vec<u8>>, TryReserveError>, text: &str) -> String {
+        masked.expect("memory").map_or_else(
             || text.to_owned(),
             |masked| String::from_utf8(masked).expect("text"),
         )
@@ -168,8 +166,7 @@ mod tests {
         ] {
             let text = text.replace('A', A);
             let text = text.replace('B', B);
-            assert_eq!(masked(MaskLog::Keys, &text), expected, "{text}");
-            assert_eq!(masked(MaskLog::Off, &text), text);
+            assert_eq!(with_keys_masked(&text), expected, "{text}");
         }
     }
 
@@ -177,10 +174,10 @@ mod tests {
     fn keys_without_their_padding() {
         let bare = &A[..KEY];
         assert_eq!(
-            masked(MaskLog::Keys, &format!("SELECT '{bare}'")),
+            with_keys_masked(&format!("SELECT '{bare}'")),
             "SELECT '***'"
         );
-        assert_eq!(masked(MaskLog::Keys, &format!("{bare}%3D")), "***%3D");
+        assert_eq!(with_keys_masked(&format!("{bare}%3D")), "***%3D");
     }
 
     #[test]
@@ -198,7 +195,7 @@ mod tests {
                 "set_config('fernet.keys', '{}', false)",
                 "options=-cfernet.keys={}",
             ] {
-                let result = masked(MaskLog::Keys, &statement.replace("{}", piece));
+                let result = with_keys_masked(&statement.replace("{}", piece));
                 assert!(
                     result.contains("***") && !result.contains(&piece[3..PIECE]),
                     "{result}"
@@ -206,7 +203,7 @@ mod tests {
             }
             let elsewhere = format!("SET fernet.keys_file = '/fernet.keys/{piece} ");
             if piece.len() < KEY {
-                assert_eq!(masked(MaskLog::Keys, &elsewhere), elsewhere);
+                assert_eq!(with_keys_masked(&elsewhere), elsewhere);
             }
         }
     }
@@ -230,7 +227,7 @@ mod tests {
             &format!("x{A}"),
             "d41d8cd98f00b204e9800998ecf8427e",
         ] {
-            assert_eq!(masked(MaskLog::Keys, text), text);
+            assert_eq!(with_keys_masked(text), text);
         }
     }
 
@@ -238,7 +235,7 @@ mod tests {
     fn literals_and_the_keys_outside_of_them() {
         let text = format!("SELECT 'secret', 'it''s', $$ body $$, \"{A}\", 1 -- {B}");
         let expected = r#"SELECT '***', '***', $$***$$, "***", 1 -- ***"#;
-        assert_eq!(masked(MaskLog::Literals, &text), expected);
+        assert_eq!(with_literals_masked(&text, STATEMENT), expected);
     }
 
     /// Names and statements between double quotes.
@@ -254,8 +251,7 @@ mod tests {
             r#"SQL statement "SELECT '"', 'secret'""#,
             r#"{"Query Text": "SELECT 1 -- one\n, 'secret'"}"#,
         ] {
-            let masked = mask(MaskLog::Literals, text.as_bytes(), message).expect("memory");
-            let masked = String::from_utf8(masked.expect("a literal")).expect("text");
+            let masked = with_literals_masked(text, message);
             assert!(!masked.contains("secret"), "{masked}");
         }
     }
@@ -276,7 +272,7 @@ mod tests {
                 text += around;
                 expected += around;
             }
-            prop_assert_eq!(masked(MaskLog::Keys, &text), expected);
+            prop_assert_eq!(with_keys_masked(&text), expected);
         }
 
         /// Any bytes, as databases in other encodings have them, also such as are cut short.
@@ -285,7 +281,7 @@ mod tests {
             for text in [&text[..], sql.as_bytes()] {
                 for is_statement in [true, false] {
                     let syntax = Syntax { is_statement, has_escapes: is_statement };
-                    mask(MaskLog::Literals, text, syntax).expect("memory");
+                    mask_literals(text, syntax).expect("memory");
                 }
             }
         }

@@ -5,9 +5,10 @@ use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use pgrx::guc::PostgresGucEnum;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
-use super::mask::{self, MaskLog};
+use super::mask::{mask_keys, mask_literals};
 use super::{Error, cache, error, file, secret};
 use crate::fernet::Keyring;
 use crate::pg::setting::{self, Setting, Stored};
@@ -40,7 +41,11 @@ pub(crate) fn init() {
         GucContext::Suset,
         GucFlags::empty(),
     );
-    log::mask_messages(|text, syntax| mask::mask(MASK_LOG.get(), text, syntax));
+    log::mask_messages(|text, syntax| match MASK_LOG.get() {
+        MaskLog::Off => Ok(None),
+        MaskLog::Keys => mask_keys(text),
+        MaskLog::Literals => mask_literals(text, syntax),
+    });
     setting::define::<Keys>();
     setting::define::<KeysFile>();
     setting::define::<KeysCommand>();
@@ -136,6 +141,17 @@ impl Setting for KeysCommand {
     const FLAGS: GucFlags = GucFlags::SUPERUSER_ONLY;
     const STORED: &Stored = &KEYS_COMMAND;
     const ASSIGNED: fn() = cache::forget;
+}
+
+/// What is masked in the server log.
+#[derive(Clone, Copy, PostgresGucEnum)]
+enum MaskLog {
+    #[name = c"off"]
+    Off,
+    #[name = c"keys"]
+    Keys,
+    #[name = c"literals"]
+    Literals,
 }
 
 static MASK_LOG: GucSetting<MaskLog> = GucSetting::<MaskLog>::new(MaskLog::Keys);
