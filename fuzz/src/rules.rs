@@ -374,9 +374,14 @@ pub fn keys_in(text: &[u8]) -> Vec<&[u8]> {
     for mut run in text.split(|&byte| digit(byte).is_none()) {
         let before = text[at.saturating_sub(8)..at].to_ascii_lowercase();
         at += run.len() + 1;
-        // The letter of an escape in front of a key is not part of it.
-        if run.len() == 44 && before.ends_with(b"\\") {
-            run = &run[1..];
+        // An escape in front of a key is not part of it: a letter, and its digits.
+        let escape = run.len().saturating_sub(43);
+        let is_digit = |byte: &u8| byte.is_ascii_hexdigit();
+        if before.ends_with(b"\\")
+            && [1, 2, 3, 5, 9].contains(&escape)
+            && run[1..escape].iter().all(is_digit)
+        {
+            run = &run[escape..];
         }
         is_named |= run.eq_ignore_ascii_case(b"keys")
             && before.ends_with(b"fernet.")

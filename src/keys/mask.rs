@@ -143,9 +143,10 @@ fn is_name(text: &[u8], run: &Range<usize>) -> bool {
 /// Returns how much of a run belongs to the escape before a key, such as `\n`, `\u0022` or `%3D`.
 fn escape_len(text: &[u8], run: &Range<usize>) -> usize {
     let len = chars(&text[run.clone()]).count().saturating_sub(KEY);
-    let is_escape = match text[..run.start].last() {
-        Some(b'\\') => len <= "U00000022".len(),
-        Some(b'%') => len == "3D".len(),
+    let are_hex = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_hexdigit);
+    let is_escape = match (text[..run.start].last(), &text[run.start..run.start + len]) {
+        (Some(b'\\'), [_, digits @ ..]) => matches!(digits.len(), 0..=2 | 4 | 8) && are_hex(digits),
+        (Some(b'%'), digits) => digits.len() == 2 && are_hex(digits),
         _ => false,
     };
     let is_before_key = is_escape && is_key(&text[run.start + len..run.end]);
@@ -315,6 +316,14 @@ mod tests {
             if piece.len() < KEY {
                 assert_eq!(with_keys_masked(&elsewhere), elsewhere);
             }
+        }
+    }
+
+    #[test]
+    fn pieces_behind_what_is_no_escape() {
+        for start in ["ny", "abcd", "u00ag", "Uabcdefg"] {
+            let text = format!(r"SET fernet.keys = 'x\{start}{A}, x%zz{A}'");
+            assert_eq!(with_keys_masked(&text), r"SET fernet.keys = 'x\***, x%***'");
         }
     }
 
