@@ -30,6 +30,11 @@ def fill(db, rows, key=OLD, table="secrets"):
     db.execute(f"VACUUM ANALYZE {table}")
 
 
+def encrypt_writes(db, table, column="value"):
+    """Has what is written to a column encrypted, by the trigger."""
+    db.execute(f"CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('{column}')")
+
+
 @dataclass(frozen=True)
 class Conversion:
     """A procedure on whole columns, with the statuses that the census has for its values before and after."""
