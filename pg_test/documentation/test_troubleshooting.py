@@ -20,12 +20,12 @@ STRING = "'(?:[^']|'')*'"
 def messages_of_the_edition():
     """(SQLSTATE or nothing, message) of each error and warning; what stands for a value in it is %."""
     source = "".join(path.read_text() for path in sorted(ROOT.glob("sql/edition/*.sql")))
-    literal = rf"(?:(?:format|@\.concat)\()?({STRING})"
+    literal = rf"(?:\(SELECT )?(?:(?:format|@\.concat)\()?({STRING})"
     for severity, said in re.findall(rf"RAISE (EXCEPTION|WARNING) ((?:{STRING}|[^';])*);", source):
         code = re.search(r"ERRCODE = .*'(\w{5})'", said)[1] if severity == "EXCEPTION" else ""
         message = re.search(rf"MESSAGE = (?:{literal}|(\w+))", said) or re.match(rf"({STRING})()", said)
         # In a variable, it is one of those that are assigned to it.
-        for text in [message[1]] if message[1] else re.findall(rf"\b{message[2]} := {literal}", source):
+        for text in [message[1]] if message[1] else re.findall(rf"(?<![\w.]){message[2]} := {literal}", source):
             yield code, re.sub("%[sIL]?", "%", text[1:-1].replace("''", "'"))
 
 

@@ -15,6 +15,7 @@ from tables import NEW, OLD
 
 SCRIPT = EDITION / "pg_fernet_sql.sql"
 VERSION = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
+IN_FERNET = f"NOTICE:  pg_fernet_sql {VERSION} is in schema fernet"
 OURS = "SELECT oid::regprocedure::text FROM pg_proc WHERE proname ~ '^_?fernet_' AND pronamespace = %s::regnamespace ORDER BY 1"
 
 
@@ -33,6 +34,11 @@ def prepared(empty):
 
 def install(session, schema="fernet", file=SCRIPT, **options):
     return run_psql(session.info.dbname, session.info.user, file, schema, **options)
+
+
+def told(done):
+    """What psql has shown."""
+    return [re.sub("^psql:.*?: ", "", line) for line in done.stderr.splitlines()]
 
 
 def test_the_owner_is_no_superuser(db):
@@ -61,7 +67,7 @@ def test_again_and_away(prepared):
     install(prepared)
     routines = column(prepared, OURS, "fernet")
     prepared.execute("GRANT EXECUTE ON FUNCTION fernet.fernet_rotate(text) TO pg_monitor; REVOKE ALL ON FUNCTION fernet.fernet_is_token(text) FROM PUBLIC")
-    assert not install(prepared).stderr
+    assert told(install(prepared)) == [IN_FERNET]
     assert column(prepared, OURS, "fernet") == routines
     assert value(prepared, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_rotate(text)', 'EXECUTE')")
     assert not value(prepared, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_is_token(text)', 'EXECUTE')")
@@ -120,10 +126,16 @@ def test_a_schema_with_any_name_and_pgcrypto_anywhere(empty):
 
 
 def test_others_in_the_schema_are_warned_of(prepared):
-    assert not install(prepared).stderr
+    assert told(install(prepared)) == [IN_FERNET]
     prepared.execute("CREATE SCHEMA shared; GRANT CREATE ON SCHEMA shared TO PUBLIC")
-    told = install(prepared, "shared").stderr
-    assert "others may create functions in the schema of pg_fernet_sql" in told and "PUBLIC" in told
+    warning = install(prepared, "shared").stderr
+    assert "others may create functions in the schema of pg_fernet_sql" in warning and "PUBLIC" in warning
+
+
+def test_where_it_is_and_another_copy_are_told(prepared):
+    """Without search_path in PGOPTIONS, an update goes to public."""
+    install(prepared)
+    assert told(install(prepared, "public")) == [f"NOTICE:  pg_fernet_sql {VERSION} is in schema public; there is another in schema fernet"]
 
 
 @pytest.mark.parametrize("privileges", ["", "GRANT EXECUTE ON FUNCTIONS TO PUBLIC, pg_monitor", "REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC"])
@@ -179,9 +191,9 @@ def installed():
 
 
 def test_create_extension(prepared, installed):
-    told = notices(prepared)
+    notes = notices(prepared)
     prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
-    assert told == []
+    assert notes == []
     set_keys(prepared, NEW)
     assert value(prepared, "SELECT fernet.fernet_decrypt(fernet.fernet_encrypt('x'))") == "x"
     assert value(prepared, "SELECT has_function_privilege('pg_monitor', 'fernet.fernet_rotate(text)', 'EXECUTE')") is False
@@ -204,13 +216,18 @@ def test_update_of_the_extension(prepared, installed):
 
 
 def test_what_refuses_the_other_ways(prepared, installed):
-    """As docs/troubleshooting.md has it."""
+    page = (ROOT / "docs/troubleshooting.md").read_text()
     install(prepared)
-    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match='is not a member of extension "pg_fernet_sql"'):
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as error:
         prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
+    assert f"| 55000 | `{error.value.diag.message_primary}`" in page
     install(prepared, file=EDITION / "uninstall.sql")
     prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
-    assert "because extension pg_fernet_sql requires it" in install(prepared, file=EDITION / "uninstall.sql", check=False).stderr
+    for file in SCRIPT, EDITION / "uninstall.sql":
+        message = told(install(prepared, file=file, check=False))[0].removeprefix("ERROR:  ")
+        # Which function is the first is the planner's choice.
+        message = re.sub(r"fernet\._?fernet_\w+\([^)]*\)", "fernet._fernet_base64(text)", message)
+        assert f"| 2BP01 | `{message}`" in page
     prepared.execute("DROP EXTENSION pg_fernet_sql")
 
 

@@ -1,13 +1,15 @@
 """The recipe of docs/managed.md for a role that rotates without being able to decrypt."""
 
+import subprocess
+
 import psycopg
 import pytest
 from cryptography.fernet import Fernet
 from psycopg import errors, sql
 
 from pages import code_block
-from postgres import column, connect, value
-from tables import NEW, OLD
+from postgres import column, connect, server_log, value
+from tables import LOST, NEW, OLD
 
 HEADING = "Rotate without being able to decrypt"
 PAGE = "docs/managed.md"
@@ -15,8 +17,8 @@ KEYS = "SELECT coalesce(current_setting('fernet.keys', true), '')"
 
 
 @pytest.fixture
-def vault(db, database):
-    """The owner's session: ten tokens under the old key, and the keys in the recipe's table."""
+def vault(db, database, owner, tmp_path):
+    """The owner's session: ten tokens under the old key, and the keys in the recipe's table, as the page puts them there."""
     with connect("postgres") as server:
         server.execute("CREATE ROLE rotator LOGIN")
     try:
@@ -26,14 +28,20 @@ def vault(db, database):
         for id in range(10):
             db.execute("INSERT INTO secrets VALUES (%s, %s)", [id, Fernet(OLD).encrypt(b"secret").decode()])
         db.execute(recipe)
-        for key in OLD, NEW:
-            with db.cursor().copy("COPY vault.keys (key) FROM STDIN") as copy:
-                copy.write(key)
+        store_keys(database, owner, tmp_path, NEW, OLD)
         yield db
     finally:
         db.execute("DROP SCHEMA IF EXISTS vault CASCADE; DROP TABLE IF EXISTS secrets")
         with connect(database) as server:
             server.execute("DROP OWNED BY rotator; DROP ROLE rotator")
+
+
+def store_keys(database, owner, folder, new, old):
+    """From two files."""
+    (folder / "new.key").write_text(new)
+    (folder / "old.key").write_text(old)
+    commands = code_block(PAGE, HEADING, "sh", "vault.keys").replace("-d app -U app", f"-d {database} -U {owner}")
+    subprocess.run(["bash", "-euc", commands], cwd=folder, check=True)
 
 
 @pytest.fixture
@@ -43,10 +51,25 @@ def rotator(vault, database):
 
 
 def test_it_rotates(vault, rotator):
-    done = rotator.execute("UPDATE secrets SET value = vault.rotate(value) WHERE vault.key_index(value) > 1")
+    done = rotator.execute("UPDATE public.secrets SET value = vault.rotate(value) WHERE vault.key_index(value) > 1")
     assert done.rowcount == 10
     assert {Fernet(NEW).decrypt(token) for token in column(vault, "SELECT value FROM secrets")} == {b"secret"}
-    assert rotator.execute("UPDATE secrets SET value = vault.rotate(value) WHERE vault.key_index(value) > 1").rowcount == 0
+    assert rotator.execute("UPDATE public.secrets SET value = vault.rotate(value) WHERE vault.key_index(value) > 1").rowcount == 0
+
+
+def test_the_list_is_replaced(vault, database, owner, tmp_path):
+    """By what is in the files, with whatever white space; and nothing of it is in a statement."""
+    with connect("postgres") as server:
+        server.execute(f"ALTER ROLE {owner} SET log_statement = 'all'")
+    with server_log() as lines:
+        store_keys(database, owner, tmp_path, f"{LOST}\r\n", f" {NEW},\t{OLD} \n\n")
+        assert column(vault, "SELECT list FROM vault.keys") == [f"{LOST},{NEW},{OLD}"]
+        store_keys(database, owner, tmp_path, LOST, "")
+        assert column(vault, "SELECT list FROM vault.keys") == [LOST]
+    with connect("postgres") as server:
+        server.execute(f"ALTER ROLE {owner} RESET log_statement")
+    assert any("COPY  vault.keys" in line for line in lines)
+    assert not any(key in line for key in (LOST, NEW, OLD) for line in lines)
 
 
 @pytest.mark.parametrize("statement", ["SELECT * FROM vault.keys", "SELECT fernet_decrypt(value) FROM secrets", "SELECT * FROM fernet_keys()",

@@ -27,6 +27,8 @@ DECLARE
     existing pg_catalog.oid[];
     routine pg_catalog.record;
     creators pg_catalog.text;
+    version pg_catalog.text;
+    elsewhere pg_catalog.text;
 
     --
     -- Code that stands in several functions
@@ -2371,6 +2373,12 @@ BEGIN
                   HINT = 'Install it in a schema of its own: CREATE SCHEMA fernet; SET search_path = fernet. Then grant USAGE on '
                          'the schema to the roles that use the functions.';
     END IF;
+
+    -- If search_path was forgotten, it is in public, perhaps beside the copy that was to be updated.
+    EXECUTE format('SELECT %I.fernet_version()', self) INTO version;
+    SELECT string_agg(pronamespace::regnamespace::text, ', ') INTO elsewhere
+    FROM pg_proc WHERE proname = 'fernet_version' AND pronamespace <> quote_ident(self)::regnamespace;
+    RAISE NOTICE '%', concat(version, ' is in schema ', quote_ident(self), '; there is another in schema ' || elsewhere);
 
     PERFORM set_config('search_path', caller_path, true);
 END $install$;
