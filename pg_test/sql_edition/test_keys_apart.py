@@ -1,5 +1,6 @@
 """The recipe of docs/managed.md for a role that rotates without being able to decrypt."""
 
+import base64
 import subprocess
 
 import psycopg
@@ -116,3 +117,19 @@ def test_its_objects_in_the_path_mean_nothing(vault, rotator, database):
         CREATE TEMPORARY TABLE keys (key text, added timestamptz);
         SET search_path = trap, pg_temp, pg_catalog, public""")
     assert rotator.execute("UPDATE public.secrets SET value = vault.rotate(value) WHERE vault.key_index(value) > 1").rowcount == 10
+
+
+def test_no_plan_has_a_key_or_a_plaintext_in_it(rotator):
+    """Whoever may call a function may have the plans of its queries printed, with the constants in them."""
+    rotator.execute("SET client_min_messages = log; SET debug_print_plan = on; SET debug_print_rewritten = on; SET debug_print_parse = on")
+    told = []
+    rotator.add_notice_handler(lambda notice: told.append(f"{notice.message_primary} {notice.message_detail}"))
+    for expression in "$1", "'x ' || $1", "'gAAA' || repeat('A', 200) || $1":
+        for function in "rotate", "key_index":
+            rotator.execute(f"SELECT vault.{function}({expression})".replace("$1", "%s::text"), [Fernet(OLD).encrypt(b"hunter2 and more").decode()])
+    shown = " ".join(" ".join(told).split())
+    assert "vault" in shown or "CONST" in shown
+    # A constant is printed byte by byte, as signed numbers.
+    for secret in *(base64.urlsafe_b64decode(key) for key in (NEW, OLD)), b"hunter2 and more":
+        for part in secret[:16], secret[-16:]:
+            assert " ".join(str(byte - 256 if byte > 127 else byte) for byte in part) not in shown
