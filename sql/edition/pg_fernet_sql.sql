@@ -118,6 +118,13 @@ DECLARE
                 keys[1])$source$;
 
     --
+    -- Transactions of the procedures
+    --
+
+    -- In a later snapshot there is what others have committed since, whatever the default is.
+    commits constant pg_catalog.text := $source$COMMIT; SET TRANSACTION ISOLATION LEVEL READ COMMITTED;$source$;
+
+    --
     -- The functions that do not depend on the type of the token
     --
 
@@ -1279,7 +1286,8 @@ DECLARE
         AS $$
             SELECT CASE WHEN type IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'xml'::regtype) THEN 'text'
                         WHEN type = 'bytea'::regtype THEN 'bytea'
-                        WHEN type IN ('json'::regtype, 'jsonb'::regtype) THEN type::regtype::text
+                        WHEN type = 'json'::regtype THEN 'json'
+                        WHEN type = 'jsonb'::regtype THEN 'jsonb'
                         ELSE (SELECT CASE e.extname WHEN 'citext' THEN 'text' ELSE 'json' END
                               FROM pg_depend AS d
                               JOIN pg_extension AS e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
@@ -1523,7 +1531,7 @@ DECLARE
                 OUT ids tid[], OUT writers xid[], OUT new_values text[], OUT dues bigint[], OUT statement text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
             SET search_path = pg_catalog, pg_temp SET row_security = off
-            SET synchronize_seqscans = off SET enable_seqscan = off
+            SET synchronize_seqscans = off SET enable_seqscan = off SET enable_tidscan = on
         AS $$
         DECLARE
             -- In memory there are up to eight copies of a batch.
@@ -1587,7 +1595,7 @@ DECLARE
             CLOSE rows;
             block := coalesce((next::text::point)[0], block);
             -- The place behind it, or none.
-            next := ('(' || block || ',' || (next::text::point)[1] + 1 || ')')::tid;
+            next := ('(' || block || ',' || (next::text::point)[1]::integer + 1 || ')')::tid;
             due_rows := cardinality(ids);
             IF due_rows > 0 THEN
                 BEGIN
@@ -1680,9 +1688,9 @@ DECLARE
             SET search_path = pg_catalog, pg_temp
         AS $$
             SELECT CASE WHEN done = 0 THEN format('%s rows, %s rows/s', row_count, rate)
-                        ELSE format('%s of about %s rows (%s %%), %s rows/s, %s left', row_count, round(row_count / done), floor(done * 100), rate,
+                        ELSE format('%s of about %s rows (%s %%), %s rows/s, %s left', row_count, round(row_count / done)::bigint, floor(done * 100)::integer, rate,
                                     {self}._fernet_describe_time(seconds / done - seconds)) END
-            FROM (SELECT least(1, blocks / greatest(blocks_in_all, 1)::double precision), round(row_count / greatest(seconds, 0.001))) AS x (done, rate)
+            FROM (SELECT least(1, blocks / greatest(blocks_in_all, 1)::double precision), round(row_count / greatest(seconds, 0.001))::bigint) AS x (done, rate)
         $$;
 
         -- Says what came of a call.
@@ -1699,7 +1707,7 @@ DECLARE
             RAISE NOTICE '%', format('%s %s in %s in %s, %s rows/s', CASE conversion WHEN 'rotate' THEN 'rotated' ELSE conversion || 'ed' END,
                 {self}._fernet_counted(done, CASE WHEN is_rotation THEN 'token' ELSE 'value' END),
                 {self}._fernet_counted(tally.row_count, 'row'), {self}._fernet_describe_time(seconds),
-                round(tally.row_count / greatest(seconds, 0.001)));
+                round(tally.row_count / greatest(seconds, 0.001))::bigint);
             IF cardinality(tally.bad) > 0 THEN
                 RAISE WARNING USING
                     MESSAGE = format('left as they are: %s that no key opens, %s', {self}._fernet_counted(tally.unknown_key, 'token'),
@@ -1771,6 +1779,9 @@ DECLARE
         AS $$
         DECLARE
             limits @.text := @.current_setting('lock_timeout');
+            nulls_in_arrays @.text := @.current_setting('array_nulls');
+            kind_of_xml @.text := @.current_setting('xmloption');
+            scans_by_place @.text := @.current_setting('enable_tidscan');
             started @.timestamptz := @.clock_timestamp();
             first_look_ended @.timestamptz;
             told @.timestamptz;
@@ -1796,11 +1807,11 @@ DECLARE
             done := 0;
             -- In a transaction block this is an error of the server's. Nothing in SQL tells of one before: where a client
             -- sends parameters, a statement begins later than its own transaction.
-            COMMIT;
+            {commit}
             FOR look IN 1 .. 100 LOOP
                 SELECT @.array_agg(f.member), @.array_agg(f.size), @.sum(f.size)::bigint INTO members, sizes, blocks_in_all
                 FROM {self}._fernet_sizes(relation) AS f;
-                COMMIT;
+                {commit}
                 IF members IS NULL THEN
                     PERFORM {self}._fernet_check_relation(relation);
                 END IF;
@@ -1820,10 +1831,14 @@ DECLARE
                                        'be made again.';
                         END IF;
                         IF @.cardinality(batch.ids) @>@ 0 THEN
-                            -- It has the locks on the rows, but a trigger or a foreign key may want others.
+                            -- It has the locks on the rows, but a trigger or a foreign key may want others. What a new value
+                            -- means is not to depend on a setting; and what fires at the commit gets those that it is used to.
                             BEGIN
-                                PERFORM @.set_config('lock_timeout', '500ms', true);
+                                PERFORM @.set_config('lock_timeout', '500ms', true), @.set_config('array_nulls', 'on', true),
+                                        @.set_config('xmloption', 'content', true), @.set_config('enable_tidscan', 'on', true);
                                 EXECUTE batch.statement USING batch.ids, batch.writers, batch.new_values;
+                                PERFORM @.set_config('lock_timeout', limits, true), @.set_config('array_nulls', nulls_in_arrays, true),
+                                        @.set_config('xmloption', kind_of_xml, true), @.set_config('enable_tidscan', scans_by_place, true);
                                 done := done @+@ (SELECT @.sum(b.due)::bigint FROM @.unnest(batch.dues) AS b (due));
                                 IF batch.has_code THEN
                                     has_code := true;
@@ -1833,7 +1848,7 @@ DECLARE
                                 locked := locked @+@ @.cardinality(batch.ids);
                             END;
                         END IF;
-                        COMMIT;
+                        {commit}
                         row_count := row_count @+@ batch.row_count;
                         locked := locked @+@ batch.locked;
                         place := batch.next;
@@ -1851,14 +1866,14 @@ DECLARE
                                     @.date_part('epoch', told @-@ pass_started));
                         END IF;
                     END LOOP;
-                    COMMIT;
+                    {commit}
                     blocks := blocks @+@ sizes[member];
                 END LOOP;
 
                 -- What others were writing meanwhile cannot be seen before they have ended.
                 SELECT @.array_agg(w.transaction), @.array_agg(w.description) INTO writers, descriptions
                 FROM {self}._fernet_writers(relation, locked @>@ 0) AS w;
-                COMMIT;
+                {commit}
                 waiting_since := @.clock_timestamp();
                 told := waiting_since;
                 FOR writer_number IN 1 .. COALESCE(@.cardinality(writers), 0) LOOP
@@ -1871,18 +1886,18 @@ DECLARE
                             told := NULL;
                             RAISE NOTICE 'waiting for %', descriptions[writer_number];
                         END IF;
-                        COMMIT;
+                        {commit}
                         PERFORM @.pg_sleep(0.01);
-                        COMMIT;
+                        {commit}
                     END LOOP;
                     EXIT WHEN unfinished IS NOT NULL;
                     told := @.clock_timestamp();
                 END LOOP;
-                COMMIT;
+                {commit}
 
                 PERFORM {self}._fernet_check_relation(relation);
                 tally := {self}._fernet_count(relation, column_name, keys, conversion, true);
-                COMMIT;
+                {commit}
                 first_look_ended := COALESCE(first_look_ended, @.clock_timestamp());
                 EXIT WHEN tally.due @=@ 0 OR unfinished IS NOT NULL
                     -- In vain: a trigger or a rule keeps them.
@@ -1892,7 +1907,7 @@ DECLARE
                 IF locked @>@ 0 THEN
                     -- What holds a row up may be a lock on another table, for which nobody was waited.
                     PERFORM @.pg_sleep(0.1);
-                    COMMIT;
+                    {commit}
                 END IF;
             END LOOP;
 
@@ -1905,6 +1920,8 @@ DECLARE
             nulls := tally.nulls;
             in_text := tally.in_text;
             PERFORM {self}._fernet_tell(conversion, done, @.date_part('epoch', @.clock_timestamp() @-@ started), tally, unfinished);
+            -- A procedure that calls it goes on in a transaction of the usual kind.
+            COMMIT;
         END $$;
 
         CREATE OR REPLACE PROCEDURE {self}.fernet_rotate_column(
@@ -2058,7 +2075,7 @@ DECLARE
             make_it_right constant text := 'Name columns of the table, of type text, varchar, char, citext or bytea: CREATE TRIGGER ... EXECUTE '
                 'FUNCTION fernet_encrypt_trigger(''column'', ''another'').';
         BEGIN
-            SELECT a.atttypid::regtype::text INTO kind
+            SELECT CASE a.atttypid WHEN 'bytea'::regtype THEN 'bytea' ELSE 'text' END INTO kind
             FROM pg_attribute AS a
             WHERE a.attrelid = relation AND a.attname = column_name AND a.attnum > 0 AND a.attgenerated = ''
               AND a.atttypid IN ('text'::regtype, 'bytea'::regtype);
@@ -2332,7 +2349,7 @@ BEGIN
         || replace(of_columns, '{count_relation}',
                    replace(replace(count_relation, '{count_name}', '_fernet_count'), '{count_volatility}', 'VOLATILE')
                    || replace(replace(count_relation, '{count_name}', '_fernet_count_as_seen'), '{count_volatility}', 'STABLE'));
-    source := replace(replace(replace(replace(replace(source, '{variables}', variables), '{decode}', decode), '{open}', open), '{pad}', pad), '{sealed}', sealed);
+    source := replace(replace(replace(replace(replace(replace(source, '{variables}', variables), '{decode}', decode), '{open}', open), '{pad}', pad), '{sealed}', sealed), '{commit}', commits);
     source := replace(replace(source, '{self}', quote_ident(self)), '{pgcrypto}', quote_ident(pgcrypto));
     source := replace(regexp_replace(source, '@([-+*/<>=~!%|]+)@', 'OPERATOR(pg_catalog.\1)', 'g'), '@.', 'pg_catalog.');
     EXECUTE source;
