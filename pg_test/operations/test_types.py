@@ -119,7 +119,7 @@ SETTINGS = {
               "standard_conforming_strings = off", "TimeZone = 'Asia/Kathmandu'", "transform_null_equals = on", "xmlbinary = hex",
               "xmloption = document"],
     "plans": ["bytea_output = hex", "cursor_tuple_fraction = 1", "enable_bitmapscan = off", "enable_indexscan = off", "enable_nestloop = off",
-              "enable_seqscan = off", "enable_tidscan = off", "from_collapse_limit = 1", "jit_above_cost = 0", "join_collapse_limit = 1",
+              "enable_seqscan = off", "enable_tidscan = off", "from_collapse_limit = 1", "jit = off", "join_collapse_limit = 1",
               "plan_cache_mode = force_custom_plan", "work_mem = '64kB'"],
     "transactions": ["default_transaction_deferrable = on", "default_transaction_isolation = serializable", "lock_timeout = '1d'",
                      "plan_cache_mode = force_generic_plan", "plpgsql.extra_errors = 'all'", "row_security = off",
