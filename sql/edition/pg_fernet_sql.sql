@@ -13,6 +13,7 @@
 --   {self}               is the schema of the functions
 --   {pgcrypto}           is that of pgcrypto, whose functions ours are bound to when they are created
 --   {type}, {encoded} ...  are what differs between text and bytea
+--   {catches}, {converts}  are how safe it is in parallel to catch an error, and to convert to or from UTF-8
 --   {open} and the like  is code that stands in several functions, since calling one is expensive
 --
 -- A literal with a backslash is E'': its meaning depends on no setting.
@@ -23,6 +24,7 @@ DECLARE
     pgcrypto pg_catalog.text;
     source pg_catalog.text;
     for_type pg_catalog.text[];
+    catches pg_catalog.text;
     internal pg_catalog.text;
     existing pg_catalog.oid[];
     routine pg_catalog.record;
@@ -390,7 +392,7 @@ DECLARE
             'encrypt bytes into a Fernet token under the first key';
 
         CREATE OR REPLACE FUNCTION {self}.fernet_encrypt(plaintext text) RETURNS text
-            LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
+            LANGUAGE plpgsql VOLATILE STRICT PARALLEL {converts}
         AS $$
         DECLARE
             keys @.bytea[] := {self}._fernet_keys();
@@ -415,7 +417,7 @@ DECLARE
 
         -- Converts from another encoding. NULL, if something has no equivalent, which the server's own error would show.
         CREATE OR REPLACE FUNCTION {self}._fernet_to_utf8(plaintext text) RETURNS bytea
-            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL {catches}
             SET search_path = pg_catalog, pg_temp
         AS $$
         BEGIN
@@ -430,7 +432,7 @@ DECLARE
 
         -- Makes text of bytes that are UTF-8. NULL, if they are not: the server's own error would show them.
         CREATE OR REPLACE FUNCTION {self}._fernet_text(plain bytea) RETURNS text
-            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL {converts}
         AS $$
         DECLARE
             escaped @.text COLLATE @."C" := @.encode(plain, 'escape');
@@ -443,7 +445,7 @@ DECLARE
         END $$;
 
         CREATE OR REPLACE FUNCTION {self}._fernet_from_utf8(plain bytea) RETURNS text
-            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL {converts}
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
@@ -451,19 +453,31 @@ DECLARE
             utf8 constant text := '^(?:0[1-9a-f]|[1-7].'
                 '|(?:c[2-9a-f]|d.)[89ab].'
                 '|(?:e0[ab]|e[1-9a-cef][89ab]|ed[89]|f0[9ab].[89ab]|f[123][89ab].[89ab]|f48.[89ab]).[89ab].)*$';
+            len constant integer := octet_length(plain);
+            done integer := 0;
+            size integer;
         BEGIN
-            -- Not the usual way, since parallel workers may begin no subtransaction; but a regular expression takes
-            -- many times the space.
-            IF getdatabaseencoding() <> 'UTF8' OR octet_length(plain) > 10000000 THEN
+            IF getdatabaseencoding() <> 'UTF8' THEN
                 RETURN {self}._fernet_convert_from_utf8(plain);
-            ELSIF encode(plain, 'hex') COLLATE "C" ~ utf8 THEN
-                RETURN convert_from(plain, 'UTF8');
             END IF;
-            RETURN NULL;
+            -- Not the usual way, since a parallel query may begin no subtransaction; and in pieces of whole characters,
+            -- since a regular expression takes many times the space.
+            WHILE done < len LOOP
+                size := least(1000000, len - done);
+                FOR back IN 1 .. 3 LOOP
+                    EXIT WHEN done + size = len OR get_byte(plain, done + size) & 192 <> 128;
+                    size := size - 1;
+                END LOOP;
+                IF encode(substring(plain, done + 1, size), 'hex') COLLATE "C" !~ utf8 THEN
+                    RETURN NULL;
+                END IF;
+                done := done + size;
+            END LOOP;
+            RETURN convert_from(plain, 'UTF8');
         END $$;
 
         CREATE OR REPLACE FUNCTION {self}._fernet_convert_from_utf8(plain bytea) RETURNS text
-            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL {catches}
             SET search_path = pg_catalog, pg_temp
         AS $$
         BEGIN
@@ -491,7 +505,7 @@ DECLARE
 
         -- Refuses a token that is older than `ttl`, or more than a minute ahead, at the time `at`.
         CREATE OR REPLACE FUNCTION {self}._fernet_check_age(record bytea, ttl interval, at timestamptz) RETURNS void
-            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+            LANGUAGE plpgsql STABLE STRICT PARALLEL {catches}
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
@@ -505,7 +519,7 @@ DECLARE
         END $$;
 
         CREATE OR REPLACE FUNCTION {self}._fernet_expires(made timestamptz, ttl interval) RETURNS timestamptz
-            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+            LANGUAGE plpgsql STABLE STRICT PARALLEL {catches}
             SET search_path = pg_catalog, pg_temp
         AS $$
         BEGIN
@@ -766,7 +780,7 @@ DECLARE
 
     of_tokens constant pg_catalog.text := $source$
         CREATE OR REPLACE FUNCTION {self}.fernet_decrypt(token {type}) RETURNS text
-            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+            LANGUAGE plpgsql STABLE STRICT PARALLEL {converts}
         AS $$
         DECLARE
             {variables}
@@ -778,7 +792,7 @@ DECLARE
             'decrypt a Fernet token to text, with whichever key opens it';
 
         CREATE OR REPLACE FUNCTION {self}.fernet_decrypt(token {type}, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS text
-            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+            LANGUAGE plpgsql STABLE STRICT PARALLEL {catches}
         AS $$
         DECLARE
             {variables}
@@ -803,7 +817,7 @@ DECLARE
             'decrypt a Fernet token to bytes, with whichever key opens it';
 
         CREATE OR REPLACE FUNCTION {self}.fernet_decrypt_bytea(token {type}, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS bytea
-            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+            LANGUAGE plpgsql STABLE STRICT PARALLEL {catches}
         AS $$
         DECLARE
             {variables}
@@ -1116,12 +1130,12 @@ DECLARE
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
         AS $$
         DECLARE
-            found @.record;
+            look @.record;
         BEGIN
             IF @.octet_length(encoded) @>=@ 98 AND encoded @~@ E'^[ \\t\\n\\f\\r]*g[A-Za-z0-9+/_= \\t\\n\\f\\r-]*$' THEN
-                found := {self}._fernet_base64(encoded);
-                IF @.substring(encoded, found.read_to @+@ 1) @~@ E'^[= \\t\\n\\f\\r]*$' THEN
-                    RETURN {self}._fernet_record(found.characters);
+                look := {self}._fernet_base64(encoded);
+                IF @.substring(encoded, look.read_to @+@ 1) @~@ E'^[= \\t\\n\\f\\r]*$' THEN
+                    RETURN {self}._fernet_record(look.characters);
                 END IF;
             END IF;
             RETURN NULL;
@@ -2308,6 +2322,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = '3F000', MESSAGE = 'no schema has been selected to create pg_fernet_sql in',
             HINT = 'Set search_path to a schema of its own: CREATE SCHEMA fernet; SET search_path = fernet.';
     END IF;
+    -- It gets into literals, formats and bodies between $$.
+    IF self ~ '[''%{]|[$][$]' THEN
+        RAISE EXCEPTION USING ERRCODE = '42602', MESSAGE = format('pg_fernet_sql cannot be created in schema %I', self),
+            HINT = 'Choose a schema without '', %, { or $$ in its name: CREATE SCHEMA fernet; SET search_path = fernet.';
+    END IF;
     IF EXISTS (SELECT FROM pg_proc WHERE pronamespace = quote_ident(self)::regnamespace AND proname = 'fernet_encrypt'
                AND prolang = (SELECT oid FROM pg_language WHERE lanname = 'c')) THEN
         RAISE EXCEPTION USING ERRCODE = '42723',
@@ -2350,8 +2369,13 @@ BEGIN
                    replace(replace(count_relation, '{count_name}', '_fernet_count'), '{count_volatility}', 'VOLATILE')
                    || replace(replace(count_relation, '{count_name}', '_fernet_count_as_seen'), '{count_volatility}', 'STABLE'));
     source := replace(replace(replace(replace(replace(replace(source, '{variables}', variables), '{decode}', decode), '{open}', open), '{pad}', pad), '{sealed}', sealed), '{commit}', commits);
+    -- To catch an error begins a subtransaction, which a parallel query, its leader included, may since PostgreSQL 17.
+    catches := CASE WHEN current_setting('server_version_num')::integer >= 170000 THEN 'SAFE' ELSE 'UNSAFE' END;
+    source := replace(replace(source, '{catches}', catches),
+                      '{converts}', CASE getdatabaseencoding() WHEN 'UTF8' THEN 'SAFE' ELSE catches END);
+    source := replace(regexp_replace(source, '@([-+*/<>=~!%|]+)@', E'OPERATOR(pg_catalog.\\1)', 'g'), '@.', 'pg_catalog.');
+    -- Last, since names may have anything in them.
     source := replace(replace(source, '{self}', quote_ident(self)), '{pgcrypto}', quote_ident(pgcrypto));
-    source := replace(regexp_replace(source, '@([-+*/<>=~!%|]+)@', 'OPERATOR(pg_catalog.\1)', 'g'), '@.', 'pg_catalog.');
     EXECUTE source;
 
     -- What reads the keys is for those to whom somebody grants it, function by function; whatever ALTER DEFAULT
