@@ -13,7 +13,7 @@
 --   {self}               is the schema of the functions
 --   {pgcrypto}           is that of pgcrypto, whose functions ours are bound to when they are created
 --   {type}, {encoded} ...  are what differs between text and bytea
---   {catches}, {converts}  are how safe it is in parallel to catch an error, and to convert to or from UTF-8
+--   {converts}           is how safe it is in parallel to convert to or from UTF-8
 --   {open} and the like  is code that stands in several functions, since calling one is expensive
 --
 -- A literal with a backslash is E'': its meaning depends on no setting.
@@ -24,7 +24,6 @@ DECLARE
     pgcrypto pg_catalog.text;
     source pg_catalog.text;
     for_type pg_catalog.text[];
-    catches pg_catalog.text;
     internal pg_catalog.text;
     existing pg_catalog.oid[];
     routine pg_catalog.record;
@@ -417,7 +416,7 @@ DECLARE
 
         -- Converts from another encoding. NULL, if something has no equivalent, which the server's own error would show.
         CREATE OR REPLACE FUNCTION {self}._fernet_to_utf8(plaintext text) RETURNS bytea
-            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL {catches}
+            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL {converts}
             SET search_path = pg_catalog, pg_temp
         AS $$
         BEGIN
@@ -477,7 +476,7 @@ DECLARE
         END $$;
 
         CREATE OR REPLACE FUNCTION {self}._fernet_convert_from_utf8(plain bytea) RETURNS text
-            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL {catches}
+            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL {converts}
             SET search_path = pg_catalog, pg_temp
         AS $$
         BEGIN
@@ -505,7 +504,7 @@ DECLARE
 
         -- Refuses a token that is older than `ttl`, or more than a minute ahead, at the time `at`.
         CREATE OR REPLACE FUNCTION {self}._fernet_check_age(record bytea, ttl interval, at timestamptz) RETURNS void
-            LANGUAGE plpgsql STABLE STRICT PARALLEL {catches}
+            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
@@ -518,20 +517,39 @@ DECLARE
             END IF;
         END $$;
 
+        -- Past the range of timestamptz it is infinity, or minus infinity if the interval points there; where that has months
+        -- or days, whose length varies, already in the last days of the range.
+        -- Not by catching the server's error: a parallel query may begin no subtransaction before PostgreSQL 17.
         CREATE OR REPLACE FUNCTION {self}._fernet_expires(made timestamptz, ttl interval) RETURNS timestamptz
-            LANGUAGE plpgsql STABLE STRICT PARALLEL {catches}
+            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
+        DECLARE
+            start constant numeric := extract(epoch FROM made);
+            months numeric;
+            days numeric;
+            seconds numeric;
+            margin integer;
         BEGIN
-            IF made < timestamptz '10000-01-01' AND ttl BETWEEN interval '-1000 years' AND interval '100000 years' THEN
+            IF made < timestamptz '10000-01-01' AND ttl BETWEEN interval '-1000 years' AND interval '100000 years'
+                    AND abs(extract(day FROM ttl)) < 1000000 AND abs(extract(hour FROM ttl)) < 10000000 THEN
                 RETURN made + ttl;
             END IF;
-            BEGIN
-                RETURN made + ttl;
-            EXCEPTION WHEN datetime_field_overflow THEN
-                -- Past the range of timestamptz, at the end that the interval points to.
-                RETURN CASE WHEN ttl < interval '0' THEN timestamptz '-infinity' ELSE timestamptz 'infinity' END;
-            END;
+            IF isfinite(ttl) AND NOT isfinite(made) THEN
+                RETURN made;
+            END IF;
+            -- The server adds months, then days, then the rest, and each sum must be in its range. A month is 30.436875 days
+            -- on average.
+            IF isfinite(ttl) THEN
+                months := start + (extract(year FROM ttl) * 12 + extract(month FROM ttl)) * 2629746;
+                days := months + extract(day FROM ttl) * 86400;
+                seconds := days + extract(hour FROM ttl) * 3600 + extract(minute FROM ttl) * 60 + extract(second FROM ttl);
+                margin := CASE WHEN months = start AND days = start THEN 0 ELSE 10 * 86400 END;
+                IF least(months, days, seconds) >= -210866803200 + margin AND greatest(months, days, seconds) < 9224318016000 - margin THEN
+                    RETURN made + ttl;
+                END IF;
+            END IF;
+            RETURN CASE WHEN ttl < interval '0' THEN timestamptz '-infinity' ELSE timestamptz 'infinity' END;
         END $$;
 
         --
@@ -792,7 +810,7 @@ DECLARE
             'decrypt a Fernet token to text, with whichever key opens it';
 
         CREATE OR REPLACE FUNCTION {self}.fernet_decrypt(token {type}, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS text
-            LANGUAGE plpgsql STABLE STRICT PARALLEL {catches}
+            LANGUAGE plpgsql STABLE STRICT PARALLEL {converts}
         AS $$
         DECLARE
             {variables}
@@ -817,7 +835,7 @@ DECLARE
             'decrypt a Fernet token to bytes, with whichever key opens it';
 
         CREATE OR REPLACE FUNCTION {self}.fernet_decrypt_bytea(token {type}, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS bytea
-            LANGUAGE plpgsql STABLE STRICT PARALLEL {catches}
+            LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
         AS $$
         DECLARE
             {variables}
@@ -2369,10 +2387,10 @@ BEGIN
                    replace(replace(count_relation, '{count_name}', '_fernet_count'), '{count_volatility}', 'VOLATILE')
                    || replace(replace(count_relation, '{count_name}', '_fernet_count_as_seen'), '{count_volatility}', 'STABLE'));
     source := replace(replace(replace(replace(replace(replace(source, '{variables}', variables), '{decode}', decode), '{open}', open), '{pad}', pad), '{sealed}', sealed), '{commit}', commits);
-    -- To catch an error begins a subtransaction, which a parallel query, its leader included, may since PostgreSQL 17.
-    catches := CASE WHEN current_setting('server_version_num')::integer >= 170000 THEN 'SAFE' ELSE 'UNSAFE' END;
-    source := replace(replace(source, '{catches}', catches),
-                      '{converts}', CASE getdatabaseencoding() WHEN 'UTF8' THEN 'SAFE' ELSE catches END);
+    -- In other encodings an error is caught, which begins a subtransaction: a parallel query, its leader included, may not
+    -- before PostgreSQL 17.
+    source := replace(source, '{converts}', CASE WHEN getdatabaseencoding() = 'UTF8' OR current_setting('server_version_num')::integer >= 170000
+                                                 THEN 'SAFE' ELSE 'UNSAFE' END);
     source := replace(regexp_replace(source, '@([-+*/<>=~!%|]+)@', E'OPERATOR(pg_catalog.\\1)', 'g'), '@.', 'pg_catalog.');
     -- Last, since names may have anything in them.
     source := replace(replace(source, '{self}', quote_ident(self)), '{pgcrypto}', quote_ident(pgcrypto));
