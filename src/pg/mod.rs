@@ -22,6 +22,7 @@
 //! | `server`         | what else the server is asked for |
 //! | `process`        | programs that the server runs, with all their descendants |
 //! | `random`         | initialisation vectors |
+//! | `memory`         | what Rust allocates, with a reserve for where the system has no more |
 //! | `log`            | the server log: messages before they are written |
 //! | `literal`        | string literals in SQL, and in messages about it |
 //! | `report`         | errors, warnings and notices as the server has them |
@@ -36,6 +37,7 @@ mod guc;
 mod jsonb;
 pub(crate) mod literal;
 pub(crate) mod log;
+pub(crate) mod memory;
 pub(crate) mod name;
 pub(crate) mod new_values;
 pub(crate) mod process;
