@@ -17,6 +17,11 @@
 --   {open} and the like  is code that stands in several functions, since calling one is expensive
 --
 -- A literal with a backslash is E'': its meaning depends on no setting.
+--
+-- Modules such as auto_explain log the text of a statement, its parameters, and the constants in its plan. So that no key
+-- and no plaintext is among them, functions are called in expressions of PL/pgSQL, which are not logged; dynamic
+-- statements get neither; and a function whose queries do has generic plans, and no FOR loop over such a query, since
+-- that makes parameters of variables. test_log.py looks for them.
 DO $install$
 DECLARE
     self pg_catalog.text := pg_catalog.current_schema();
@@ -108,6 +113,10 @@ DECLARE
                 PERFORM {self}._fernet_refuse('not text');
             END IF;
             RETURN encoded;$source$;
+
+    -- Looks at the row `stored`, whose value is text or an array.
+    look constant pg_catalog.text := $source$CASE WHEN stored.elements IS NULL THEN {self}._fernet_look(stored.value, kind, keys, conversion, changes)
+                                  ELSE {self}._fernet_look(stored.elements, kind, keys, conversion, changes) END$source$;
 
     -- A token of `plain` under the first key, stamped with the time of the call. A clock before 1970 has no other form
     -- in a token.
@@ -236,22 +245,26 @@ DECLARE
         CREATE OR REPLACE FUNCTION {self}._fernet_base64(
                 encoded text, OUT characters text, OUT first integer, OUT last integer, OUT read_to integer)
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-            SET search_path = pg_catalog, pg_temp
+            SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
         AS $$
         DECLARE
-            part text[];
+            parts constant integer[] := ARRAY(
+                SELECT ARRAY[length(m[1]), length(m[2]), ascii(m[2])]
+                FROM regexp_matches(encoded COLLATE "C", '([^A-Za-z0-9+/_=-]*)([A-Za-z0-9+/_-]+|=+)', 'g') AS m);
+            part integer[];
             run integer;
             at integer := 0;
             count integer := 0;
             pads integer := 0;
             ended integer;
         BEGIN
-            FOR part IN
-                SELECT m FROM regexp_matches(encoded COLLATE "C", '([^A-Za-z0-9+/_=-]*)([A-Za-z0-9+/_-]+|=+)', 'g') AS m
-            LOOP
-                at := at + length(part[1]);
-                run := length(part[2]);
-                IF ascii(part[2]) <> ascii('=') THEN
+            IF parts = '{}' THEN
+                RETURN;
+            END IF;
+            FOREACH part SLICE 1 IN ARRAY parts LOOP
+                at := at + part[1];
+                run := part[2];
+                IF part[3] <> ascii('=') THEN
                     first := coalesce(first, at + 1);
                     last := at + run;
                     count := count + run;
@@ -301,7 +314,7 @@ DECLARE
             list @.text COLLATE @."C" := @.current_setting('fernet.keys', true);
             elements @.text[] COLLATE @."C";
             characters @.text;
-            read_to integer;
+            look @.record;
             keys @.bytea[] := '{}';
         BEGIN
             -- A setting of no extension that was set in a transaction is an empty one behind it.
@@ -315,11 +328,11 @@ DECLARE
                 IF elements[place] @~@ '^[A-Za-z0-9+/_-]{43}=$' THEN
                     characters := @.left(elements[place], 43);
                 ELSE
-                    SELECT b.characters, b.read_to INTO characters, read_to
-                    FROM {self}._fernet_base64(elements[place]) AS b;
+                    look := {self}._fernet_base64(elements[place]);
+                    characters := look.characters;
                     -- More of them behind the padding would be another key, which pyca forgets.
                     IF @.length(characters) @=@ 43
-                            AND @.substring(elements[place], read_to @+@ 1) @!~@ '[A-Za-z0-9+/_-]' THEN
+                            AND @.substring(elements[place], look.read_to @+@ 1) @!~@ '[A-Za-z0-9+/_-]' THEN
                         NULL;
                     ELSE
                         PERFORM {self}._fernet_refuse('invalid key', place);
@@ -566,14 +579,15 @@ DECLARE
                 run text, behind text, keys bytea[],
                 OUT at integer, OUT key_index integer, OUT record bytea, OUT padded bytea, OUT refusal text)
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-            SET search_path = pg_catalog, pg_temp
+            SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
         AS $$
         DECLARE
             pads constant text := substring(behind, E'^(?:=|%3[Dd]|\\\\+u003[Dd]){0,2}');
             pad_count constant integer := length(regexp_replace(pads, E'=|%3[Dd]|\\\\+u003[Dd]', '=', 'g'));
             parts constant text[] := string_to_array(run, 'gAAA');
-            -- To count characters takes as long as there are.
-            run_length constant integer := length(run);
+            -- To count characters, or to find one, takes as long as there are; not so with bytes, which they are.
+            bytes constant bytea := convert_to(run, getdatabaseencoding());
+            run_length constant integer := octet_length(bytes);
             effort integer := 4 * run_length;
             count integer := 0;
             key bytea;
@@ -589,7 +603,7 @@ DECLARE
                 CONTINUE WHEN -count & 3 > pad_count OR count * 3::bigint / 4 < 73 OR (count * 3::bigint / 4 - 57) % 16 <> 0;
                 effort := greatest(0, effort - (run_length - at));
                 CONTINUE WHEN effort = 0 AND at > 0;
-                record := {self}._fernet_record(replace(substring(run, at + 1), E'\\', ''));
+                record := {self}._fernet_record(replace(encode(substring(bytes, at + 1), 'escape'), E'\\', ''));
                 {open}
                 IF refusal IS NULL THEN
                     RETURN;
@@ -609,7 +623,7 @@ DECLARE
         CREATE OR REPLACE FUNCTION {self}._fernet_tokens_in_stretch(stretch text, behind text, keys bytea[])
             RETURNS TABLE (at integer, size integer, key_index integer, record bytea, padded bytea, refusal text)
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-            SET search_path = pg_catalog, pg_temp
+            SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
         AS $$
         DECLARE
             joins constant text := E'[/+\\\\]';
@@ -670,13 +684,16 @@ DECLARE
         CREATE OR REPLACE FUNCTION {self}._fernet_tokens(value bytea, is_document boolean, keys bytea[])
             RETURNS TABLE (at integer, size integer, key_index integer, record bytea, padded bytea, refusal text)
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-            SET search_path = pg_catalog, pg_temp
+            SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
         AS $$
         DECLARE
-            stretches constant text := E'[A-Za-z0-9+/_-]*gAAA[A-Za-z0-9+/_-]*(?:\\\\+/[A-Za-z0-9+/_-]*)*';
+            stretch_pattern constant text := E'[A-Za-z0-9+/_-]*gAAA[A-Za-z0-9+/_-]*(?:\\\\+/[A-Za-z0-9+/_-]*)*';
             characters text COLLATE "C" := {self}._fernet_characters(value);
             -- Without its padding.
             shortest_token constant integer := 98;
+            rest text;
+            gaps text[];
+            stretches text[];
             gap text;
             stretch text;
             stretch_length integer;
@@ -709,15 +726,13 @@ DECLARE
                 END IF;
             END IF;
 
-            FOR gap, stretch, behind IN
-                SELECT t.gap, t.stretch[1],
-                       lead(t.gap) OVER in_order || coalesce(left((lead(t.stretch) OVER in_order)[1], 5), '')
-                FROM ROWS FROM (regexp_split_to_table(substring(characters, next + 1), stretches),
-                                regexp_matches(substring(characters, next + 1), stretches, 'g')) WITH ORDINALITY AS t (gap, stretch, n)
-                WINDOW in_order AS (ORDER BY t.n)
-                ORDER BY t.n
-            LOOP
-                EXIT WHEN stretch IS NULL;
+            rest := substring(characters, next + 1);
+            gaps := regexp_split_to_array(rest, stretch_pattern);
+            stretches := ARRAY(SELECT m[1] FROM regexp_matches(rest, stretch_pattern, 'g') AS m);
+            FOR number IN 1 .. cardinality(stretches) LOOP
+                gap := gaps[number];
+                stretch := stretches[number];
+                behind := gaps[number + 1] || coalesce(left(stretches[number + 1], 5), '');
                 -- Such characters are no text, but an escape, as of a line break in JSON.
                 escape := 0;
                 IF right(CASE gap WHEN '' THEN substring(characters, next, 1) ELSE gap END, 1) = E'\\' THEN
@@ -727,7 +742,7 @@ DECLARE
                 next := next + length(gap) + escape;
                 stretch_length := length(stretch);
                 IF stretch_length >= shortest_token THEN
-                    FOR token IN SELECT * FROM {self}._fernet_tokens_in_stretch(stretch, behind, keys) LOOP
+                    FOREACH token IN ARRAY ARRAY(SELECT t FROM {self}._fernet_tokens_in_stretch(stretch, behind, keys) AS t) LOOP
                         IF token.refusal IS NOT NULL THEN
                             refused := array_append(refused, token.refusal);
                         ELSE
@@ -752,7 +767,7 @@ DECLARE
                 value bytea, is_document boolean, keys bytea[], rotates boolean,
                 OUT openers integer[], OUT refusals text[], OUT changed bytea)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
-            SET search_path = pg_catalog, pg_temp
+            SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
         AS $$
         DECLARE
             token record;
@@ -763,7 +778,7 @@ DECLARE
         BEGIN
             openers := '{}';
             refusals := '{}';
-            FOR token IN SELECT * FROM {self}._fernet_tokens(value, is_document, keys) LOOP
+            FOREACH token IN ARRAY ARRAY(SELECT t FROM {self}._fernet_tokens(value, is_document, keys) AS t) LOOP
                 openers := array_append(openers, coalesce(token.key_index, 0));
                 IF token.refusal IS NOT NULL THEN
                     refusals := array_append(refusals, token.refusal);
@@ -852,6 +867,7 @@ DECLARE
         AS $$
         DECLARE
             {variables}
+            look @.record;
         BEGIN
             keys := {self}._fernet_keys();
             encoded := {encoded};
@@ -865,9 +881,9 @@ DECLARE
                     RETURN {decoded};
                 END IF;
             END IF;
-            SELECT CASE WHEN l.openers @=@ '{}' THEN 'not a token' ELSE l.refusals[@.cardinality(l.refusals)] END, l.changed
-            INTO refusal, record
-            FROM {self}._fernet_look_inside({bytes}, false, keys, true) AS l;
+            look := {self}._fernet_look_inside({bytes}, false, keys, true);
+            refusal := CASE WHEN look.openers @=@ '{}' THEN 'not a token' ELSE look.refusals[@.cardinality(look.refusals)] END;
+            record := look.changed;
             IF refusal IS NOT NULL THEN
                 PERFORM {self}._fernet_refuse(refusal);
             END IF;
@@ -984,21 +1000,27 @@ DECLARE
         AS $$
         DECLARE
             target record := {self}._fernet_column(relation, column_name, NULL);
+            kind constant text := target.kind;
+            changes constant boolean := false;
+            rows refcursor;
+            stored record;
             look record;
             opener integer;
         BEGIN
             under_key := array_fill(0::bigint, ARRAY[cardinality(keys)]);
             unknown_key := 0; not_a_token := 0; nulls := 0; row_count := 0; due := 0; in_text := 0; bad := '{}';
-            FOR look IN EXECUTE format(
-                'SELECT l.*, %s AS place FROM %s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%I::%s, $1, $2, $3, false) AS l ON true',
-                CASE WHEN names_places THEN 't.ctid::text || '' of '' || t.tableoid::regclass' ELSE 'NULL' END,
-                relation, column_name, target.text_type) USING target.kind, keys, conversion
+            OPEN rows NO SCROLL FOR EXECUTE format('SELECT %s%s FROM %s AS t', target.as_text,
+                CASE WHEN names_places THEN ', t.ctid AS id, t.tableoid::regclass AS member' END, relation);
             LOOP
+                -- Row by row: a FOR loop has up to 50 in memory.
+                FETCH rows INTO stored;
+                EXIT WHEN NOT FOUND;
                 row_count := row_count + 1;
-                IF look.openers IS NULL THEN
+                IF stored.value IS NULL AND stored.elements IS NULL THEN
                     nulls := nulls + 1;
                     CONTINUE;
                 END IF;
+                look := {look};
                 FOREACH opener IN ARRAY look.openers LOOP
                     IF opener > 0 THEN
                         under_key[opener] := under_key[opener] + 1;
@@ -1010,9 +1032,10 @@ DECLARE
                 due := due + look.due;
                 in_text := in_text + look.in_text;
                 IF names_places AND look.refusal IS NOT NULL AND cardinality(bad) < 5 THEN
-                    bad := bad || format('%s: %s', look.place, {self}._fernet_short(look.refusal));
+                    bad := bad || format('%s of %s: %s', stored.id, stored.member, {self}._fernet_short(look.refusal));
                 END IF;
             END LOOP;
+            CLOSE rows;
         END $$;$source$;
 
     --
@@ -1048,6 +1071,7 @@ DECLARE
             len integer;
             padding integer;
             key_index integer;
+            look @.record;
         BEGIN
             openers := '{}';
             due := 0;
@@ -1088,15 +1112,19 @@ DECLARE
             IF is_document AND @.strpos(encoded, 'gAAA') @=@ 0 THEN
                 NULL;
             ELSIF kind @=@ 'jsonb' THEN
-                SELECT t.openers, t.refusal, t.changed INTO openers, refusal, changed
-                FROM {self}._fernet_look_in_strings(value, keys, changes AND is_rotation) AS t;
+                look := {self}._fernet_look_in_strings(value, keys, changes AND is_rotation);
+                openers := look.openers;
+                refusal := look.refusal;
+                changed := look.changed;
             ELSIF @.octet_length(encoded) @>=@ 98 THEN
                 -- The shortest token has so many characters, without its padding.
                 IF bytes IS NULL THEN
                     bytes := @.convert_to(value, @.getdatabaseencoding());
                 END IF;
-                SELECT t.openers, t.refusals[1], t.changed INTO openers, refusal, plain
-                FROM {self}._fernet_look_inside(bytes, is_document, keys, changes AND is_rotation) AS t;
+                look := {self}._fernet_look_inside(bytes, is_document, keys, changes AND is_rotation);
+                openers := look.openers;
+                refusal := look.refusals[1];
+                plain := look.changed;
                 changed := CASE WHEN kind @=@ 'bytea' THEN plain::@.text ELSE @.convert_from(plain, @.getdatabaseencoding()) END;
             END IF;
             IF openers @<>@ '{}' THEN
@@ -1163,23 +1191,20 @@ DECLARE
         CREATE OR REPLACE FUNCTION {self}._fernet_look_in_strings(
                 document text, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
-            SET search_path = pg_catalog, pg_temp
+            SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
         AS $$
         DECLARE
             strings constant text := E'"(?:[^"\\\\]|\\\\.)*"';
-            gap text;
+            gaps constant text[] := regexp_split_to_array(document, strings);
             string text;
+            count integer := 0;
             look record;
             pieces text[] := '{}';
             is_changed boolean := false;
         BEGIN
             openers := '{}';
-            FOR gap, string IN
-                SELECT t.gap, t.string[1]
-                FROM ROWS FROM (regexp_split_to_table(document, strings), regexp_matches(document, strings, 'g'))
-                     WITH ORDINALITY AS t (gap, string, n)
-                ORDER BY t.n
-            LOOP
+            FOREACH string IN ARRAY ARRAY(SELECT m[1] FROM regexp_matches(document, strings, 'g') AS m) LOOP
+                count := count + 1;
                 IF strpos(string, 'gAAA') > 0 THEN
                     look := {self}._fernet_look(string::jsonb #>> '{}', 'text', keys, 'rotate', rotates);
                     openers := openers || look.openers;
@@ -1191,10 +1216,10 @@ DECLARE
                         is_changed := true;
                     END IF;
                 END IF;
-                pieces := array_append(pieces, concat(gap, string));
+                pieces := array_append(pieces, gaps[count] || string);
             END LOOP;
             IF is_changed THEN
-                changed := array_to_string(pieces, '');
+                changed := array_to_string(pieces, '') || gaps[count + 1];
             END IF;
         END $$;
 
@@ -1203,7 +1228,7 @@ DECLARE
                 elements text[], kind text, keys bytea[], conversion text, changes boolean,
                 OUT openers integer[], OUT due integer, OUT in_text integer, OUT refusal text, OUT changed text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
-            SET search_path = pg_catalog, pg_temp
+            SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
         AS $$
         DECLARE
             count integer := 0;
@@ -1218,7 +1243,7 @@ DECLARE
             due := 0;
             in_text := 0;
             FOREACH element IN ARRAY elements LOOP
-                SELECT * INTO token FROM {self}._fernet_look(element, kind, keys, 'rotate', changes AND conversion = 'rotate');
+                token := {self}._fernet_look(coalesce(element, ''), kind, keys, 'rotate', changes AND conversion = 'rotate');
                 IF cardinality(token.openers) > 0 THEN
                     openers := openers || token.openers;
                     due := due + token.due;
@@ -1246,10 +1271,11 @@ DECLARE
             END IF;
         END $$;
 
-        -- What a column is, if it can hold tokens: how they are kept, what the type is called, whether a value can be a
-        -- plaintext as a whole, how many characters fit into a varchar or char, and what the type is a domain over.
+        -- What a column is, if it can hold tokens: how they are kept; the select list that has a value of `t` as text, or the
+        -- elements of an array; what the type is called, whether a value can be a plaintext as a whole, how many characters fit
+        -- into a varchar or char, and what the type is a domain over.
         CREATE OR REPLACE FUNCTION {self}._fernet_column(
-                relation regclass, column_name name, hint text, OUT number smallint, OUT kind text, OUT text_type text, OUT type_name text,
+                relation regclass, column_name name, hint text, OUT number smallint, OUT kind text, OUT as_text text, OUT type_name text,
                 OUT is_generated boolean, OUT is_plain boolean, OUT max_chars integer, OUT base_type text)
             LANGUAGE plpgsql STABLE PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -1258,6 +1284,7 @@ DECLARE
             type oid;
             modifier integer;
             base record;
+            is_array boolean;
         BEGIN
             SELECT a.attnum, a.atttypid, a.atttypmod, format('%I.%I', n.nspname, t.typname), a.attgenerated <> ''
             INTO number, type, modifier, type_name, is_generated
@@ -1268,7 +1295,9 @@ DECLARE
                     HINT = coalesce(hint, 'Give the name as the catalogs have it, without quotes. fernet_find_columns() finds the '
                                           'columns that hold tokens.');
             END IF;
-            SELECT f.kind, f.text_type INTO kind, text_type FROM {self}._fernet_form(type) AS f;
+            SELECT f.kind, f.text_type = 'text[]' INTO kind, is_array FROM {self}._fernet_form(type) AS f;
+            as_text := format(CASE WHEN is_array THEN 'NULL::text AS value, t.%I::text[] AS elements'
+                                   ELSE 't.%I::text AS value, NULL::text[] AS elements' END, column_name);
             base := {self}._fernet_base_type(type);
             type := base.oid;
             modifier := CASE WHEN modifier < 0 THEN base.modifier ELSE modifier END;
@@ -1280,7 +1309,7 @@ DECLARE
                     HINT = coalesce(hint, 'Tokens are kept in columns of type text, varchar, char, citext, bytea, json, jsonb, xml or '
                                           'hstore, and in arrays of and domains over these.');
             END IF;
-            is_plain := kind IN ('text', 'bytea') AND text_type = 'text' AND type <> 'xml'::regtype;
+            is_plain := kind IN ('text', 'bytea') AND NOT is_array AND type <> 'xml'::regtype;
             max_chars := CASE WHEN type IN ('varchar'::regtype, 'bpchar'::regtype) AND modifier > 4 THEN modifier - 4 END;
         END $$;
 
@@ -1347,7 +1376,7 @@ DECLARE
         CREATE OR REPLACE FUNCTION {self}.fernet_census(relation regclass, column_name name)
             RETURNS TABLE (status text, key_index integer, fingerprint text, tokens bigint)
             LANGUAGE plpgsql STABLE STRICT PARALLEL RESTRICTED COST 1000000 ROWS 5
-            SET search_path = pg_catalog, pg_temp SET row_security = off
+            SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET row_security = off
         AS $$
         DECLARE
             keys bytea[] := {self}._fernet_keys();
@@ -1562,17 +1591,21 @@ DECLARE
                 starts tid, end_block bigint, OUT next tid, OUT block bigint, OUT row_count bigint, OUT due_rows bigint, OUT locked bigint, OUT has_code boolean,
                 OUT ids tid[], OUT writers xid[], OUT new_values text[], OUT dues bigint[], OUT statement text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
-            SET search_path = pg_catalog, pg_temp SET row_security = off
+            SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET row_security = off
             SET synchronize_seqscans = off SET enable_seqscan = off SET enable_tidscan = on
         AS $$
         DECLARE
-            -- In memory there are up to eight copies of a batch.
+            -- In memory there are up to a dozen copies of a batch.
             max_bytes constant bigint := 8 * 1024 * 1024;
+            changes constant boolean := true;
             target record;
+            kind text;
             lock text;
             rows refcursor;
+            stored record;
             look record;
             bytes bigint := 0;
+            places bigint[];
         BEGIN
             row_count := 0; due_rows := 0; locked := 0; has_code := false; block := end_block;
             ids := '{}'; writers := '{}'; new_values := '{}'; dues := '{}';
@@ -1596,31 +1629,32 @@ DECLARE
             lock := CASE WHEN EXISTS (SELECT FROM pg_index WHERE indrelid = relation AND indisunique AND target.number = ANY (indkey))
                          THEN 'UPDATE' ELSE 'NO KEY UPDATE' END;
 
-            -- Row by row: a FOR loop has up to 50 converted before it looks at the first.
+            kind := target.kind;
+            -- Row by row: a FOR loop has up to 50 in memory.
             OPEN rows NO SCROLL FOR EXECUTE format(
-                'SELECT t.ctid AS id, t.xmin AS writer, l.due, l.refusal, l.changed'
-                ' FROM ONLY %1$s AS t LEFT JOIN LATERAL {self}._fernet_look(t.%2$I::%3$s, $1, $2, $3, true) AS l ON true'
-                ' WHERE t.ctid >= $4 AND t.ctid < $5', relation, column_name, target.text_type)
-                USING target.kind, keys, conversion, starts, format('(%s,0)', end_block)::tid;
+                'SELECT t.ctid AS id, t.xmin AS writer, %s FROM ONLY %s AS t WHERE t.ctid >= $1 AND t.ctid < $2', target.as_text, relation)
+                USING starts, format('(%s,0)', end_block)::tid;
             LOOP
-                FETCH rows INTO look;
+                FETCH rows INTO stored;
                 EXIT WHEN NOT FOUND;
                 row_count := row_count + 1;
+                CONTINUE WHEN stored.value IS NULL AND stored.elements IS NULL;
+                look := {look};
                 IF look.refusal IN ('not text', 'not UTF-8', 'too large') OR strict AND look.refusal IS NOT NULL THEN
-                    PERFORM {self}._fernet_refuse(look.refusal, at => format('%s of %s', look.id, relation));
+                    PERFORM {self}._fernet_refuse(look.refusal, at => format('%s of %s', stored.id, relation));
                 END IF;
                 CONTINUE WHEN look.changed IS NULL;
                 IF conversion = 'encrypt' AND length(look.changed) > target.max_chars THEN
                     PERFORM {self}._fernet_refuse_column(
-                        'too long', format('%s of %s', look.id, relation), target.base_type, length(look.changed));
+                        'too long', format('%s of %s', stored.id, relation), target.base_type, length(look.changed));
                 END IF;
-                ids := array_append(ids, look.id);
-                writers := array_append(writers, look.writer);
+                ids := array_append(ids, stored.id);
+                writers := array_append(writers, stored.writer);
                 new_values := array_append(new_values, look.changed);
                 dues := array_append(dues, look.due::bigint);
                 bytes := bytes + octet_length(look.changed);
                 IF cardinality(ids) >= batch_size OR bytes >= max_bytes THEN
-                    next := look.id;
+                    next := stored.id;
                     EXIT;
                 END IF;
             END LOOP;
@@ -1632,22 +1666,29 @@ DECLARE
             IF due_rows > 0 THEN
                 BEGIN
                     EXECUTE format(
-                        'SELECT coalesce(array_agg(b.id), ''{}''), coalesce(array_agg(b.writer), ''{}''), coalesce(array_agg(b.value), ''{}''),'
-                        ' coalesce(array_agg(b.due), ''{}'')'
+                        'SELECT coalesce(array_agg(b.n), ''{}'')'
                         ' FROM (SELECT t.ctid AS id, t.xmin AS writer FROM ONLY %s AS t WHERE t.ctid = ANY ($1) FOR %s SKIP LOCKED) AS h'
-                        ' JOIN unnest($1, $2, $3, $4) AS b (id, writer, value, due) ON b.id = h.id AND b.writer = h.writer', relation, lock)
-                        INTO ids, writers, new_values, dues USING ids, writers, new_values, dues;
+                        ' JOIN ROWS FROM (unnest($1), unnest($2)) WITH ORDINALITY AS b (id, writer, n) ON b.id = h.id AND b.writer = h.writer',
+                        relation, lock) INTO places USING ids, writers;
                 EXCEPTION WHEN serialization_failure THEN
                     -- One of them has just moved to another partition.
-                    ids := '{}';
+                    places := '{}';
                 END;
+                IF cardinality(places) < due_rows THEN
+                    SELECT coalesce(array_agg(b.id), '{}'), coalesce(array_agg(b.writer), '{}'), coalesce(array_agg(b.value), '{}'),
+                           coalesce(array_agg(b.due), '{}')
+                    INTO ids, writers, new_values, dues
+                    FROM unnest(ids, writers, new_values, dues) WITH ORDINALITY AS b (id, writer, value, due, n)
+                    JOIN unnest(places) AS p (n) ON p.n = b.n;
+                END IF;
             END IF;
             locked := due_rows - cardinality(ids);
             -- Then what is written need not be what is in the table.
             has_code := (SELECT c.relhasrules FROM pg_class AS c WHERE c.oid = relation) OR EXISTS (
                 SELECT FROM pg_trigger WHERE tgrelid = relation AND NOT tgisinternal AND tgtype & 16 <> 0);
             statement := format(
-                'UPDATE ONLY %1$s AS t SET %2$I = b.value::%3$s FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3)) AS b (id, writer, value)'
+                'UPDATE ONLY %1$s AS t SET %2$I = b.value::%3$s FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2),'
+                ' pg_catalog.unnest(pg_catalog.current_setting(''pg_fernet_sql.new_values'')::pg_catalog.text[])) AS b (id, writer, value)'
                 ' WHERE t.ctid OPERATOR(pg_catalog.=) b.id AND t.xmin OPERATOR(pg_catalog.=) b.writer',
                 -- With its schema, whatever the path is then.
                 (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = relation),
@@ -1828,6 +1869,7 @@ DECLARE
             row_count bigint;
             locked bigint;
             has_code boolean := false;
+            new_values @.text;
             last_due bigint;
             writers @.text[];
             descriptions @.text[];
@@ -1868,7 +1910,10 @@ DECLARE
                             BEGIN
                                 PERFORM @.set_config('lock_timeout', '500ms', true), @.set_config('array_nulls', 'on', true),
                                         @.set_config('xmloption', 'content', true), @.set_config('enable_tidscan', 'on', true);
-                                EXECUTE batch.statement USING batch.ids, batch.writers, batch.new_values;
+                                -- By a setting, and not as a parameter: they may be plaintexts.
+                                new_values := @.set_config('pg_fernet_sql.new_values', batch.new_values::@.text, true);
+                                EXECUTE batch.statement USING batch.ids, batch.writers;
+                                new_values := @.set_config('pg_fernet_sql.new_values', '', true);
                                 PERFORM @.set_config('lock_timeout', limits, true), @.set_config('array_nulls', nulls_in_arrays, true),
                                         @.set_config('xmloption', kind_of_xml, true), @.set_config('enable_tidscan', scans_by_place, true);
                                 done := done @+@ (SELECT @.sum(b.due)::bigint FROM @.unnest(batch.dues) AS b (due));
@@ -2224,7 +2269,7 @@ DECLARE
         CREATE OR REPLACE FUNCTION {self}.fernet_find_columns(sample_rows integer DEFAULT 1000)
             RETURNS TABLE (relation regclass, column_name name, sampled bigint, tokens bigint)
             LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE COST 1000000 ROWS 10
-            SET search_path = pg_catalog, pg_temp SET row_security = off
+            SET search_path = pg_catalog, pg_temp SET row_security = off SET array_nulls = on
         AS $$
         DECLARE
             keys bytea[] := '{}';
@@ -2235,10 +2280,14 @@ DECLARE
             seed integer;
             last_relation regclass;
             select_list text;
-            values_of text;
-            token_counts text;
-            looks text;
-            counts record;
+            names name[];
+            kinds text[];
+            are_arrays boolean[];
+            rows refcursor;
+            stored text[];
+            look record;
+            sampled_values bigint[];
+            token_counts bigint[];
             seen bigint;
             found_relations regclass[] := '{}';
             found_columns name[] := '{}';
@@ -2275,24 +2324,35 @@ DECLARE
                         WHERE w.obstacle = candidate.obstacle;
                         RAISE WARNING USING MESSAGE = format('left out %s: %s', candidate.member, reason), HINT = hint;
                     ELSIF rows_left > 0 THEN
-                        SELECT string_agg(format('t.%I AS c%s', a.name, a.n), ', '),
-                               string_agg(format('count(s.c%s)', a.n), ', ' ORDER BY a.n),
-                               string_agg(format('coalesce(sum(cardinality(l%s.openers)), 0)', a.n), ', ' ORDER BY a.n),
-                               string_agg(format(' LEFT JOIN LATERAL {self}._fernet_look(s.c%1$s::%2$s, %3$L, $1, ''rotate'', false) AS l%1$s ON true',
-                                                 a.n, a.text_type, a.kind), '')
-                        INTO select_list, values_of, token_counts, looks
-                        FROM (SELECT c.name, c.n, f.kind, f.text_type
-                              FROM unnest(candidate.columns, candidate.types) WITH ORDINALITY AS c (name, type, n)
-                              CROSS JOIN LATERAL {self}._fernet_form(c.type) AS f
-                              WHERE f.kind IS NOT NULL) AS a;
+                        -- An array comes as the literal that it is.
+                        SELECT string_agg(format(CASE f.text_type WHEN 'text' THEN 't.%I::text' ELSE 't.%I::text[]::text' END, c.name), ', ' ORDER BY c.n),
+                               array_agg(c.name ORDER BY c.n), array_agg(f.kind ORDER BY c.n), array_agg(f.text_type = 'text[]' ORDER BY c.n),
+                               array_agg(0 ORDER BY c.n)
+                        INTO select_list, names, kinds, are_arrays, token_counts
+                        FROM unnest(candidate.columns, candidate.types) WITH ORDINALITY AS c (name, type, n)
+                        CROSS JOIN LATERAL {self}._fernet_form(c.type) AS f
+                        WHERE f.kind IS NOT NULL;
+                        sampled_values := token_counts;
                         FOR attempt IN 1 .. 2 LOOP
                             EXIT WHEN select_list IS NULL;
-                            EXECUTE format('SELECT count(*) AS rows, ARRAY[%s]::bigint[] AS sampled, ARRAY[%s]::bigint[] AS tokens'
-                                           ' FROM (SELECT %s FROM %s %s AS t TABLESAMPLE SYSTEM (%s) REPEATABLE (%s) LIMIT %s) AS s%s',
-                                           values_of, token_counts, select_list, CASE WHEN candidate.is_partitioned THEN '' ELSE 'ONLY' END,
-                                           candidate.member, candidate.percent, seed, rows_left, looks)
-                                INTO counts USING keys;
-                            seen := counts.rows;
+                            OPEN rows NO SCROLL FOR EXECUTE format(
+                                'SELECT ARRAY[%s] FROM %s %s AS t TABLESAMPLE SYSTEM (%s) REPEATABLE (%s) LIMIT %s',
+                                select_list, CASE WHEN candidate.is_partitioned THEN '' ELSE 'ONLY' END,
+                                candidate.member, candidate.percent, seed, rows_left);
+                            LOOP
+                                FETCH rows INTO stored;
+                                EXIT WHEN NOT FOUND;
+                                seen := seen + 1;
+                                FOR place IN 1 .. cardinality(stored) LOOP
+                                    CONTINUE WHEN stored[place] IS NULL;
+                                    look := CASE WHEN are_arrays[place]
+                                                 THEN {self}._fernet_look(stored[place]::text[], kinds[place], keys, 'rotate', false)
+                                                 ELSE {self}._fernet_look(stored[place], kinds[place], keys, 'rotate', false) END;
+                                    sampled_values[place] := sampled_values[place] + 1;
+                                    token_counts[place] := token_counts[place] + cardinality(look.openers);
+                                END LOOP;
+                            END LOOP;
+                            CLOSE rows;
                             -- The sample is of the same blocks in each partition: of small ones, it may be of none.
                             EXIT WHEN seen > 0 OR NOT candidate.is_partitioned;
                             candidate.percent := 100;
@@ -2313,14 +2373,10 @@ DECLARE
                 seed := seed + 1;
                 rows_left := rows_left - seen;
                 IF seen > 0 THEN
-                    FOR place IN 1 .. cardinality(counts.sampled) LOOP
-                        found_relations := array_append(found_relations, candidate.relation);
-                        found_sampled := array_append(found_sampled, counts.sampled[place]);
-                        found_tokens := array_append(found_tokens, counts.tokens[place]);
-                    END LOOP;
-                    found_columns := found_columns || ARRAY(
-                        SELECT c.name FROM unnest(candidate.columns, candidate.types) WITH ORDINALITY AS c (name, type, n)
-                        CROSS JOIN LATERAL {self}._fernet_form(c.type) AS f WHERE f.kind IS NOT NULL ORDER BY c.n);
+                    found_relations := found_relations || array_fill(candidate.relation, ARRAY[cardinality(names)]);
+                    found_columns := found_columns || names;
+                    found_sampled := found_sampled || sampled_values;
+                    found_tokens := found_tokens || token_counts;
                 END IF;
             END LOOP;
             RETURN QUERY
@@ -2386,7 +2442,7 @@ BEGIN
         || replace(of_columns, '{count_relation}',
                    replace(replace(count_relation, '{count_name}', '_fernet_count'), '{count_volatility}', 'VOLATILE')
                    || replace(replace(count_relation, '{count_name}', '_fernet_count_as_seen'), '{count_volatility}', 'STABLE'));
-    source := replace(replace(replace(replace(replace(replace(source, '{variables}', variables), '{decode}', decode), '{open}', open), '{pad}', pad), '{sealed}', sealed), '{commit}', commits);
+    source := replace(replace(replace(replace(replace(replace(replace(source, '{variables}', variables), '{look}', look), '{decode}', decode), '{open}', open), '{pad}', pad), '{sealed}', sealed), '{commit}', commits);
     -- In other encodings an error is caught, which begins a subtransaction: a parallel query, its leader included, may not
     -- before PostgreSQL 17.
     source := replace(source, '{converts}', CASE WHEN getdatabaseencoding() = 'UTF8' OR current_setting('server_version_num')::integer >= 170000
