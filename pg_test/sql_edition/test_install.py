@@ -3,6 +3,8 @@
 import os
 import re
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -85,18 +87,89 @@ def test_again_and_away(prepared):
     prepared.execute("DROP EXTENSION pgcrypto")
 
 
-def test_an_update_from_a_version_with_other_internal_functions(prepared):
+def older(tmp_path):
+    """A version with two functions that are no more, and one with another result."""
+    script = tmp_path / "older.sql"
+    script.write_text(SCRIPT.read_text().replace("_fernet_highest(openers integer[]) RETURNS integer", "_fernet_highest(openers integer[]) RETURNS bigint").replace(
+        "    basis constant pg_catalog.text := $source$", """    basis constant pg_catalog.text := $source$
+        CREATE OR REPLACE FUNCTION {self}._fernet_look(value integer) RETURNS integer LANGUAGE sql RETURN value;
+        CREATE OR REPLACE PROCEDURE {self}.fernet_former(INOUT value integer DEFAULT 1, other text DEFAULT lower('A'))
+            LANGUAGE sql AS 'SELECT 1';"""))
+    return script
+
+
+USERS = """
+    CREATE FUNCTION fernet.fernet_nightly() RETURNS integer LANGUAGE sql AS 'SELECT 1';
+    CREATE FUNCTION fernet._fernet_audit() RETURNS integer LANGUAGE sql AS 'SELECT 1';
+    CREATE FUNCTION fernet.fernet_decrypt(token integer) RETURNS integer LANGUAGE sql AS 'SELECT 1'"""
+
+
+def test_an_update_from_a_version_with_other_functions(prepared, tmp_path):
+    """It removes what that version had and this has not, and nothing else."""
     install(prepared)
     routines = column(prepared, OURS, "fernet")
-    prepared.execute("""
-        CREATE FUNCTION fernet._fernet_look(value integer) RETURNS integer LANGUAGE sql RETURN value;
-        CREATE PROCEDURE fernet._fernet_former(INOUT value integer) LANGUAGE sql AS 'SELECT 1';
-        DROP FUNCTION fernet._fernet_highest;
-        CREATE FUNCTION fernet._fernet_highest(openers integer[]) RETURNS bigint LANGUAGE sql RETURN 1""")
+    install(prepared, file=EDITION / "uninstall.sql")
+    install(prepared, file=older(tmp_path))
+    assert len(column(prepared, OURS, "fernet")) == len(routines) + 2
+    prepared.execute(USERS)
+    users = set(column(prepared, OURS, "fernet")) - set(routines)
     install(prepared)
-    assert column(prepared, OURS, "fernet") == routines
+    assert set(column(prepared, OURS, "fernet")) - set(routines) == users - {"fernet._fernet_look(integer)", "fernet.fernet_former(integer,text)"}
     set_keys(prepared, NEW)
     assert value(prepared, "SELECT fernet.fernet_key_index(fernet.fernet_encrypt('x') || ',')") == 1
+
+
+def test_functions_with_such_names_stay(prepared):
+    prepared.execute(USERS)
+    privileges = "SELECT proname, proargtypes, proacl FROM pg_proc WHERE pronamespace = 'fernet'::regnamespace ORDER BY oid"
+    users = prepared.execute(privileges).fetchall()
+    install(prepared)
+    install(prepared)
+    install(prepared, file=EDITION / "uninstall.sql")
+    assert prepared.execute(privileges).fetchall() == users
+
+
+@pytest.mark.parametrize("function", ["fernet_decrypt(token text) RETURNS text", "_fernet_look(value text, kind text, b bytea[], c text, d boolean) RETURNS integer",
+                                      "_fernet_made() RETURNS text[]", "fernet_version() RETURNS text"])
+def test_a_function_of_somebody_elses_is_not_replaced(prepared, owner, function):
+    """Whether it is the user's own, or planted where an administrator will install."""
+    prepared.execute(f"CREATE FUNCTION fernet.{function} LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+    before = column(prepared, OURS, "fernet")
+    for install_as in owner, "postgres":
+        with pytest.raises(psycopg.errors.DuplicateFunction) as error, connect(
+                prepared.info.dbname, user=install_as, options="-c search_path=fernet") as session:
+            session.execute(SCRIPT.read_bytes())
+        assert error.value.diag.message_primary == f"function fernet.{before[0].removeprefix('fernet.')} of role {owner} is in the way of pg_fernet_sql"
+        assert "rename or drop" in error.value.diag.message_hint
+        assert column(prepared, OURS, "fernet") == before
+
+
+def test_a_copy_of_another_roles_is_not_updated(prepared, owner):
+    """Who could replace its functions would have the keys of those who call them."""
+    install(prepared)
+    with pytest.raises(psycopg.errors.DuplicateFunction) as error, connect(prepared.info.dbname, options="-c search_path=fernet") as admin:
+        admin.execute(SCRIPT.read_bytes())
+    assert f"of role {owner}" in error.value.diag.message_primary
+    assert "run this as the role that has installed it" in error.value.diag.message_hint
+
+
+def test_an_update_under_a_call(prepared, sessions):
+    """A call that is running goes on."""
+    install(prepared)
+    prepared.execute("CREATE TABLE secrets (id integer, value text)")
+    for id in range(40):
+        prepared.execute("INSERT INTO secrets VALUES (%s, %s)", [id, Fernet(OLD).encrypt(b"x").decode()])
+    prepared.execute("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.05); RETURN NEW; END';"
+                     "CREATE TRIGGER slow BEFORE UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION slow()")
+    set_keys(prepared, NEW, OLD)
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(lambda: prepared.execute("CALL fernet.fernet_rotate_column('secrets', 'value', 1)").fetchone())
+        with connect(prepared.info.dbname, user=prepared.info.user, options="-c search_path=fernet") as other:
+            while value(other, "SELECT count(*) FROM public.secrets WHERE ctid > '(0,40)'") < 5:
+                time.sleep(0.01)
+            other.execute(SCRIPT.read_bytes())
+            assert not call.done()
+        assert call.result()[0] == 40
 
 
 def test_the_script_can_be_run_in_any_encoding():
@@ -117,6 +190,26 @@ def test_what_is_refused(empty, native):
         admin.execute("DROP EXTENSION pg_fernet; CREATE EXTENSION pg_fernet SCHEMA public")
 
 
+def test_both_editions_in_one_session(database, native, sessions):
+    """The library keeps the setting from those who may not read it."""
+    with connect(database) as admin:
+        admin.execute("GRANT USAGE ON SCHEMA native TO PUBLIC")
+        session = sessions(NEW)
+        assert value(session, "SELECT fernet_decrypt(fernet_encrypt('x'))") == "x"
+        session.execute("SELECT native.fernet_generate_key()")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as error:
+            session.execute("SELECT fernet_encrypt('x')")
+        assert 'to examine "fernet.keys"' in error.value.diag.message_primary
+        user = session.info.user
+        admin.execute(f"GRANT pg_read_all_settings TO {user}; GRANT SET ON PARAMETER fernet.keys TO {user}")
+        try:
+            session = sessions(NEW)
+            session.execute("SELECT native.fernet_generate_key()")
+            assert value(session, "SELECT fernet_decrypt(fernet_encrypt('x'))") == "x"
+        finally:
+            admin.execute(f"REVOKE pg_read_all_settings FROM {user}; REVOKE SET ON PARAMETER fernet.keys FROM {user}")
+
+
 def test_a_schema_with_any_name_and_pgcrypto_anywhere(empty):
     empty.execute('CREATE SCHEMA "ex tensions"; CREATE EXTENSION pgcrypto SCHEMA "ex tensions"; CREATE SCHEMA "Fer""net"')
     install(empty, '"Fer""net"')
@@ -126,7 +219,7 @@ def test_a_schema_with_any_name_and_pgcrypto_anywhere(empty):
     assert value(empty, 'SELECT "Fer""net".fernet_key_index(%s)', f"[{token}]") == 1
 
 
-@pytest.mark.parametrize("schema", ["x@.y", "@.", "a@=@b", "a$b", r"a\b", "self}", "new\nline"])
+@pytest.mark.parametrize("schema", ["x@.y", "@.", "a@=@b", "a$b", "self}", "new\nline"])
 def test_schemas_with_odd_names(empty, schema):
     empty.execute(sql.SQL("CREATE SCHEMA {0}; CREATE SCHEMA {1}; CREATE EXTENSION pgcrypto SCHEMA {1}").format(
         sql.Identifier(schema), sql.Identifier("pgcrypto's %s {self} $$ @.")))
@@ -143,7 +236,7 @@ def test_schemas_with_odd_names(empty, schema):
     empty.execute((EDITION / "uninstall.sql").read_bytes())
 
 
-@pytest.mark.parametrize("schema", ["a'b", "100%", "%s", "%1$s", "a$$b", "{pgcrypto}"])
+@pytest.mark.parametrize("schema", ["a'b", "100%", "%s", "%1$s", "a$$b", "{pgcrypto}", r"a\b"])
 def test_schemas_whose_names_are_refused(empty, schema):
     empty.execute(sql.SQL("CREATE EXTENSION pgcrypto; CREATE SCHEMA {}").format(sql.Identifier(schema)))
     empty.execute("SELECT set_config('search_path', %s, false)", [sql.Identifier(schema).as_string(empty)])
@@ -290,7 +383,7 @@ def test_what_refuses_the_other_ways(prepared, installed):
     for file in SCRIPT, EDITION / "uninstall.sql":
         message = told(install(prepared, file=file, check=False))[0].removeprefix("ERROR:  ")
         # Which function is the first is the planner's choice.
-        message = re.sub(r"fernet\._?fernet_\w+\([^)]*\)", "fernet._fernet_base64(text)", message)
+        message = re.sub(r"fernet\._?fernet_\w+\([^)]*\)", "fernet._fernet_made()", message)
         assert f"| 2BP01 | `{message}`" in page
     prepared.execute("DROP EXTENSION pg_fernet_sql")
 

@@ -29,8 +29,11 @@ DECLARE
     pgcrypto pg_catalog.text;
     source pg_catalog.text;
     for_type pg_catalog.text[];
-    internal pg_catalog.text;
+    -- Signatures of what the script makes, and what there is already: of this script, and in its way.
+    signatures pg_catalog.text[];
     existing pg_catalog.oid[];
+    obstacle pg_catalog.record;
+    outdated pg_catalog.text;
     routine pg_catalog.record;
     creators pg_catalog.text;
     version pg_catalog.text;
@@ -2397,9 +2400,9 @@ BEGIN
             HINT = 'Set search_path to a schema of its own: CREATE SCHEMA fernet; SET search_path = fernet.';
     END IF;
     -- It gets into literals, formats and bodies between $$.
-    IF self ~ '[''%{]|[$][$]' THEN
+    IF self ~ E'[''%{\\\\]|[$][$]' THEN
         RAISE EXCEPTION USING ERRCODE = '42602', MESSAGE = format('pg_fernet_sql cannot be created in schema %I', self),
-            HINT = 'Choose a schema without '', %, { or $$ in its name: CREATE SCHEMA fernet; SET search_path = fernet.';
+            HINT = E'Choose a schema without '', %, {, \\ or $$ in its name: CREATE SCHEMA fernet; SET search_path = fernet.';
     END IF;
     IF EXISTS (SELECT FROM pg_proc WHERE pronamespace = quote_ident(self)::regnamespace AND proname = 'fernet_encrypt'
                AND prolang = (SELECT oid FROM pg_language WHERE lanname = 'c')) THEN
@@ -2415,15 +2418,6 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = '55000', MESSAGE = 'pg_fernet_sql needs the extension pgcrypto',
             HINT = 'CREATE EXTENSION pgcrypto; on Azure, allow it first in azure.extensions.';
     END IF;
-
-    -- Those of another version need not be the same, nor have the same results.
-    SELECT string_agg(oid::regprocedure::text, ', ') INTO internal
-    FROM pg_proc WHERE pronamespace = quote_ident(self)::regnamespace AND proname ~ '^_fernet_';
-    IF internal IS NOT NULL THEN
-        EXECUTE 'DROP ROUTINE ' || internal;
-    END IF;
-    SELECT coalesce(array_agg(oid), '{}') INTO existing
-    FROM pg_proc WHERE pronamespace = quote_ident(self)::regnamespace AND proname ~ '^_?fernet_';
 
     source := basis;
     -- What `token` is: as text, as its characters, as bytes; and a value from a token `encoded`, and from bytes `record`.
@@ -2443,14 +2437,66 @@ BEGIN
                    replace(replace(count_relation, '{count_name}', '_fernet_count'), '{count_volatility}', 'VOLATILE')
                    || replace(replace(count_relation, '{count_name}', '_fernet_count_as_seen'), '{count_volatility}', 'STABLE'));
     source := replace(replace(replace(replace(replace(replace(replace(source, '{variables}', variables), '{look}', look), '{decode}', decode), '{open}', open), '{pad}', pad), '{sealed}', sealed), '{commit}', commits);
+    -- By this list an update, and uninstall.sql, know what is ours. No default in it has a comma.
+    source := source || $source$
+        CREATE OR REPLACE FUNCTION {self}._fernet_made() RETURNS text[]
+            LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT ''{signatures}''::pg_catalog.text[]';
+    $source$;
+    SELECT array_agg(format('%s(%s)', m[1],
+        (SELECT string_agg(regexp_replace(a, E'^\\s*(INOUT )?\\w+ | DEFAULT .*$', '', 'g'), ', ') FROM regexp_split_to_table(m[2], ',') AS a
+         WHERE a !~ E'^\\s*(OUT |$)')))
+    INTO signatures
+    FROM regexp_matches(source, E'CREATE OR REPLACE \\w+? \\{self\\}[.](\\w+?)[(](.*?)[)]\\s+(?:RETURNS|LANGUAGE) ', 'g') AS m;
+
     -- In other encodings an error is caught, which begins a subtransaction: a parallel query, its leader included, may not
     -- before PostgreSQL 17.
     source := replace(source, '{converts}', CASE WHEN getdatabaseencoding() = 'UTF8' OR current_setting('server_version_num')::integer >= 170000
                                                  THEN 'SAFE' ELSE 'UNSAFE' END);
+    source := replace(source, '{signatures}', signatures::text);
     source := replace(regexp_replace(source, '@([-+*/<>=~!%|]+)@', E'OPERATOR(pg_catalog.\\1)', 'g'), '@.', 'pg_catalog.');
     -- Last, since names may have anything in them.
     source := replace(replace(source, '{self}', quote_ident(self)), '{pgcrypto}', quote_ident(pgcrypto));
-    EXECUTE source;
+
+    -- Of others, nothing is replaced, nor is it left to be called in the place of ours.
+    SELECT coalesce(array_agg(p.oid), '{}') INTO existing
+    FROM pg_proc AS made
+    CROSS JOIN unnest(substring(made.prosrc, '''(.*)''')::text[]) AS m (signature)
+    JOIN pg_proc AS p ON p.oid = to_regprocedure(concat(quote_ident(self), '.', m.signature)) AND p.proowner = made.proowner
+    WHERE made.oid = to_regprocedure(concat(quote_ident(self), '._fernet_made()')) AND pg_get_userbyid(made.proowner) = current_user;
+    SELECT p.oid::regprocedure AS signature, pg_get_userbyid(p.proowner) AS owner INTO obstacle
+    FROM unnest(signatures) AS m (signature)
+    JOIN pg_proc AS p ON p.oid = to_regprocedure(concat(quote_ident(self), '.', m.signature))
+    WHERE p.oid <> ALL (existing)
+    ORDER BY p.proname LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = '42723', MESSAGE = format('function %s of role %I is in the way of pg_fernet_sql', obstacle.signature, obstacle.owner),
+            HINT = 'To update pg_fernet_sql, run this as the role that has installed it. Else rename or drop the function, or choose another '
+                   'schema: CREATE SCHEMA fernet_sql; SET search_path = fernet_sql.';
+    END IF;
+
+    -- They are replaced, so that whoever is calling them can go on. Only the list is always dropped: that is an error
+    -- if an extension has them and this is not its script.
+    IF existing <> '{}' THEN
+        EXECUTE format('DROP FUNCTION %I._fernet_made()', self);
+    END IF;
+    BEGIN
+        EXECUTE source;
+    EXCEPTION WHEN invalid_function_definition THEN
+        -- The same arguments, but other names or another result.
+        SELECT string_agg(oid::regprocedure::text, ', ') INTO outdated FROM pg_proc WHERE oid = ANY (existing) AND proname ~ '^_';
+        IF outdated IS NULL THEN
+            RAISE;
+        END IF;
+        EXECUTE concat('DROP ROUTINE ', outdated);
+        EXECUTE source;
+    END;
+    SELECT string_agg(oid::regprocedure::text, ', ') INTO outdated
+    FROM pg_proc
+    WHERE oid = ANY (existing) AND oid <> ALL (
+        SELECT to_regprocedure(concat(quote_ident(self), '.', m.signature)) FROM unnest(signatures) AS m (signature));
+    IF outdated IS NOT NULL THEN
+        EXECUTE concat('DROP ROUTINE ', outdated);
+    END IF;
 
     -- What reads the keys is for those to whom somebody grants it, function by function; whatever ALTER DEFAULT
     -- PRIVILEGES has made of that is undone. What begins with _ gets its keys from the caller. An update leaves the
@@ -2461,7 +2507,8 @@ BEGIN
                string_agg(DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END, ', ') AS grantees
         FROM pg_proc AS p
         LEFT JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) ON grantee <> p.proowner
-        WHERE p.pronamespace = quote_ident(self)::regnamespace AND p.proname ~ '^_?fernet_' AND p.oid <> ALL (existing)
+        WHERE p.oid IN (SELECT to_regprocedure(concat(quote_ident(self), '.', m.signature)) FROM unnest(signatures) AS m (signature))
+          AND p.oid <> ALL (existing)
         GROUP BY p.oid
     LOOP
         IF routine.grantees IS NOT NULL THEN
