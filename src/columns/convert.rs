@@ -149,25 +149,36 @@ impl Pass<'_> {
                         reader.insert(Reader::new(family, label))
                     }
                 };
-                while let Some(oid) = reader.table() {
-                    // The lock on a table without anything to convert is not needed any longer.
-                    let batch = transaction.undo_unless(
-                        |batch: &Result<Batch, Error>| {
-                            batch.as_ref().is_ok_and(|batch| !batch.rows.is_empty())
-                        },
-                        || self.read(transaction, reader, &mut look, converts),
-                    )?;
-                    if !batch.rows.is_empty() {
-                        self.write(transaction, oid, &batch, &mut look)?;
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
+                self.convert_batch(transaction, reader, &mut look, converts)
             })?;
             if is_done {
                 return Ok(look);
             }
         }
+    }
+
+    /// Reads on until there is a batch, and writes that. Tells whether the reader is at its end.
+    fn convert_batch(
+        &mut self,
+        transaction: &Transaction,
+        reader: &mut Reader,
+        look: &mut Look,
+        converts: bool,
+    ) -> Result<bool, Error> {
+        while let Some(oid) = reader.table() {
+            // The lock on a table without anything to convert is not needed any longer.
+            let batch = transaction.undo_unless(
+                |batch: &Result<Batch, Error>| {
+                    batch.as_ref().is_ok_and(|batch| !batch.rows.is_empty())
+                },
+                || self.read(transaction, reader, look, converts),
+            )?;
+            if !batch.rows.is_empty() {
+                self.write(transaction, oid, &batch, look)?;
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Reads the table that the reader is at, up to its end or until there is a batch.
