@@ -37,6 +37,21 @@ def sessions(database):
         yield session
 
 
+@pytest.fixture
+def keys_in_database(database):
+    """The keys of the sessions are in the settings of the database, too, where background workers find them."""
+    with connect(database) as admin:
+        admin.execute(f"ALTER DATABASE {database} SET fernet.keys = '{NEW},{OLD}'")
+        yield
+        admin.execute(f"ALTER DATABASE {database} RESET fernet.keys")
+
+
+@pytest.fixture(params=[0, 2], ids=["alone", "two workers"])
+def workers(request, keys_in_database):
+    """How many background workers help with a call."""
+    return request.param
+
+
 @pytest.fixture(params=CONVERSIONS, ids=lambda conversion: conversion.name)
 def conversion(request):
     """Each of the procedures on whole columns."""

@@ -58,7 +58,7 @@ class Writer(threading.Thread):
 
 
 @pytest.mark.parametrize("only_new", [True, False], ids=["all write what is new", "some write what is old"])
-def test_nothing_is_lost(db, sessions, conversion, rng, only_new):
+def test_nothing_is_lost(db, sessions, conversion, rng, only_new, workers):
     conversion.fill(db, ROWS)
     scans = full_scans(db)
     stop = threading.Event()
@@ -68,7 +68,7 @@ def test_nothing_is_lost(db, sessions, conversion, rng, only_new):
         writer.start()
     wait_until(lambda: all(writer.written for writer in writers))
     try:
-        counts = conversion.call(sessions(), batch_size=5000)
+        counts = conversion.call(sessions(), batch_size=5000, workers=workers)
     finally:
         stop.set()
         for writer in writers:
@@ -129,14 +129,14 @@ def pgbench(database, key, others, folder):
     assert "ERROR" not in errors, errors
 
 
-def test_nothing_is_lost_beside_pgbench(db, sessions, database, tmp_path):
+def test_nothing_is_lost_beside_pgbench(db, sessions, database, tmp_path, workers):
     fill(db, ROWS)
     db.execute("CREATE TABLE journal (number bigserial, id integer, plaintext text, key text)")
     try:
         with pgbench(database, NEW, [OLD], tmp_path), pgbench(database, OLD, [NEW], tmp_path):
             wait_until(lambda: value(db, "SELECT count(DISTINCT key) FROM journal") == 2)
             start = time.monotonic()
-            counts = rotate(sessions())
+            counts = rotate(sessions(), workers=workers)
             seconds = time.monotonic() - start
         writes = value(db, "SELECT count(*) FROM journal")
         print(f"{counts} in {seconds:.1f} s, {writes} rows written meanwhile")

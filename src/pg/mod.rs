@@ -18,8 +18,9 @@
 //! | `transaction`    | commits, and waiting for the transactions of others |
 //! | `subtransaction` | subtransactions, and the errors that end them |
 //! | `setting`        | settings of our own, and their hooks |
-//! | `guc`            | changes of the server's settings for a while |
+//! | `guc`            | changes of the server's settings, for a while or in another process |
 //! | `server`         | what else the server is asked for |
+//! | `worker`         | background workers that do a part of a statement |
 //! | `process`        | programs that the server runs, with all their descendants |
 //! | `random`         | initialisation vectors |
 //! | `log`            | the server log: messages before they are written |
@@ -52,6 +53,7 @@ pub(crate) mod transaction;
 pub(crate) mod trigger;
 pub(crate) mod value;
 pub(crate) mod value_type;
+pub(crate) mod worker;
 
 pub(crate) use error::Error;
 pub(crate) use report::Report;

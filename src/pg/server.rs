@@ -34,6 +34,12 @@ pub(crate) fn sleep(time: Duration) {
     wait(0, pg_sys::PGINVALID_SOCKET, time);
 }
 
+/// Returns how many background workers the server can have at the most.
+pub(crate) fn max_worker_processes() -> usize {
+    // SAFETY: a global that is set when the server starts.
+    unsafe { pg_sys::max_worker_processes }.unsigned_abs() as usize
+}
+
 /// Returns `lock_timeout`, if there is one.
 pub(crate) fn lock_timeout() -> Option<Duration> {
     // SAFETY: a global that only this process changes.

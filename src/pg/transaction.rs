@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 use super::guc::{Until, set_config, with_settings};
 use super::spi::Connection;
 use super::subtransaction::in_subtransaction;
-use super::{Error, server};
+use super::{Error, server, worker};
 
 /// A transaction of a procedure, READ COMMITTED whatever the default is, with one snapshot for all
 /// that it reads.
@@ -26,8 +26,8 @@ impl Deref for Transaction {
 }
 
 impl Transaction {
-    /// Ends the transaction that the procedure was called in.
-    pub(crate) fn end_callers() -> Result<(), Error> {
+    /// Ends the transaction that the procedure was called in, or that the last commit has begun.
+    pub(crate) fn end_current() -> Result<(), Error> {
         Self::connect().commit()
     }
 
@@ -70,8 +70,10 @@ impl Transaction {
     /// Calls `f`, which writes to rows. If it meets one that somebody has locked, or that has moved
     /// to another partition, undoes what it did and returns `None`.
     pub(crate) fn attempt<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
-        // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice.
-        match in_subtransaction(|_| true, || with_lock_timeout(Duration::from_millis(10), f)) {
+        // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice. Workers also
+        // wait for each other, where the table grows: what is given up then has to be written again.
+        let time = Duration::from_millis(if worker::is_worker() { 100 } else { 10 });
+        match in_subtransaction(|_| true, || with_lock_timeout(time, f)) {
             Ok(result) => Some(result),
             Err(failure) if UNAVAILABLE.iter().any(|&code| failure.is(code)) => {
                 server::end_if_timed_out();
