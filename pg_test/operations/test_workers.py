@@ -10,7 +10,7 @@ from psycopg import errors
 
 from cluster import Cluster, is_alive
 from key_files import folder_for, write
-from postgres import connect, notices, value
+from postgres import connect, major_version, notices, value
 from tables import ENCRYPT, LOST, NEW, OLD, ROTATE, census, contents, fill, in_background, rotate, under, wait_until, waits_for_lock
 
 ROWS = 20_000
@@ -320,6 +320,22 @@ def test_statement_timeout(db, sessions, held):
     with held(caller) as calling, pytest.raises(errors.QueryCanceled, match="due to statement timeout"):
         calling.call.result()
     assert value(db, WORKERS) == 0 and is_consistent(db)
+
+
+@pytest.mark.skipif(major_version() < 17, reason="the server has no transaction_timeout")
+def test_transaction_timeout(db, sessions):
+    fill(db, 1000)
+    db.execute("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.005); RETURN NEW; END $$")
+    try:
+        db.execute("CREATE TRIGGER slow BEFORE UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION slow()")
+        caller = sessions()
+        caller.execute("SET transaction_timeout = '3s'")
+        start = time.monotonic()
+        # Each transaction is short, that of a caller who waits for workers, too.
+        assert rotate(caller, workers=1, batch_size=10) == ROTATE.counts(1000)
+        assert time.monotonic() - start > 3
+    finally:
+        db.execute("DROP FUNCTION slow CASCADE")
 
 
 def test_a_terminated_caller(db, sessions, held):
