@@ -134,8 +134,8 @@ impl Error {
 }
 
 /// What to do with a column that is too short.
-const MAKE_IT_TEXT: &str = "Make the column text: a token has 100 characters for up to 15 bytes, and a third \
-                            more than its plaintext beyond.";
+const MAKE_IT_TEXT: &str = "Make the column text: a token has up to 100 characters more than four thirds of the bytes \
+                            of its plaintext.";
 
 /// What to write.
 const CREATE_TRIGGER: &str = "Use CREATE TRIGGER ... BEFORE INSERT OR UPDATE ON table FOR EACH ROW EXECUTE \
