@@ -55,6 +55,7 @@ NOT_RUN = {
     },
     "docs/security.md": {
         "shared_preload_libraries": "pg_test/security/test_process_kinds.py",
+        "fernet.mask_log = 'literals'": "pg_test/security/test_mask_log.py::test_setting_it_for_all_sessions",
         "install -o root": "pg_test/security/test_key_file.py::test_a_file_of_roots_for_the_servers_group",
         "fsGroup": "pg_test/security/test_recipes.py::test_kubernetes",
         "'/etc/fernet/": "pg_test/security/test_recipes.py::test_kubernetes",

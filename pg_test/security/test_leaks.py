@@ -108,10 +108,8 @@ EXPECTED |= {place.replace("catalog", "as pg_monitor"): labels for place, labels
 
 # With the library preloaded, the server knows what it deals with, and fernet.mask_log keeps keys out of the log.
 PLAINTEXTS = {*USES, "encrypt a literal in a deadlock", "parameter, in a plan", "parameter, in a printed plan"}
-# What is in such a list beside a key, and does not have the form of one.
-NO_KEY = {"parameter, refused"}
 PRELOADED = {
-    **{place: labels & (PLAINTEXTS | NO_KEY) if place.startswith("log: ") else labels - {LATER}
+    **{place: labels & PLAINTEXTS if place.startswith("log: ") else labels - {LATER}
        for place, labels in EXPECTED.items()},
     "SHOW before the library is loaded": set(),
     "as pg_monitor: pg_stat_activity": EXPECTED["as pg_monitor: pg_stat_activity"],
@@ -219,7 +217,7 @@ def rows_of_the_page():
 def test_documented(found, preload, beginning):
     names = {place: NAMES.get(place, "`" + place.split(": ")[-1].split(",")[0] + "`") for place in EXPECTED.keys() - NOT_IN_THE_TABLES}
     labels = {*ROWS[beginning], *(f"{label}, refused" for label in ROWS[beginning])}
-    where = {names[place] for place in names if found.get(place, set()) & (labels - NO_KEY if place.startswith("log: ") else labels)}
+    where = {names[place] for place in names if found.get(place, set()) & labels}
     with_preloading, more_without = next(columns for row, columns in rows_of_the_page() if row.startswith(beginning))
     row = with_preloading if preload == "preloaded" else f"{with_preloading}; {more_without}"
     documented = {name for name in names.values() if name in row}

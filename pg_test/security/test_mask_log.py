@@ -64,6 +64,11 @@ LITERALS = {
     "DO $$ BEGIN EXECUTE 'SELECT ''{text}'' FROM nothing'; END $$": "42P01",
     "DO $$ BEGIN PERFORM 1 / (length('{text}') * 0); END $$": "22012",
     "PREPARE p AS SELECT '{text}'; EXECUTE p; DEALLOCATE p": None,
+    # What goes on in another line is the same literal, with escapes if it has any.
+    "SELECT E'a'\n'b\\'{text}', e'a' -- b\r\n\t'\\'{text}'": None,
+    "SELECT 1 -- it's\r, '{text}'": None,
+    "SELECT a$$b$$, '{text}', $$ $$ FROM (SELECT 1) AS x (a$$b$$)": None,
+    "SELECT 'a' LIKE 'b' ESCAPE '\\', '{text}'": None,
 }
 
 
@@ -200,6 +205,71 @@ def test_tokens_stay(logged, session, secret):
         assert not shows(log[kind], secret)
 
 
+@pytest.mark.parametrize("statement", [
+    "SET fernet.keys = '{}'",
+    'SET "fernet"."keys" = \'{}\'',
+    "SET fernet . keys TO '{}'",
+    "SELECT set_config('fernet.keys', '{}', false) IS NOT NULL",
+    "SELECT set_config('fernet.keys', %s, false) IS NOT NULL",
+    "SELECT set_config('fernet.keys', %s, false) IS NOT NULL, 1 / (random() * 0)::int",
+])
+@pytest.mark.parametrize("gap", [" ", "\n", "\t", ". ", ";"])
+def test_keys_with_gaps(logged, session, secret, statement, gap):
+    """The server accepts them."""
+    broken = gap.join(secret[start:start + 4] for start in range(0, len(secret), 4))
+
+    def run():
+        with suppress(psycopg.errors.DivisionByZero):
+            session.execute(statement.replace("{}", broken), [broken] if "%s" in statement else None)
+
+    log = logged.logged(run)
+    for kind in FORMATS:
+        assert MASK.encode() in log[kind]
+        assert not any(part.encode() in log[kind] for part in broken.split(gap) if len(part) == 4), kind
+
+
+@pytest.mark.parametrize("length", [12, 20, 42, 43, 60])
+def test_keys_in_parameters_that_are_cut(logged, session, length):
+    keys = f"{key()},{key()}"
+    session.execute(f"SET log_parameter_max_length = {length}; SET log_parameter_max_length_on_error = {length}")
+
+    def run():
+        session.execute("SELECT set_config('fernet.keys', %s, false) IS NOT NULL", [keys])
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            session.execute("SELECT length(%s), 1 / (random() * 0)::int", [keys])
+
+    log = logged.logged(run)
+    for kind in FORMATS:
+        assert b"***..." in log[kind]
+        assert not shows(log[kind], keys)
+
+
+def test_keys_in_a_row_that_is_cut(logged, session):
+    keys = f"{key()},{key()}"
+    session.execute("CREATE TEMP TABLE refusing (x int, list text, CHECK (x > 0))")
+
+    def run():
+        with pytest.raises(psycopg.errors.CheckViolation):
+            session.execute("INSERT INTO refusing VALUES (0, %s)", [keys])
+
+    log = logged.logged(run)
+    for kind in FORMATS:
+        assert b"(0, ***,***...)" in log[kind]
+        assert not shows(log[kind], keys)
+
+
+def test_keys_beside_escapes(logged, session, secret):
+    """In a URL, in JSON, in a literal, and those once more in a plan in JSON."""
+    secret = "Ab/" + secret[3:]
+    escaped = secret.replace("/", "\\/")
+    session.execute("SET auto_explain.log_format = json")
+    log = logged.logged(lambda: session.execute(
+        rf"""SELECT 'keys%3D{secret}%2C{secret}', '{{"\u0022{escaped}": "{escaped}"}}', E'\x27{secret}\n{secret}'""".encode()))
+    for kind in FORMATS:
+        assert log[kind].count(b"***") >= 6, kind
+        assert secret[3:20].encode() not in log[kind]
+
+
 def test_a_hundred_keys(logged, session):
     keys = [key() for _ in range(100)]
     log = logged.logged(lambda: session.execute(f"SET fernet.keys = '{','.join(keys)}'"))
@@ -269,6 +339,37 @@ def test_literals(logged, session, setting, is_shown):
         assert b"don't" in log[kind]
 
 
+@pytest.mark.parametrize("name", ["o'n", "'", "o'n: x'", '"', "E'\\", "$$", "--"])
+def test_literals_behind_a_name(logged, session, name):
+    """That of a prepared statement is logged as it is."""
+    text = "secret-of-somebody"
+    session.execute("SET fernet.mask_log = literals")
+
+    def execute():
+        session.pgconn.prepare(name.encode(), f"SELECT '{text}', length($1::text)".encode())
+        session.pgconn.exec_prepared(name.encode(), [text.encode()])
+
+    log = logged.logged(execute)
+    for kind in FORMATS:
+        assert b"SELECT '***', length($1::text)" in log[kind]
+        assert not shows(log[kind], text)
+
+
+@pytest.mark.skipif(not HAS_CONTRIB, reason="no auto_explain")
+@pytest.mark.parametrize("form", ["text", "json", "yaml", "xml"])
+def test_literals_in_plans(logged, session, form):
+    text = "secret-of-somebody"
+    session.execute(f"SET fernet.mask_log = literals; SET auto_explain.log_format = {form}")
+    log = logged.logged(lambda: session.execute(rf"""
+        SELECT E'\'{text}' || relname AS "it's" -- 'one
+        , E'a\\' -- it's
+          '\'{text}' FROM pg_class WHERE relname = '{text}' -- "
+        """.encode()))
+    for kind in FORMATS:
+        assert b"plan:" in log[kind]
+        assert not shows(log[kind], text)
+
+
 def test_literals_in_a_deadlock(logged):
     """Two statements in one detail, of two sessions."""
     text = "secret-of-somebody"
@@ -298,7 +399,17 @@ def test_literals_in_a_deadlock(logged):
 def test_old_strings(logged, session):
     text = "secret-of-somebody"
     session.execute("SET fernet.mask_log = literals; SET standard_conforming_strings = off; SET escape_string_warning = off")
-    log = logged.logged(lambda: session.execute(rf"SELECT 'a\'{text}', '{text}'"))
+
+    def run():
+        session.execute(rf"SELECT 'a\'{text}', '{text}'")
+        # Parameters have no escapes.
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            session.execute("SELECT %s, %s, 1 / (random() * 0)::int", ["a\\", text])
+        # Read with the setting as it was.
+        session.execute(rf"SET standard_conforming_strings = on; SELECT 'a\'{text}'")
+        session.execute(rf"SET standard_conforming_strings = off; SELECT 'a\', '{text}'")
+
+    log = logged.logged(run)
     assert not any(shows(log[kind], text) for kind in FORMATS)
 
 
@@ -332,6 +443,22 @@ def test_who_may_set_it(logged):
         with logged.connect() as admin:
             admin.execute("GRANT SET ON PARAMETER fernet.mask_log TO ordinary")
         user.execute("SET fernet.mask_log = off")
+
+
+def test_setting_it_for_all_sessions(logged, session):
+    """As docs/security.md says."""
+    text = "secret-of-somebody"
+    session.execute("ALTER SYSTEM SET fernet.mask_log = 'literals'")
+    try:
+        reload(session)
+        with logged.connect() as other:
+            log = logged.logged(lambda: other.execute(f"SELECT '{text}'"))
+    finally:
+        session.execute("ALTER SYSTEM RESET fernet.mask_log")
+        reload(session)
+    for kind in FORMATS:
+        assert b"SELECT '***'" in log[kind]
+        assert not shows(log[kind], text)
 
 
 def test_values_it_takes(logged, session):

@@ -23,39 +23,39 @@ pub(super) enum MaskLog {
 /// What stands in the log for what is masked. It does not show how long that is.
 const MASK: &[u8] = b"***";
 
-/// Returns a text without what is to be masked, or `None` if there is nothing in it.
+/// Returns a text without what is to be masked, or `None` if there is nothing in it. Keys are masked as
+/// strictly as behind the name of the setting if that is in another text of the message.
 pub(super) fn mask(
     what: MaskLog,
     text: &[u8],
     syntax: Syntax,
+    is_named_beside: bool,
 ) -> Result<Option<Vec<u8>>, TryReserveError> {
-    let mut masked = None;
-    let passes: &[bool] = match what {
+    let mut ranges = match what {
         MaskLog::Off => return Ok(None),
-        MaskLog::Keys => &[],
-        MaskLog::Literals if syntax.is_statement => &[true],
-        MaskLog::Literals => &[true, false],
+        MaskLog::Keys => Vec::new(),
+        MaskLog::Literals => literals(text, syntax)?,
     };
-    for &strictly in passes {
-        let text = masked.as_deref().unwrap_or(text);
-        masked = replace(text, literals(text, syntax, strictly))?.or(masked);
+    for key in keys(text, is_named_beside) {
+        ranges.try_reserve(1)?;
+        ranges.push(key);
     }
-    let text = masked.as_deref().unwrap_or(text);
-    Ok(replace(text, keys(text))?.or(masked))
+    ranges.sort_unstable_by_key(|range| range.start);
+    replace(text, &ranges)
 }
 
-fn replace(
-    text: &[u8],
-    ranges: impl Iterator<Item = Range<usize>>,
-) -> Result<Option<Vec<u8>>, TryReserveError> {
+/// Ranges are in the order in which they start, and may overlap.
+fn replace(text: &[u8], ranges: &[Range<usize>]) -> Result<Option<Vec<u8>>, TryReserveError> {
     let mut replaced = Vec::new();
     let mut copied = 0;
     for range in ranges {
-        for part in [&text[copied..range.start], MASK] {
-            replaced.try_reserve(part.len())?;
-            replaced.extend_from_slice(part);
+        if range.start >= copied {
+            for part in [&text[copied..range.start], MASK] {
+                replaced.try_reserve(part.len())?;
+                replaced.extend_from_slice(part);
+            }
         }
-        copied = range.end;
+        copied = copied.max(range.end);
     }
     if copied == 0 {
         return Ok(None);
@@ -69,62 +69,156 @@ fn replace(
 const KEY: usize = 43;
 /// How many characters must be left of a piece of a key to be of use to anybody.
 const PIECE: usize = 12;
-/// The fewest characters of a token.
+/// The fewest characters of a token, and what it begins with.
 const TOKEN: usize = 98;
+const VERSION: &[u8] = b"gAAAA";
+/// What the server puts in the place of what it cuts off.
+const CUT: &[u8] = b"...";
 
-/// Finds what has the form of a key, with its padding or without. Behind the name of the setting, as in
-/// `SET fernet.keys = '…'`, also what may be a piece of one, cut short or mistyped.
-fn keys(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
+/// Tells whether the name of the setting is in a text.
+pub(super) fn is_named(text: &[u8]) -> bool {
+    runs(text).any(|run| is_name(text, &run))
+}
+
+/// Finds what has the form of a key, with its padding or without, and pieces of keys that are cut short.
+/// Behind the name of the setting, as in `SET fernet.keys = '…'`, also other pieces, as of one that is
+/// mistyped or has blanks in it.
+fn keys(text: &[u8], is_named: bool) -> impl Iterator<Item = Range<usize>> {
+    let mut is_named = is_named;
+    let mut done = 0;
+    runs(text).filter_map(move |run| {
+        if run.start < done {
+            return None;
+        }
+        if is_name(text, &run) {
+            is_named = true;
+            return None;
+        }
+        let key = if is_named && let Some(end) = end_of_broken(text, run.start) {
+            run.start..end
+        } else {
+            let start = run.start + escape_len(text, &run);
+            let end = run.end + usize::from(text.get(run.end) == Some(&b'='));
+            let is_cut = text[end..].starts_with(CUT) || text[..start].ends_with(CUT);
+            let key = &text[start..run.end];
+            let is_found = is_key(key)
+                || is_named && is_piece(key)
+                || is_cut && is_piece(key) && !key.starts_with(VERSION);
+            is_found.then_some(start..end)?
+        };
+        done = key.end;
+        Some(key)
+    })
+}
+
+/// Finds all that is base64 and as long as possible. A slash in it may be written `\/`, as in JSON, or with
+/// more backslashes, as in JSON within JSON.
+fn runs(text: &[u8]) -> impl Iterator<Item = Range<usize>> + Clone {
     let mut at = 0;
-    let mut is_named = false;
     iter::from_fn(move || {
+        let start = at + text[at..].iter().position(|&byte| is_base64(byte))?;
+        at = start;
         loop {
-            let start = at + text[at..].iter().position(|&byte| is_base64(byte))?;
-            let chars = text[start..].iter().take_while(|&&byte| is_base64(byte));
-            let end = start + chars.count();
-            at = end;
-            let (before, run) = (&text[..start], &text[start..end]);
-            if run.eq_ignore_ascii_case(b"keys") && ends_with_name(before) {
-                is_named = true;
-                continue;
-            }
-            // Of a line break that is written `\n`, the letter is none of the key's.
-            let escaped = usize::from(run.len() == KEY + 1 && before.ends_with(b"\\"));
-            let run = &run[escaped..];
-            if run.len() == KEY && is_mixed(run) || is_named && is_piece(run) {
-                let padding = usize::from(text.get(end) == Some(&b'='));
-                at += padding;
-                return Some(start + escaped..at);
+            let backslashes = text[at..].iter().take_while(|&&byte| byte == b'\\').count();
+            match text.get(at + backslashes) {
+                Some(b'/') => at += backslashes + 1,
+                Some(&byte) if backslashes == 0 && is_base64(byte) => at += 1,
+                _ => return Some(start..at),
             }
         }
     })
 }
 
-/// Tells whether a text ends where the name `fernet.keys` has its second part; not that of a file.
-fn ends_with_name(text: &[u8]) -> bool {
-    const PREFIX: &[u8] = b"fernet.";
-    let Some((before, prefix)) = text.split_at_checked(text.len().wrapping_sub(PREFIX.len()))
-    else {
-        return false;
+/// Tells whether a run is the second part of the name `fernet.keys`, and not of that of a file. There may
+/// be quotes and blanks between the parts.
+fn is_name(text: &[u8], run: &Range<usize>) -> bool {
+    const PREFIX: &[u8] = b"fernet";
+    let trim = |text: &[u8]| {
+        let is_between = |&&byte: &&u8| byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\\');
+        text.len() - text.iter().rev().take_while(is_between).count()
     };
-    prefix.eq_ignore_ascii_case(PREFIX) && !before.ends_with(b"/")
+    text[run.clone()].eq_ignore_ascii_case(b"keys")
+        && text[..trim(&text[..run.start])]
+            .strip_suffix(b".")
+            .map(|before| &before[..trim(before)])
+            .and_then(|before| before.split_at_checked(before.len().wrapping_sub(PREFIX.len())))
+            .is_some_and(|(before, prefix)| {
+                prefix.eq_ignore_ascii_case(PREFIX) && !before.ends_with(b"/")
+            })
 }
 
-/// Tells whether there are both lower and upper case letters, as in all keys but one of a billion, and in
-/// few names that long.
-fn is_mixed(run: &[u8]) -> bool {
-    run.iter().any(u8::is_ascii_lowercase) && run.iter().any(u8::is_ascii_uppercase)
+/// Returns how much of a run belongs to the escape before a key, such as `\n`, `\u0022` or `%3D`.
+fn escape_len(text: &[u8], run: &Range<usize>) -> usize {
+    let len = chars(&text[run.clone()]).count().saturating_sub(KEY);
+    let is_escape = match text[..run.start].last() {
+        Some(b'\\') => len <= "U00000022".len(),
+        Some(b'%') => len == "3D".len(),
+        _ => false,
+    };
+    let is_before_key = is_escape && is_key(&text[run.start + len..run.end]);
+    if is_before_key { len } else { 0 }
+}
+
+/// Returns where the last of the runs between two quotes ends, if there are ones that are too short to be
+/// masked by themselves, and together are not, and most of them are not words.
+fn end_of_broken(text: &[u8], start: usize) -> Option<usize> {
+    let is_quote = |&byte: &u8| matches!(byte, b'\'' | b'"' | b'$');
+    // `&#x0d;` is a line break in XML.
+    let is_gap = |byte: u8| byte.is_ascii_whitespace() || b"=,;.\\&#".contains(&byte);
+    let before = text[..start].iter().rev().find(|&&byte| !is_gap(byte));
+    if !before.is_some_and(is_quote) {
+        return None;
+    }
+    let is_inside = |&&byte: &&u8| is_base64(byte) || is_gap(byte);
+    let inside = &text[start..];
+    let inside = &inside[..inside.iter().take_while(is_inside).count()];
+    if !text.get(start + inside.len()).is_none_or(is_quote) {
+        return None;
+    }
+    let (mut len, mut in_words) = (0, 0);
+    for run in runs(inside).map(|run| &inside[run]) {
+        if run.len() < PIECE {
+            len += run.len();
+            // One letter is no word.
+            in_words += if run.len() > 1 && is_words(run.iter()) {
+                run.len()
+            } else {
+                0
+            };
+        }
+    }
+    let is_last = |&byte: &u8| is_base64(byte) || byte == b'=';
+    let end = start + 1 + inside.iter().rposition(is_last)?;
+    // Of a key in groups of four, about one in twenty looks like a word.
+    (len >= PIECE && in_words * 5 <= len * 3).then_some(end)
+}
+
+/// Tells whether it has the length of a key, and both lower and upper case letters, as in all keys but one
+/// of a billion, and in few names that long.
+fn is_key(run: &[u8]) -> bool {
+    chars(run).count() == KEY
+        && run.iter().any(u8::is_ascii_lowercase)
+        && run.iter().any(u8::is_ascii_uppercase)
 }
 
 /// Tells whether it may be part of a key, and is neither words nor a token.
 fn is_piece(run: &[u8]) -> bool {
-    let is_word = |is_letter: fn(&u8) -> bool| {
-        run.iter()
+    let is_token = run.len() >= TOKEN && run.starts_with(VERSION);
+    chars(run).count() >= PIECE && !is_words(chars(run)) && !is_token
+}
+
+fn is_words<'a>(chars: impl Iterator<Item = &'a u8> + Clone) -> bool {
+    let all = |is_letter: fn(&u8) -> bool| {
+        chars
+            .clone()
             .all(|byte| is_letter(byte) || matches!(byte, b'_' | b'-'))
     };
-    let is_token = run.len() >= TOKEN && run.starts_with(b"gAAAA");
-    let is_word = is_word(u8::is_ascii_lowercase) || is_word(u8::is_ascii_uppercase);
-    run.len() >= PIECE && !is_word && !is_token
+    all(u8::is_ascii_lowercase) || all(u8::is_ascii_uppercase)
+}
+
+/// Leaves out what escapes a slash.
+fn chars(run: &[u8]) -> impl Iterator<Item = &u8> + Clone {
+    run.iter().filter(|&&byte| byte != b'\\')
 }
 
 #[cfg(test)]
@@ -141,12 +235,12 @@ mod tests {
     const TOKEN: &str = "gAAAAAAdwJ6wAAECAwQFBgcICQoLDA0ODy021cpGVWKZ_eEwCGM4BLLF_5CV9dOPmrhuVUPgJobwOz7JcbmrR64jVmpU4IwqDA==";
 
     const STATEMENT: Syntax = Syntax {
-        is_statement: true,
+        statement: 0,
         has_escapes: false,
     };
 
     fn masked(what: MaskLog, text: &str) -> String {
-        let masked = mask(what, text.as_bytes(), STATEMENT).expect("memory");
+        let masked = mask(what, text.as_bytes(), STATEMENT, false).expect("memory");
         masked.map_or_else(
             || text.to_owned(),
             |masked| String::from_utf8(masked).expect("text"),
@@ -167,9 +261,19 @@ mod tests {
             ("-c fernet.keys=A", "-c fernet.keys=***"),
             (r"E'A\nB\nA'", r"E'***\n***\n***'"),
             ("key=A&x=1", "key=***&x=1"),
+            ("keys%3DA%2CA%3D", "keys%3D***%2C***%3D"),
+            (r"\u0022A\u003d", r"\u0022***\u003d"),
+            (r"E'\x27A\047A\U00000022A", r"E'\x27***\047***\U00000022***"),
+            (r#"{"key": "Z"}"#, r#"{"key": "***"}"#),
+            (
+                r#"{"Query Text": "SELECT '{\"key\": \"Ä\"}'"}"#,
+                r#"{"Query Text": "SELECT '{\"key\": \"***\"}'"}"#,
+            ),
         ] {
             let text = text.replace('A', A);
             let text = text.replace('B', B);
+            let text = text.replace('Ä', &B.replace('/', r"\\/"));
+            let text = text.replace('Z', &B.replace('/', r"\/"));
             assert_eq!(masked(MaskLog::Keys, &text), expected, "{text}");
             assert_eq!(masked(MaskLog::Off, &text), text);
         }
@@ -213,6 +317,82 @@ mod tests {
         }
     }
 
+    /// All of a key, or all but less than a piece.
+    #[test]
+    fn broken_keys_behind_the_name() {
+        let in_fours: Vec<_> = A.as_bytes().chunks(4).collect();
+        for gap in [" ", "\n", ", ", ";", ".", r"\n", " = ", "&#x0d;\n"] {
+            let broken = String::from_utf8(in_fours.join(gap.as_bytes())).expect("text");
+            for statement in [
+                "SET fernet.keys = '{}'",
+                "SET fernet.keys = 'KEY', '{}';",
+                "fernet.keys: SQL statement \"SET fernet.keys = '{}'\"\nPL/pgSQL function inline_code_block line 10 at EXECUTE",
+                "SET \"fernet\".\"keys\" = '{}'",
+                r#"{"Query Text": "SET \"fernet\" . \"keys\" = '{}'"}"#,
+                "SET fernet\n. keys TO $x${}$x$",
+                "EXECUTE 'SET fernet.keys = ''{}'''",
+                r#"parameter "fernet.keys" changed to "{}""#,
+                "set_config('fernet.keys', '{}...', false)",
+                "set_config('fernet.keys', '{}",
+            ] {
+                let text = statement.replace("KEY", A).replace("{}", &broken);
+                let result = masked(MaskLog::Keys, &text);
+                assert_eq!(
+                    result,
+                    statement.replace("KEY", "***").replace("{}", "***"),
+                    "{text}"
+                );
+            }
+        }
+        let at_the_end = format!("SET fernet.keys = '{} {}'", &A[..33], &A[33..]);
+        assert_eq!(
+            masked(MaskLog::Keys, &at_the_end),
+            format!("SET fernet.keys = '*** {}'", &A[33..])
+        );
+    }
+
+    #[test]
+    fn keys_that_are_cut_short() {
+        for (text, expected) in [
+            (
+                "unnamed portal with parameters: $1 = '{}...'",
+                "unnamed portal with parameters: $1 = '***...'",
+            ),
+            (
+                "Failing row contains (***,{}...).",
+                "Failing row contains (***,***...).",
+            ),
+            ("LINE 1: ...{}'", "LINE 1: ...***'"),
+        ] {
+            for piece in [&A[..PIECE], &A[..42], &B[20..]] {
+                assert_eq!(masked(MaskLog::Keys, &text.replace("{}", piece)), expected);
+            }
+            for other in [
+                &TOKEN[..40],
+                "shorter",
+                "words_and_words",
+                "WORDS-AND-WORDS",
+            ] {
+                let text = text.replace("{}", other);
+                assert_eq!(masked(MaskLog::Keys, &text), text);
+            }
+        }
+    }
+
+    #[test]
+    fn the_name_in_another_text() {
+        assert!(is_named(b"SELECT set_config('fernet.keys', $1, false)"));
+        assert!(!is_named(
+            b"SELECT set_config('fernet.keys_file', $1, false)"
+        ));
+        let text = format!("$1 = '{}', $2 = '{TOKEN}'", &A[..20]);
+        let mask =
+            |is_named_beside| mask(MaskLog::Keys, text.as_bytes(), STATEMENT, is_named_beside);
+        assert_eq!(mask(false).expect("memory"), None);
+        let expected = format!("$1 = '***', $2 = '{TOKEN}'");
+        assert_eq!(mask(true).expect("memory"), Some(expected.into_bytes()));
+    }
+
     #[test]
     fn what_is_no_key() {
         let name = "a_long_name_that_has_as_many_letters_as_one";
@@ -232,6 +412,9 @@ mod tests {
             &A[1..],
             &format!("x{A}"),
             "d41d8cd98f00b204e9800998ecf8427e",
+            "waiting for something...",
+            "SET fernet.keys = ''; SELECT 'two words', \"that are\" , 'none of a key'",
+            "https:\\/\\/example.com\\/a\\/path\\/that\\/Is\\/longer\\/than\\/a\\/key\\/is\\/in\\/base64",
         ] {
             assert_eq!(masked(MaskLog::Keys, text), text);
         }
@@ -244,22 +427,52 @@ mod tests {
         assert_eq!(masked(MaskLog::Literals, &text), expected);
     }
 
-    /// Names and statements between double quotes.
+    /// SQL in a message: bare, between double quotes, in JSON.
     #[test]
     fn literals_in_messages() {
-        let message = Syntax {
-            is_statement: false,
-            has_escapes: false,
-        };
         for text in [
             r#"plan: SELECT "it's", "'" AS x, "$$" AS y, 'secret' -- don't"#,
             r#"SQL statement "SELECT 'secret'""#,
+            r#"SQL statement "SELECT'secret'""#,
             r#"SQL statement "SELECT '"', 'secret'""#,
+            r#"SQL statement "SELECT "'", 'a"b', 'secret'""#,
+            "SQL statement \"SELECT E'\\'secret', \"'\" -- '\"\nSQL statement \"SELECT 'a'\"",
             r#"{"Query Text": "SELECT 1 -- one\n, 'secret'"}"#,
+            r#"{"Query Text": "SELECT 1 -- 'one\n, 'secret' -- '", "Plan": {"Filter": "(x = 'secret'::text)"}}"#,
+            r#"{"Query Text": "SELECT E'\\'secret' || x"}"#,
+            r#"Query Text: "SELECT E'a'\n\t-- it's\n 'b\\'secret', \"'\" FROM x""#,
+            r#"{"Query Text": "SELECT '\\\\' LIKE E'\\\\', E'\\\\\\'secret'"}"#,
+            "<Query-Text>SELECT 1 -- 'a'&#x0d; , 'secret', E'a'&#x0d;\n'b\\'secret'</Query-Text>",
+            r#"Query Text: "SELECT e'\\\\', e'\\'secret'""#,
+            r"parameters: $1 = 'a\', $2 = 'secret'",
+            "SELECT N'secret'",
         ] {
-            let masked = mask(MaskLog::Literals, text.as_bytes(), message).expect("memory");
-            let masked = String::from_utf8(masked.expect("a literal")).expect("text");
-            assert!(!masked.contains("secret"), "{masked}");
+            for has_escapes in [false, true] {
+                let syntax = Syntax {
+                    statement: text.len(),
+                    has_escapes,
+                };
+                let masked =
+                    mask(MaskLog::Literals, text.as_bytes(), syntax, false).expect("memory");
+                let masked = String::from_utf8(masked.expect("a literal")).expect("text");
+                assert!(!masked.contains("secret"), "{masked}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_in_messages() {
+        for text in [
+            r#"relation "it's" does not exist"#,
+            r#"la relation « x » n'existe pas, "l'autre" non plus"#,
+            r#"role "o'n" cannot"#,
+        ] {
+            let syntax = Syntax {
+                statement: text.len(),
+                has_escapes: false,
+            };
+            let masked = mask(MaskLog::Literals, text.as_bytes(), syntax, false).expect("memory");
+            assert_eq!(masked, None, "{text}");
         }
     }
 
@@ -286,9 +499,9 @@ mod tests {
         #[test]
         fn takes_any_bytes(text: Vec<u8>, sql in "['\"$a/*\\\\\n-]{0,40}") {
             for text in [&text[..], sql.as_bytes()] {
-                for is_statement in [true, false] {
-                    let syntax = Syntax { is_statement, has_escapes: is_statement };
-                    mask(MaskLog::Literals, text, syntax).expect("memory");
+                for statement in [0, text.len() / 2, text.len()] {
+                    let syntax = Syntax { statement, has_escapes: statement == 0 };
+                    mask(MaskLog::Literals, text, syntax, true).expect("memory");
                 }
             }
         }

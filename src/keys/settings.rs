@@ -10,6 +10,7 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use super::mask::{self, MaskLog};
 use super::{Error, cache, error, file, secret};
 use crate::fernet::Keyring;
+use crate::pg::log::Masking;
 use crate::pg::setting::{self, Setting, Stored};
 use crate::pg::{Report, log, server, worker};
 
@@ -40,7 +41,12 @@ pub(crate) fn init() {
         GucContext::Suset,
         GucFlags::empty(),
     );
-    log::mask_messages(|text, syntax| mask::mask(MASK_LOG.get(), text, syntax));
+    log::mask_messages(Masking {
+        is_about_secrets: mask::is_named,
+        mask: |text, syntax, is_named_beside| {
+            mask::mask(MASK_LOG.get(), text, syntax, is_named_beside)
+        },
+    });
     setting::define::<Keys>();
     setting::define::<KeysFile>();
     setting::define::<KeysCommand>();

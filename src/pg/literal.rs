@@ -1,16 +1,17 @@
 //! String literals in SQL, and in messages about it, as the server's own scanner finds them.
 
+use std::collections::TryReserveError;
 use std::iter;
 use std::ops::Range;
 
-use memchr::{memchr, memmem};
+use memchr::{memchr, memchr2, memmem};
 
 /// How a text is to be read.
 #[derive(Clone, Copy)]
 pub(crate) struct Syntax {
-    /// Whether it is SQL, with no more than a few words before it. Else it is told about something, in
-    /// any language, and there may be SQL in it.
-    pub(crate) is_statement: bool,
+    /// Where SQL begins in it, which then reaches to its end. What is before that, or all of it, is told
+    /// about something, in any language, and there may be SQL in it.
+    pub(crate) statement: usize,
     /// Whether `\` escapes a quote in every literal: not with `standard_conforming_strings`.
     pub(crate) has_escapes: bool,
 }
@@ -18,78 +19,176 @@ pub(crate) struct Syntax {
 /// Finds what stands between the quotes of literals: of parameters, too, as the server logs them, and
 /// the bodies of functions and DO, between dollars. A literal without an end reaches to that of the text.
 ///
-/// `strictly` as SQL, what is between double quotes is a name, and no literal begins in it or in a comment.
-/// In a message, there may be a whole statement between such quotes, and without its line breaks, as in
-/// JSON: that is to be searched in both ways.
-pub(crate) fn literals(
-    text: &[u8],
-    syntax: Syntax,
-    strictly: bool,
-) -> impl Iterator<Item = Range<usize>> {
-    let Syntax {
-        is_statement,
-        has_escapes,
-    } = syntax;
+/// Where a text can be read in more than one way, what is a literal in any of them is found. So ranges may
+/// overlap, and are in no order.
+pub(crate) fn literals(text: &[u8], syntax: Syntax) -> Result<Vec<Range<usize>>, TryReserveError> {
+    let mut found = Found(Vec::new());
+    let (told, statement) = text.split_at(syntax.statement);
+    found.in_message(told)?;
+    found.in_statement(statement, told.len(), syntax.has_escapes)?;
+    Ok(found.0)
+}
+
+struct Found(Vec<Range<usize>>);
+
+impl Found {
+    /// The setting may have changed since the server read the statement. It has then run it, and so found
+    /// an end to each literal.
+    fn in_statement(
+        &mut self,
+        text: &[u8],
+        at: usize,
+        has_escapes: bool,
+    ) -> Result<(), TryReserveError> {
+        self.add(read(text, Reading::sql(has_escapes)), at)?;
+        self.if_all_end(text, at, !has_escapes)
+    }
+
+    /// SQL in a message may be between double quotes, or not, and may have such quotes of its own. Plans in
+    /// JSON and YAML have it with its line breaks and backslashes escaped. Of the literals in a message,
+    /// some may have escapes, while parameters never do.
+    fn in_message(&mut self, text: &[u8]) -> Result<(), TryReserveError> {
+        if memchr2(b'\'', b'$', text).is_none() {
+            return Ok(());
+        }
+        let text = &unescape_xml(text)?;
+        let unescaped = unescape_json(text)?;
+        for has_escapes in [false, true] {
+            for is_strict in [false, true] {
+                let how = Reading {
+                    is_sql: false,
+                    is_strict,
+                    has_escapes,
+                };
+                self.add(read(text, how), 0)?;
+            }
+            if let Some(quote) = memchr(b'"', text) {
+                self.if_all_end(&text[quote + 1..], quote + 1, has_escapes)?;
+            }
+            for quoted in quoted(text) {
+                self.if_all_end(&unescaped[quoted.clone()], quoted.start, has_escapes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what is found in SQL, unless it has a literal without an end.
+    fn if_all_end(
+        &mut self,
+        text: &[u8],
+        at: usize,
+        has_escapes: bool,
+    ) -> Result<(), TryReserveError> {
+        let read = || read(text, Reading::sql(has_escapes));
+        if read().all(|literal| literal.end < text.len()) {
+            self.add(read(), at)?;
+        }
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        literals: impl Iterator<Item = Range<usize>>,
+        at: usize,
+    ) -> Result<(), TryReserveError> {
+        for literal in literals.filter(|literal| !literal.is_empty()) {
+            self.0.try_reserve(1)?;
+            self.0.push(at + literal.start..at + literal.end);
+        }
+        Ok(())
+    }
+}
+
+/// One way to read a text.
+#[derive(Clone, Copy)]
+struct Reading {
+    /// As SQL, any quote begins a literal. Else one behind a word is an apostrophe.
+    is_sql: bool,
+    /// What is between double quotes is a name, and no literal begins in it or in a comment.
+    is_strict: bool,
+    has_escapes: bool,
+}
+
+impl Reading {
+    fn sql(has_escapes: bool) -> Self {
+        Self {
+            is_sql: true,
+            is_strict: true,
+            has_escapes,
+        }
+    }
+}
+
+/// Finds the literals of one reading in their order, empty ones, too.
+fn read(text: &[u8], how: Reading) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
+    // Whether there are escapes in the literal that goes on here.
+    let mut goes_on = None;
     iter::from_fn(move || {
         loop {
-            let rest = text.get(at..)?;
-            let start = at;
-            let content = match rest {
-                [b'\'', ..] if is_statement || may_open(&text[..at]) => {
-                    let content = &rest[1..];
-                    let has_escapes = has_escapes || has_prefix(&text[..at], b"eE");
-                    let len = quoted_len(content, has_escapes);
-                    at += len + 2;
-                    start + 1..start + 1 + len
-                }
-                [b'$', ..] if !text[..at].last().is_some_and(|&byte| is_word(byte)) => {
-                    let Some(delimiter) = delimiter(rest) else {
-                        at += 1;
-                        continue;
-                    };
-                    let content = &rest[delimiter.len()..];
-                    let len = memmem::find(content, delimiter).unwrap_or(content.len());
-                    at += len + 2 * delimiter.len();
-                    start + delimiter.len()..start + delimiter.len() + len
-                }
-                [b'"', name @ ..] if strictly => {
-                    at += 2 + memchr(b'"', name).unwrap_or(name.len());
-                    continue;
-                }
-                [b'-', b'-', ..] if strictly => {
-                    at += memchr(b'\n', rest).unwrap_or(rest.len());
-                    continue;
-                }
-                [b'/', b'*', ..] if strictly => {
-                    at += comment_len(rest);
-                    continue;
-                }
-                [] => return None,
-                _ => {
-                    at += 1;
-                    continue;
-                }
+            let rest = text.get(at..).filter(|rest| !rest.is_empty())?;
+            let token = match goes_on.take() {
+                Some(has_escapes) => Token::Quote(1, has_escapes),
+                None => token(rest, how),
             };
-            if !content.is_empty() {
-                return Some(content);
+            match token {
+                Token::Other(len) => at += len,
+                Token::Quote(len, has_escapes) => {
+                    let start = at + len;
+                    let end = start + quoted_len(&text[start..], has_escapes);
+                    at = end + 1;
+                    if let Some(gap) = text.get(at..).and_then(gap_len) {
+                        at += gap;
+                        goes_on = Some(has_escapes);
+                    }
+                    return Some(start..end);
+                }
+                Token::Dollars(len) => {
+                    let content = &rest[len..];
+                    let content_len = memmem::find(content, &rest[..len]).unwrap_or(content.len());
+                    let start = at + len;
+                    at = start + content_len + len;
+                    return Some(start..start + content_len);
+                }
             }
         }
     })
 }
 
-/// Tells whether a quote can begin a literal behind that text, which may be in any language: where it
-/// stands behind a letter, it is an apostrophe, unless the letter is what literals begin with.
-fn may_open(before: &[u8]) -> bool {
-    !before.last().is_some_and(|&byte| is_word(byte)) || has_prefix(before, b"eEbBxX")
+enum Token {
+    /// What opens a literal, of that length, and whether there are escapes in it.
+    Quote(usize, bool),
+    /// The same for one between dollars.
+    Dollars(usize),
+    Other(usize),
 }
 
-/// Tells whether the last word of a text is one of these letters.
-fn has_prefix(text: &[u8], letters: &[u8]) -> bool {
+/// Tells what a text begins with. It must not be empty.
+fn token(text: &[u8], how: Reading) -> Token {
     match text {
-        [.., before, last] => letters.contains(last) && !is_word(*before),
-        [last] => letters.contains(last),
-        [] => false,
+        [b'\'', ..] => Token::Quote(1, how.has_escapes),
+        [b'e' | b'E', b'\'', ..] => Token::Quote(2, true),
+        [b'b' | b'B' | b'x' | b'X', b'\'', ..] => Token::Quote(2, false),
+        // Not `n`, which is an apostrophe's in French.
+        [b'N', b'\'', ..] => Token::Quote(2, how.has_escapes),
+        [b'$', ..] => delimiter_len(text).map_or(Token::Other(1), Token::Dollars),
+        [b'"', name @ ..] if how.is_strict => {
+            Token::Other(2 + memchr(b'"', name).unwrap_or(name.len()))
+        }
+        [b'-', b'-', ..] if how.is_strict => Token::Other(line_len(text)),
+        [b'/', b'*', ..] if how.is_strict => Token::Other(comment_len(text)),
+        [first, ..] if is_word(*first) => {
+            let len = if first.is_ascii_digit() {
+                // A `$` behind a number is none of a name's.
+                text.iter().take_while(|byte| byte.is_ascii_digit()).count()
+            } else {
+                let is_name = |&&byte: &&u8| is_word(byte) || byte == b'$';
+                text.iter().take_while(is_name).count()
+            };
+            let is_apostrophe = !how.is_sql && text.get(len) == Some(&b'\'');
+            Token::Other(len + usize::from(is_apostrophe))
+        }
+        _ => Token::Other(1),
     }
 }
 
@@ -99,6 +198,7 @@ fn quoted_len(content: &[u8], has_escapes: bool) -> usize {
     loop {
         match content.get(at..) {
             Some([b'\'', b'\'', ..]) => at += 2,
+            Some([b'\\', FILLER, _, ..]) if has_escapes => at += 3,
             Some([b'\\', _, ..]) if has_escapes => at += 2,
             Some([b'\'', ..]) => return at,
             Some([_, ..]) => at += 1,
@@ -107,10 +207,29 @@ fn quoted_len(content: &[u8], has_escapes: bool) -> usize {
     }
 }
 
-/// Returns what opens and closes a literal between dollars, if the text begins with it.
-fn delimiter(text: &[u8]) -> Option<&[u8]> {
+/// Returns how far behind a literal the quote is with which it goes on, if it does: on another line.
+fn gap_len(text: &[u8]) -> Option<usize> {
+    let (mut at, mut is_line_over) = (0, false);
+    loop {
+        match text.get(at..)? {
+            [b'\n' | b'\r', ..] => (at, is_line_over) = (at + 1, true),
+            [b' ' | b'\t' | b'\x0b' | b'\x0c' | FILLER, ..] => at += 1,
+            comment @ [b'-', b'-', ..] => at += line_len(comment),
+            [b'\'', ..] if is_line_over => return Some(at),
+            _ => return None,
+        }
+    }
+}
+
+/// Returns the length of what opens and closes a literal between dollars, if the text begins with it.
+fn delimiter_len(text: &[u8]) -> Option<usize> {
     let len = 1 + text[1..].iter().take_while(|&&byte| is_word(byte)).count();
-    (text.get(len) == Some(&b'$') && !text[1].is_ascii_digit()).then(|| &text[..=len])
+    (text.get(len) == Some(&b'$') && !text[1].is_ascii_digit()).then_some(len + 1)
+}
+
+/// Returns the length of a line, without what ends it.
+fn line_len(text: &[u8]) -> usize {
+    memchr2(b'\n', b'\r', text).unwrap_or(text.len())
 }
 
 /// Returns the length of the comment that a text begins with. Comments nest.
@@ -133,18 +252,82 @@ fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii()
 }
 
+/// Finds what is between double quotes, as JSON has them: one behind a backslash is none.
+fn quoted(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let mut at = 0;
+    iter::from_fn(move || {
+        let start = at + memchr(b'"', text.get(at..)?)? + 1;
+        let mut end = start;
+        loop {
+            match text.get(end..) {
+                Some([b'\\', _, ..]) => end += 2,
+                Some([b'"', ..]) | Some([]) | None => break,
+                Some(_) => end += 1,
+            }
+        }
+        let end = end.min(text.len());
+        at = end + 1;
+        Some(start..end)
+    })
+}
+
+/// What stands for the rest of an escape. No text of a message has it.
+const FILLER: u8 = 0;
+
+/// Puts what the escapes of JSON stand for in their places, so that nothing else moves.
+fn unescape_json(text: &[u8]) -> Result<Vec<u8>, TryReserveError> {
+    let mut unescaped = copy(text)?;
+    let mut at = 0;
+    while let Some(backslash) = text.get(at..).and_then(|rest| memchr(b'\\', rest)) {
+        at += backslash;
+        if let [escape, character, ..] = &mut unescaped[at..] {
+            *escape = FILLER;
+            match character {
+                b'n' => *character = b'\n',
+                b'r' => *character = b'\r',
+                b't' | b'f' => *character = b' ',
+                _ => {}
+            }
+        }
+        at += 2;
+    }
+    Ok(unescaped)
+}
+
+/// The same for that of XML which the server writes for a white space.
+fn unescape_xml(text: &[u8]) -> Result<Vec<u8>, TryReserveError> {
+    const RETURN: &[u8] = b"&#x0d;";
+    let mut unescaped = copy(text)?;
+    for at in memmem::find_iter(text, RETURN) {
+        let escape = &mut unescaped[at..at + RETURN.len()];
+        escape.fill(FILLER);
+        escape[0] = b'\r';
+    }
+    Ok(unescaped)
+}
+
+fn copy(text: &[u8]) -> Result<Vec<u8>, TryReserveError> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(text.len())?;
+    copy.extend_from_slice(text);
+    Ok(copy)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn found(text: &str, is_statement: bool, has_escapes: bool) -> Vec<&str> {
-        let syntax = Syntax {
-            is_statement,
-            has_escapes,
-        };
-        let ranges = literals(text.as_bytes(), syntax, is_statement);
+    /// What one reading finds.
+    fn found(text: &str, how: Reading) -> Vec<&str> {
+        let ranges = read(text.as_bytes(), how).filter(|range| !range.is_empty());
         ranges.map(|range| &text[range]).collect()
     }
+
+    const MESSAGE: Reading = Reading {
+        is_sql: false,
+        is_strict: false,
+        has_escapes: false,
+    };
 
     #[test]
     fn statements() {
@@ -164,6 +347,7 @@ mod tests {
             (r#"SELECT "it's", 'a' AS "b""#, &["a"]),
             (r#"SELECT "a"" 'b", 'c'"#, &["c"]),
             ("-- don't\nSELECT 'a'", &["a"]),
+            ("-- don't\rSELECT 'a'", &["a"]),
             ("/* don't /* nest */ it's */ SELECT 'a'", &["a"]),
             ("SELECT 1 - -1, 2 / 3, 'a'", &["a"]),
             // Dollars.
@@ -173,6 +357,17 @@ mod tests {
                 &["a$$b", "c", "d"],
             ),
             ("SELECT $1$2, 'a'", &["a"]),
+            ("SELECT $1$$a$$, 1$$b$$", &["a", "b"]),
+            ("SELECT a$$b$$, 'c', a$e'd\\', 'e'", &["c", "d\\", "e"]),
+            // On more than one line.
+            ("SELECT E'a'\n'b\\'c', 'd'", &["a", r"b\'c", "d"]),
+            (
+                "SELECT e'a' -- it's\r\n\t--\n'b\\'c'\r'\\'d'",
+                &["a", r"b\'c", r"\'d"],
+            ),
+            ("SELECT e'a' 'b\\', 'c'", &["a", r"b\", "c"]),
+            ("SELECT e'a' /*\n*/ 'b\\', 'c'", &["a", r"b\", "c"]),
+            ("SELECT E''\n'b\\'c'", &[r"b\'c"]),
             // Cut short, or at an end.
             ("SELECT 'a", &["a"]),
             ("SELECT 'a''", &["a''"]),
@@ -184,10 +379,41 @@ mod tests {
             ("/* a", &[]),
             ("", &[]),
         ] {
-            assert_eq!(found(text, true, false), expected, "{text}");
+            assert_eq!(found(text, Reading::sql(false)), expected, "{text}");
         }
-        let old = found(r"SELECT 'a\'b', 'c'", true, true);
-        assert_eq!(old, [r"a\'b", "c"]);
+    }
+
+    #[test]
+    fn statements_with_escapes() {
+        for (text, expected) in [
+            (r"SELECT 'a\'b', N'\'', 'c'", &[r"a\'b", r"\'", "c"][..]),
+            (r"SELECT x'a\', b'b\', 'c'", &[r"a\", r"b\", "c"]),
+        ] {
+            assert_eq!(found(text, Reading::sql(true)), expected, "{text}");
+        }
+    }
+
+    /// The setting is another one now than it was when the server read the statement.
+    #[test]
+    fn statements_read_with_another_setting() {
+        let ranges = |text: &str, has_escapes| {
+            let syntax = Syntax {
+                statement: 0,
+                has_escapes,
+            };
+            let mut ranges = literals(text.as_bytes(), syntax).expect("memory");
+            ranges.sort_unstable_by_key(|range| range.start);
+            ranges.dedup();
+            ranges
+        };
+        // Both ways to read it have an end: `a\'b` is a literal in one, `a\` in the other.
+        let old = r"SELECT 'a\'b''c'";
+        for has_escapes in [false, true] {
+            assert!(ranges(old, has_escapes).contains(&(8..15)), "{has_escapes}");
+        }
+        let new = r"SELECT 'a' LIKE $1 ESCAPE '\' ORDER BY 1, 'b' LIKE 'c' ESCAPE '\'";
+        let exact: Vec<_> = read(new.as_bytes(), Reading::sql(false)).collect();
+        assert_eq!(ranges(new, false), exact);
     }
 
     #[test]
@@ -203,7 +429,7 @@ mod tests {
             ("Process 1: SELECT 'a'\nProcess 2: DO $$b$$", &["a", "b"]),
             (r#"syntax error at or near "'a""#, &[r#"a""#]),
         ] {
-            assert_eq!(found(text, false, false), expected, "{text}");
+            assert_eq!(found(text, MESSAGE), expected, "{text}");
         }
     }
 }

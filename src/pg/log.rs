@@ -9,15 +9,25 @@ use pgrx::prelude::*;
 
 use super::literal::Syntax;
 
-/// Returns what is to be logged in the place of a text, or `None` for the text itself. Called in every
-/// server process, also in the midst of an error: it must not call the server, nor panic.
-pub(crate) type Mask = fn(&[u8], Syntax) -> Result<Option<Vec<u8>>, TryReserveError>;
+/// What is masked. Called in every server process, also in the midst of an error: it must not call the
+/// server, nor panic.
+#[derive(Clone, Copy)]
+pub(crate) struct Masking {
+    /// Tells whether a text is about what is secret, so that all other texts of the message are to be
+    /// masked more strictly.
+    pub(crate) is_about_secrets: fn(&[u8]) -> bool,
+    /// Returns what is to be logged in the place of a text, or `None` for the text itself. The last
+    /// argument says whether another text of the message is about what is secret.
+    pub(crate) mask: fn(&[u8], Syntax, bool) -> Replacement,
+}
+
+pub(crate) type Replacement = Result<Option<Vec<u8>>, TryReserveError>;
 
 /// What is logged where there is no memory for anything else.
 const NO_MEMORY: &CStr = c"(not logged: no memory to mask it)";
 
 thread_local! {
-    static MASK: Cell<Option<Mask>> = const { Cell::new(None) };
+    static MASKING: Cell<Option<Masking>> = const { Cell::new(None) };
     /// The hook of a library that was loaded before.
     static PREVIOUS: Cell<pg_sys::emit_log_hook_type> = const { Cell::new(None) };
     /// The message that the server logs right now, masked.
@@ -26,8 +36,8 @@ thread_local! {
 
 /// Has every message masked before it is written to the server log, in whatever format. What the client
 /// gets is not changed. Called once in a process, or in the postmaster for all.
-pub(crate) fn mask_messages(mask: Mask) {
-    MASK.set(Some(mask));
+pub(crate) fn mask_messages(masking: Masking) {
+    MASKING.set(Some(masking));
     // SAFETY: a global that only this process changes.
     unsafe {
         PREVIOUS.set(pg_sys::emit_log_hook);
@@ -55,9 +65,12 @@ unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
     }
 }
 
-/// How many texts a message has: message, detail, detail for the log, hint, context, internal query. The
-/// statement comes last.
+/// How many texts a message has: message, detail, detail for the log, hint, context, internal query, and
+/// the statement that is run.
 const TEXTS: usize = 7;
+const MESSAGE: usize = 0;
+const INTERNAL_QUERY: usize = 5;
+const STATEMENT: usize = 6;
 
 /// A message whose texts are masked until this is dropped. Until then, nothing of it goes to the client.
 struct Masked {
@@ -76,35 +89,27 @@ impl Masked {
     /// # Safety
     /// `error` must be on the stack of errors, with its texts, while this lasts.
     unsafe fn new(error: *mut pg_sys::ErrorData) -> Option<Self> {
-        let mask = MASK.get()?;
+        let masking = MASKING.get()?;
         // SAFETY: see above.
         if unsafe { !(*error).output_to_server } || error == MASKED.get() {
             return None;
         }
-        // SAFETY: see above.
-        let (originals, are_statements, has_escapes) = unsafe {
-            (
-                texts(error),
-                are_statements(error),
-                !pg_sys::standard_conforming_strings,
-            )
+        // SAFETY: see above. Texts are C strings.
+        let (originals, contents, syntaxes) = unsafe {
+            let originals = texts(error);
+            let contents = originals.map(|text| bytes(text));
+            (originals, contents, syntaxes(&contents))
         };
+        let are_about_secrets = contents.map(masking.is_about_secrets);
         let mut masked = [const { None }; TEXTS];
         for at in 0..TEXTS {
-            if originals[at].is_null() {
-                continue;
-            }
-            // SAFETY: texts are C strings.
-            let text = unsafe { CStr::from_ptr(originals[at]) };
-            let syntax = Syntax {
-                is_statement: are_statements[at],
-                has_escapes,
-            };
-            masked[at] = match mask(text.to_bytes(), syntax).and_then(terminated) {
-                Ok(masked) => masked,
-                // An empty vector stands for the text that needs no memory.
-                Err(_) => Some(Vec::new()),
-            };
+            let is_beside = (0..TEXTS).any(|other| other != at && are_about_secrets[other]);
+            masked[at] =
+                match (masking.mask)(contents[at], syntaxes[at], is_beside).and_then(terminated) {
+                    Ok(masked) => masked,
+                    // An empty vector stands for the text that needs no memory.
+                    Err(_) => Some(Vec::new()),
+                };
         }
         if masked.iter().all(Option::is_none) {
             return None;
@@ -145,7 +150,7 @@ impl Drop for Masked {
 }
 
 /// Makes a C string of what has been masked.
-fn terminated(masked: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, TryReserveError> {
+fn terminated(masked: Option<Vec<u8>>) -> Replacement {
     let Some(mut text) = masked else {
         return Ok(None);
     };
@@ -196,26 +201,37 @@ unsafe fn set_texts(error: *mut pg_sys::ErrorData, texts: [*const c_char; TEXTS]
     }
 }
 
-/// Tells which of the texts are SQL.
+/// Returns what is in a text, or nothing where there is none.
 ///
 /// # Safety
-/// `error` must be valid.
-unsafe fn are_statements(error: *const pg_sys::ErrorData) -> [bool; TEXTS] {
-    // SAFETY: see above. The format of the message is a C string.
-    let format = unsafe {
-        (*error)
-            .message_id
-            .as_ref()
-            .map(|format| CStr::from_ptr(format))
-    };
-    let message = format.is_some_and(|format| {
-        let begins = |beginning: &&[u8]| format.to_bytes().starts_with(beginning);
-        LOGGED_STATEMENTS.iter().any(begins)
-    });
-    let (detail, detail_log, hint, context) = (false, false, false, false);
-    [message, detail, detail_log, hint, context, true, true]
+/// It must be null, or a C string that outlives what is returned.
+unsafe fn bytes<'a>(text: *const c_char) -> &'a [u8] {
+    if text.is_null() {
+        return &[];
+    }
+    // SAFETY: see above.
+    unsafe { CStr::from_ptr(text) }.to_bytes()
 }
 
-/// How the formats begin, before they are translated, of messages with which the server logs a statement:
-/// a simple one, the execution of a prepared one, and the duration of either.
-const LOGGED_STATEMENTS: [&[u8]; 3] = [b"statement: %s", b"%s %s%s%s: %s", b"duration: %s ms  "];
+/// Tells how the texts are to be read. A message with which the server logs a statement ends with it, be it
+/// a simple one, or one that is prepared or executed under some name.
+///
+/// # Safety
+/// The statement that is run must be a C string.
+unsafe fn syntaxes(texts: &[&[u8]; TEXTS]) -> [Syntax; TEXTS] {
+    // SAFETY: see above; globals that only this process changes.
+    let (statement, has_escapes) = unsafe {
+        (
+            bytes(pg_sys::debug_query_string),
+            !pg_sys::standard_conforming_strings,
+        )
+    };
+    array::from_fn(|at| Syntax {
+        statement: match at {
+            MESSAGE if texts[at].ends_with(statement) => texts[at].len() - statement.len(),
+            INTERNAL_QUERY | STATEMENT => 0,
+            _ => texts[at].len(),
+        },
+        has_escapes,
+    })
+}
