@@ -399,6 +399,51 @@ def test_a_locked_row_is_left_to_the_caller(db, sessions):
             locker.execute("BEGIN")
 
 
+@pytest.fixture
+def deferred(db):
+    """Lets a trigger do something when a transaction that has written certain rows is committed."""
+    def define(when, body):
+        db.execute(f"CREATE FUNCTION deferred() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NULL; END $$")
+        db.execute("CREATE CONSTRAINT TRIGGER deferred AFTER UPDATE ON secrets DEFERRABLE INITIALLY DEFERRED"
+                   f" FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION deferred()")
+
+    yield define
+    db.execute("DROP FUNCTION IF EXISTS deferred CASCADE")
+
+
+@pytest.mark.parametrize("lock_timeout", ["0", "200ms"])
+def test_workers_whose_deferred_triggers_wait_for_each_other(db, sessions, deferred, lock_timeout):
+    fill(db, ROWS)
+    db.execute("CREATE TABLE counters AS SELECT i AS id, 0 AS n FROM generate_series(0, 1) AS i")
+    try:
+        count = "UPDATE counters SET n = n + 1 WHERE id ="
+        deferred("OLD.id % 500 = 0", f"{count} OLD.id / 500 % 2; PERFORM pg_sleep(0.02); {count} 1 - OLD.id / 500 % 2")
+        caller = sessions()
+        caller.execute(f"SET lock_timeout = '{lock_timeout}'")
+        assert rotate(caller, workers=2, batch_size=500) == ROTATE.counts(ROWS)
+        assert db.execute("SELECT n FROM counters").fetchall() == [(ROWS / 500,)] * 2
+    finally:
+        db.execute("DROP TABLE counters")
+
+
+def test_a_deferred_trigger_that_waits_for_the_caller(db, sessions, deferred):
+    # The caller waits for the workers, and that is no lock: the server would not see a deadlock.
+    fill(db, ROWS)
+    deferred("OLD.id = 15000", "PERFORM pg_advisory_xact_lock(7)")
+    caller = sessions()
+    caller.execute("SELECT pg_advisory_lock(7); SET statement_timeout = '10s'")
+    assert rotate(caller, workers=2, batch_size=100) == ROTATE.counts(ROWS)
+
+
+def test_an_error_of_a_deferred_trigger(db, sessions, deferred):
+    fill(db, ROWS)
+    deferred("OLD.id = 15000", "RAISE 'not this one'")
+    with pytest.raises(errors.RaiseException, match="not this one"):
+        rotate(sessions(), workers=2, batch_size=100)
+    done, left = done_and_left(db, ROTATE)
+    assert left >= 1 and value(db, WORKERS) == 0
+
+
 def test_progress_is_that_of_all(db, sessions, held):
     fill(db, ROWS)
     caller = sessions()

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_void};
 use std::ops::Deref;
+use std::ptr;
 use std::time::Duration;
 
 use pgrx::prelude::*;
@@ -72,8 +73,18 @@ impl Transaction {
     pub(crate) fn attempt<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
         // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice. Workers also
         // wait for each other, where the table grows: what is given up then has to be written again.
-        let time = Duration::from_millis(if worker::is_worker() { 100 } else { 10 });
-        match in_subtransaction(|_| true, || with_lock_timeout(time, f)) {
+        let is_worker = worker::is_worker();
+        let time = Duration::from_millis(if is_worker { 100 } else { 10 });
+        let write = || {
+            let result = f();
+            if is_worker {
+                // When it commits, a worker could wait for longer: for another one, or for a lock of the session
+                // that waits for the workers.
+                fire_deferred_triggers();
+            }
+            result
+        };
+        match in_subtransaction(|_| true, || with_lock_timeout(time, write)) {
             Ok(result) => Some(result),
             Err(failure) if UNAVAILABLE.iter().any(|&code| failure.is(code)) => {
                 server::end_if_timed_out();
@@ -135,6 +146,17 @@ impl VirtualXid {
             Err(failure) => failure.raise(),
         }
     }
+}
+
+/// Does now what triggers would do at the commit.
+fn fire_deferred_triggers() {
+    let mut all_immediate = pg_sys::ConstraintsSetStmt {
+        type_: pg_sys::NodeTag::T_ConstraintsSetStmt,
+        constraints: ptr::null_mut(),
+        deferred: false,
+    };
+    // SAFETY: as of SET CONSTRAINTS ALL IMMEDIATE, which the server only reads.
+    unsafe { pg_sys::AfterTriggerSetState(&raw mut all_immediate) };
 }
 
 /// Calls `f` with another `lock_timeout`; zero is none.
