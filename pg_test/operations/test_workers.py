@@ -155,11 +155,79 @@ def test_as_the_caller(db, database, journal):
                 seen.append(noted)
         print(*seen, sep="\n")
         assert seen[0] == seen[1]
-        assert seen[0] == ["fernet_session", "fernet_rotator", "CALL fernet_rotate_column('secrets'", "read committed", "true",
-                           *SETTINGS.values()]
+        assert seen[0] == ["fernet_session", "fernet_rotator", "read committed", "true", *SETTINGS.values()]
     finally:
         db.execute("DROP TABLE secrets; DROP OWNED BY fernet_rotator, fernet_session;"
                    " DROP ROLE fernet_login, fernet_session, fernet_rotator")
+
+
+def roles_and(*settings):
+    return ["session_user", "current_user", *(f"current_setting('{name}')" for name in ("role", *settings))]
+
+
+@pytest.mark.parametrize("statements", [
+    [], ["SET ROLE NONE"], ["SET ROLE fernet_rotator"], ["SET SESSION AUTHORIZATION fernet_rotator"],
+    ["SET SESSION AUTHORIZATION fernet_rotator", "SET ROLE fernet_rotator"],
+], ids="; ".join)
+def test_the_role_of_the_login(db, database, journal, statements):
+    db.execute("CREATE ROLE fernet_login SUPERUSER LOGIN; CREATE ROLE fernet_usual; CREATE ROLE fernet_rotator;"
+               " ALTER ROLE fernet_login SET role = 'fernet_usual'")
+    try:
+        fill(db, 1000)
+        journal(*roles_and())
+        db.execute("GRANT SELECT, UPDATE ON secrets TO fernet_usual, fernet_rotator;"
+                   " GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_usual, fernet_rotator")
+        with connect(database, user="fernet_login") as caller:
+            for statement in statements:
+                caller.execute(statement)
+            roles = list(caller.execute(f"SELECT {', '.join(roles_and())}").fetchone())
+            assert rotate(caller, workers=1)["rotated"] == 1000
+        assert db.execute("SELECT DISTINCT noted FROM journal").fetchall() == [(roles,)]
+    finally:
+        db.execute("DROP TABLE secrets; DROP OWNED BY fernet_usual, fernet_rotator; DROP ROLE fernet_login, fernet_usual, fernet_rotator")
+
+
+def test_settings_of_the_login_that_were_changed_since(db, database, journal):
+    db.execute("CREATE ROLE fernet_login SUPERUSER LOGIN; ALTER ROLE fernet_login SET app.tenant = 'seven';"
+               " ALTER ROLE fernet_login SET work_mem = '7MB'")
+    try:
+        fill(db, 1000)
+        journal(*(f"current_setting('{name}')" for name in ("app.tenant", "work_mem", "random_page_cost")))
+        with connect(database, user="fernet_login") as caller:
+            db.execute("ALTER ROLE fernet_login SET app.tenant = 'eight'; ALTER ROLE fernet_login SET work_mem = '8MB';"
+                       " ALTER ROLE fernet_login SET random_page_cost = 8")
+            assert rotate(caller, workers=1)["rotated"] == 1000
+        assert db.execute("SELECT DISTINCT noted FROM journal").fetchall() == [(["seven", "7MB", "4"],)]
+    finally:
+        db.execute("DROP TABLE secrets; DROP ROLE fernet_login")
+
+
+def test_a_setting_that_the_login_could_not_make(db, database):
+    # From the configuration, the server accepts it, or warns and goes on.
+    fill(db, 1000)
+    db.execute(f"ALTER DATABASE {database} SET default_text_search_config = 'no_such_thing'")
+    try:
+        with connect(database) as caller:
+            assert rotate(caller, workers=1)["rotated"] == 1000
+    finally:
+        db.execute(f"ALTER DATABASE {database} RESET default_text_search_config")
+
+
+def test_a_setting_of_a_library_that_is_not_loaded_yet(db, database, journal):
+    """The server lets any role set it, and drops it when the library is loaded if the role may not."""
+    db.execute("CREATE ROLE fernet_rotator LOGIN; GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")
+    try:
+        for grant, setting in ("", "error"), ("GRANT SET ON PARAMETER plpgsql.variable_conflict TO fernet_rotator", "use_column"):
+            db.execute(f"DROP TABLE IF EXISTS secrets; {grant}")
+            fill(db, 1000)
+            db.execute("GRANT SELECT, UPDATE ON secrets TO fernet_rotator")
+            journal("current_setting('plpgsql.variable_conflict')")
+            with connect(database, user="fernet_rotator") as caller:
+                caller.execute("SET plpgsql.variable_conflict = 'use_column'")
+                assert rotate(caller, workers=1)["rotated"] == 1000
+            assert db.execute("SELECT DISTINCT noted FROM journal").fetchall() == [([setting],)]
+    finally:
+        db.execute("DROP TABLE secrets; DROP OWNED BY fernet_rotator; DROP ROLE fernet_rotator")
 
 
 def test_privileges(db, database):

@@ -1,6 +1,6 @@
 //! Changes of the server's settings, for a while or in another process.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::slice;
 
 use pgrx::prelude::*;
@@ -23,6 +23,8 @@ pub(super) enum Until {
     Commit,
     /// The end of the innermost nest level of settings.
     Level,
+    /// The end of the session, if the transaction is committed.
+    Exit,
 }
 
 /// Changes a setting that every role may change.
@@ -31,6 +33,7 @@ pub(super) fn set_config(name: &CStr, value: &CStr, until: Until) {
     let action = match until {
         Until::Commit => GucAction::GUC_ACTION_LOCAL,
         Until::Level => GucAction::GUC_ACTION_SAVE,
+        Until::Exit => GucAction::GUC_ACTION_SET,
     };
     // SAFETY: name and value are C strings, which the server copies.
     unsafe {
@@ -47,18 +50,14 @@ pub(super) fn set_config(name: &CStr, value: &CStr, until: Until) {
     }
 }
 
-/// Writes down, for [`restore`], what the session has set, and its role: C strings, names and values by turns,
-/// and an empty one.
+/// Writes down, for [`restore`], the settings of the session and its roles, as C strings: of a setting its name,
+/// its value, and where that is from; an empty string; two roles.
 ///
-/// What the configuration says, a new session reads there itself. What concerns one transaction, and the
-/// encoding of the client, is left out.
+/// What concerns one transaction, and the encoding of the client, is left out.
 pub(super) fn of_session(is_private: impl Fn(&CStr) -> bool) -> Vec<u8> {
-    use pg_sys::{GucContext, GucSource};
-    let mut settings = Vec::new();
-    let mut add = |name: &CStr, value: &CStr| {
-        settings.extend_from_slice(name.to_bytes_with_nul());
-        settings.extend_from_slice(value.to_bytes_with_nul());
-    };
+    use pg_sys::GucContext;
+    let mut texts = Vec::new();
+    let mut add = |text: &CStr| texts.extend_from_slice(text.to_bytes_with_nul());
     // SAFETY: all settings, each with a name. A value lasts until the next one is asked for.
     unsafe {
         for &setting in all() {
@@ -68,50 +67,99 @@ pub(super) fn of_session(is_private: impl Fn(&CStr) -> bool) -> Vec<u8> {
                 GucContext::PGC_SUSET | GucContext::PGC_USERSET
             );
             // RESET ALL leaves transactions alone, too, and roles, which are below.
-            let is_of_session = setting.source >= GucSource::PGC_S_CLIENT
-                && setting.flags as u32 & pg_sys::GUC_NO_RESET_ALL == 0;
+            let is_of_session = setting.flags as u32 & pg_sys::GUC_NO_RESET_ALL == 0;
             if may_be_set && is_of_session && name != c"client_encoding" && !is_private(name) {
                 let value = pg_sys::GetConfigOption(setting.name, true, false);
                 if !value.is_null() {
-                    add(name, CStr::from_ptr(value));
+                    add(name);
+                    add(CStr::from_ptr(value));
+                    add(&Origin::of(setting).to_text());
                 }
             }
         }
-        let (login, session, role) = (
-            pg_sys::GetAuthenticatedUserId(),
-            pg_sys::GetSessionUserId(),
-            pg_sys::GetOuterUserId(),
-        );
-        // In this order.
-        if session != login {
-            add(c"session_authorization", name_of_role(session));
-        }
-        if role != session {
-            add(c"role", name_of_role(role));
-        }
+        add(c"");
+        add(name_of_role(pg_sys::GetSessionUserId()));
+        let role = pg_sys::GetCurrentRoleId();
+        add(if role == pg_sys::InvalidOid {
+            c"none"
+        } else {
+            name_of_role(role)
+        });
     }
-    settings.push(0);
-    settings
+    texts
 }
 
 /// Sets what [`of_session`] has written down, of which `next` returns the strings one by one.
 pub(super) fn restore<'a>(mut next: impl FnMut() -> &'a CStr) {
-    use pg_sys::{GucAction, GucContext, GucSource};
     loop {
         let name = next();
         if name.is_empty() {
-            return;
+            break;
         }
-        // SAFETY: C strings, which the server copies. Whoever has set it was allowed to.
+        let (value, origin) = (next(), Origin::parse(next()));
+        origin.expect("it is as it was written").set(name, value);
+    }
+    // Also where they are those of the login: the settings of the user may have another role.
+    set_config(c"session_authorization", next(), Until::Exit);
+    set_config(c"role", next(), Until::Exit);
+}
+
+/// Who has set a value, and how.
+///
+/// Any role can set what may belong to a library that is not loaded yet. When the library is loaded, the server
+/// decides by this whether the role was allowed to.
+struct Origin {
+    context: pg_sys::GucContext::Type,
+    source: pg_sys::GucSource::Type,
+    role: pg_sys::Oid,
+}
+
+impl Origin {
+    fn of(setting: &pg_sys::config_generic) -> Self {
+        Self {
+            context: setting.scontext,
+            source: setting.source,
+            role: setting.srole,
+        }
+    }
+
+    fn to_text(&self) -> CString {
+        let text = format!("{} {} {}", self.context, self.source, self.role.to_u32());
+        CString::new(text).expect("digits and spaces hold no zero byte")
+    }
+
+    /// Reads what [`to_text`](Self::to_text) has written.
+    fn parse(text: &CStr) -> Option<Self> {
+        let mut parts = text.to_str().ok()?.splitn(3, ' ');
+        let mut next = || parts.next()?.parse().ok();
+        Some(Self {
+            context: next()?,
+            source: next()?,
+            role: next()?.into(),
+        })
+    }
+
+    /// Sets a value that has this origin in another session.
+    fn set(&self, name: &CStr, value: &CStr) {
+        use pg_sys::{GucAction, GucSource};
+        // This login may have found other settings of the role or the database than that session has: its own
+        // take precedence. What the server has accepted from the configuration may not be valid in this database.
+        let (source, level) = if self.source < GucSource::PGC_S_CLIENT {
+            (GucSource::PGC_S_CLIENT, PgLogLevel::DEBUG3)
+        } else {
+            (self.source, PgLogLevel::ERROR)
+        };
+        // SAFETY: C strings, which the server copies.
         unsafe {
-            pg_sys::set_config_option(
+            pg_sys::set_config_option_ext(
                 name.as_ptr(),
-                next().as_ptr(),
-                GucContext::PGC_SUSET,
-                GucSource::PGC_S_SESSION,
+                value.as_ptr(),
+                self.context,
+                source,
+                self.role,
                 GucAction::GUC_ACTION_SET,
                 true,
-                0,
+                level as i32,
                 false,
             );
         }
