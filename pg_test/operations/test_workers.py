@@ -4,6 +4,7 @@ import re
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from psycopg import errors
@@ -140,7 +141,7 @@ def test_as_the_caller(db, database, journal):
             db.execute("DROP TABLE IF EXISTS secrets")
             fill(db, 1000)
             db.execute("GRANT SELECT, UPDATE ON secrets TO fernet_rotator")
-            journal("session_user", "current_user", "split_part(current_query(), ',', 1)", "current_setting('transaction_isolation')",
+            journal("session_user", "current_user", "current_setting('transaction_isolation')",
                     "now() BETWEEN now() - interval '1 minute' AND clock_timestamp()",
                     *(f"current_setting('{name}')" for name in SETTINGS))
             with connect(database, user="fernet_login", options="-c geqo_seed=0.5") as caller:
@@ -281,15 +282,29 @@ def test_keys_of_the_session_alone(db, sessions, database):
         rotate(sessions(), workers=2)
 
 
+# A statement may have keys in it: of a caller who sets them and rotates in one block, say.
+WITH_KEYS = SimpleNamespace(call=lambda caller, batch_size, workers: caller.execute(
+    f"CALL /* {NEW},{OLD} */ fernet_rotate_column('secrets', 'value', batch_size => {batch_size}, workers => {workers})"))
+
+
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is no file here")
 def test_shared_memory_has_no_keys(db, sessions, held):
     fill(db, ROWS)
     caller = sessions()  # which has set them itself, too
     caller.execute("SET application_name = 'an application that has workers'")
-    with held(caller):
+    with held(caller, WITH_KEYS):
         shared = [path.read_bytes() for path in Path("/dev/shm").glob("PostgreSQL.*")]
         assert any(b"an application that has workers" in memory for memory in shared)
         assert not any(key.encode() in memory for memory in shared for key in (NEW, OLD))
+
+
+def test_what_is_shown_as_the_statement_of_the_workers(db, sessions, held):
+    fill(db, ROWS)
+    with held(sessions(), WITH_KEYS) as calling:
+        shown = db.execute(WORKERS.replace("count(*)", "query")).fetchall()
+        assert shown == [("CALL fernet_rotate_column('public.secrets', 'value')",)] * 2
+        calling.go_on()
+        calling.call.result()
 
 
 def test_a_key_file_of_the_session(db, database):
@@ -562,6 +577,27 @@ def test_max_worker_processes(processes, started):
         assert rotate(db, workers=4)["rotated"] == ROWS
         assert told[0] == f"{started} of 4 background workers started, since max_worker_processes allows no more"
         assert len(told) == 2 and census(db) == {"current": ROWS}
+
+
+def test_no_shared_memory_segment_left():
+    # So few sessions can be there that one query takes all the segments that are for them.
+    few = "max_connections = 5", "max_wal_senders = 0", "max_worker_processes = 2", "autovacuum_max_workers = 1"
+    with Cluster([NEW, OLD], "fsync = off", *few) as cluster, cluster.connect() as db, cluster.connect() as other:
+        db.execute("CREATE EXTENSION pg_fernet")
+        fill(db, ROWS)
+        # Each part of the query has a segment until its end.
+        for setting in ("parallel_setup_cost = 0", "parallel_tuple_cost = 0", "min_parallel_table_scan_size = 0",
+                        "max_parallel_workers_per_gather = 1"):
+            other.execute(f"SET {setting}")
+        parts = ", ".join(f"(SELECT count(*) FROM secrets WHERE id > {i})" for i in range(200))
+        with in_background(other.execute, f"SELECT {parts}, pg_sleep(1000)"):
+            try:
+                wait_until(lambda: value(db, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == 1)
+                told = notices(db)
+                assert rotate(db, workers=2) == ROTATE.counts(ROWS)
+                assert told[0] == "no background worker started, since the server has no shared memory segment left"
+            finally:
+                other.cancel()
 
 
 def stop(cluster, caller, workers):

@@ -19,6 +19,7 @@ use super::convert::Pass;
 use super::progress::{Progress, counted};
 use super::table;
 use crate::keys::{self, fingerprint, keyring};
+use crate::pg::relation::{self, Lock, Relation};
 use crate::pg::report::notice;
 use crate::pg::server;
 use crate::pg::transaction::Transaction;
@@ -154,13 +155,16 @@ pub(super) fn share(
         // Nothing will be written: the first value that has to be ends the call.
         return Ok(None);
     }
+    let (statement, tables) = Transaction::run(|transaction| {
+        Ok::<_, Error>((statement(transaction, pass)?, tables(transaction, pass)))
+    })?;
     let mut task = Task {
         conversion: pass.conversion,
         relation: pass.relation,
         batch_size: pass.batch_size,
         workers: 0,
         fingerprints: fingerprint::list(pass.keyring),
-        tables: tables(pass)?,
+        tables,
         column_name: pass.column_name.to_owned(),
     };
     let useful = task.tables.blocks().div_ceil(BLOCKS.start);
@@ -169,13 +173,21 @@ pub(super) fn share(
         return Ok(None);
     }
     task.workers = workers as u64;
-    let mut started = Workers::start(
+    let started = Workers::start(
         c"fernet_convert_in_worker",
         workers.min(server::max_worker_processes()),
         Shared::default(),
+        &statement,
         &task.to_text(),
         keys::settings::is_secret,
     );
+    let Some(mut started) = started else {
+        notice(
+            "no background worker started, since the server has no shared memory segment left"
+                .into(),
+        );
+        return Ok(None);
+    };
     if started.count() < workers {
         notice(format!(
             "{} of {} started, since max_worker_processes allows no more",
@@ -207,21 +219,34 @@ pub(super) fn share(
     }))
 }
 
+/// Returns what the server shows as the statement of the workers.
+fn statement(transaction: &Transaction, pass: &Pass<'_>) -> Result<CString, Error> {
+    let relation = Relation::open(transaction, pass.relation, Lock::Read)
+        .ok_or(Error::NoRelation(pass.relation))?;
+    let name = CString::new(relation.name()).expect("no name holds a zero byte");
+    let procedure = pass.conversion.procedure().to_bytes();
+    let statement = [
+        b"CALL ",
+        procedure.strip_suffix(b")").unwrap_or(procedure),
+        &relation::literal(&name),
+        b", ",
+        &relation::literal(pass.column_name),
+        b")",
+    ];
+    Ok(CString::new(statement.concat()).expect("no part of it holds a zero byte"))
+}
+
 /// Returns the tables that workers can read.
-fn tables(pass: &Pass<'_>) -> Result<Tables, Error> {
-    let family = Transaction::run(|transaction| {
-        let family = table::family(transaction, pass.relation, pass.column_name);
-        Ok::<_, Error>(family)
-    })?;
+fn tables(transaction: &Transaction, pass: &Pass<'_>) -> Tables {
     let mut blocks = 0;
-    let tables = family
-        .iter()
-        .filter(|member| !member.is_temporary && member.blocks > 0);
-    let tables = tables.map(|member| {
-        blocks += u64::from(member.blocks);
-        (member.oid, blocks)
-    });
-    Ok(Tables(tables.collect()))
+    let tables = table::family(transaction, pass.relation, pass.column_name)
+        .into_iter()
+        .filter(|member| !member.is_temporary && member.blocks > 0)
+        .map(|member| {
+            blocks += u64::from(member.blocks);
+            (member.oid, blocks)
+        });
+    Tables(tables.collect())
 }
 
 /// What the server calls in a worker.

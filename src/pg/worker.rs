@@ -53,7 +53,7 @@ enum Part {
     Header,
     Shared,
     Libraries,
-    /// C strings: the statement, the task, then names and values of settings, and an empty one.
+    /// C strings: the statement, the task, and the settings of the session.
     Texts,
     Queues,
 }
@@ -77,18 +77,20 @@ static DONE: u8 = b'X';
 
 impl<T: Sync> Workers<T> {
     /// Starts `count` workers, or as many as the server can have, and calls the function of this library in
-    /// each, which calls [`run`]. Settings of the session that are private are not handed over.
+    /// each, which calls [`run`]. The server shows the statement as theirs; that of the caller may hold secrets.
+    /// Settings of the session that are private are not handed over.
+    ///
+    /// Returns `None` if the server cannot have more segments of shared memory.
     ///
     /// To be called with no transaction of this process's that they could have to wait for.
     pub(crate) fn start(
         function: &CStr,
         count: usize,
         shared: T,
+        statement: &CStr,
         task: &CStr,
         is_private: impl Fn(&CStr) -> bool,
-    ) -> Self {
-        // SAFETY: null, or a C string that lasts as long as the statement.
-        let statement = unsafe { c_string(pg_sys::debug_query_string) };
+    ) -> Option<Self> {
         let settings = guc::of_session(is_private);
         let texts = [statement, task].map(CStr::to_bytes_with_nul);
         let texts = [texts.concat(), settings].concat();
@@ -111,7 +113,8 @@ impl<T: Sync> Workers<T> {
                 number_of_keys: sizes.len(),
             };
             let size = pg_sys::shm_toc_estimate(&raw mut parts);
-            let segment = pg_sys::dsm_create(size, 0);
+            let segment = pg_sys::dsm_create(size, pg_sys::DSM_CREATE_NULL_IF_MAXSEGMENTS as i32);
+            let mapped = NonNull::new(segment)?;
             let address = pg_sys::dsm_segment_address(segment);
             let parts = pg_sys::shm_toc_create(MAGIC, address, size);
             let add = |part: Part| {
@@ -133,7 +136,7 @@ impl<T: Sync> Workers<T> {
 
             let memory = memory_context(pg_sys::TopMemoryContext);
             let mut workers = Self {
-                segment: NonNull::new(segment).expect("an error is raised if it cannot be made"),
+                segment: mapped,
                 shared: NonNull::new(shared_part).expect("it is in the segment"),
                 queues: Vec::with_capacity(count),
                 handles: Box::new(Vec::with_capacity(count)),
@@ -159,7 +162,7 @@ impl<T: Sync> Workers<T> {
                 workers.queues.push(queue);
             }
             pg_sys::MemoryContextSwitchTo(context);
-            workers
+            Some(workers)
         }
     }
 
@@ -438,18 +441,5 @@ unsafe fn memory_context(parent: pg_sys::MemoryContext) -> pg_sys::MemoryContext
             pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
             pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
         )
-    }
-}
-
-/// # Safety
-/// `string` must be null or a C string.
-unsafe fn c_string<'a>(string: *const c_char) -> &'a CStr {
-    // SAFETY: the caller says so.
-    unsafe {
-        if string.is_null() {
-            c""
-        } else {
-            CStr::from_ptr(string)
-        }
     }
 }
