@@ -4,7 +4,7 @@
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
 
 .DEFAULT_GOAL := help
-.PHONY: help all demo test soak test-airflow test-applications fuzz mutants audit install installcheck lint bench \
+.PHONY: help all demo test soak test-sql-edition test-airflow test-applications fuzz mutants audit install installcheck lint bench \
 	bench-airflow bench-operations package test-package clean
 
 export PG PG_CONFIG
@@ -20,6 +20,9 @@ demo: ## rotate an Airflow-shaped database on a throwaway server
 
 test: ## run all tests (PG=16, 17 or 18: on that server)
 	@scripts/test
+
+test-sql-edition: ## run the tests of both editions on the SQL edition
+	@scripts/test sql-edition
 
 soak: ## run the long form of the hardening tests (hours)
 	@scripts/test soak

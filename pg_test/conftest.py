@@ -1,7 +1,11 @@
 """What holds for all suites."""
 
+import os
+
 import pytest
 
+import differences
+import edition
 from throwaway import refuse_another_server
 
 
@@ -12,3 +16,12 @@ def throwaway():
         refuse_another_server()
     except SystemExit as error:
         pytest.exit(str(error), returncode=1)
+    if edition.SQL:
+        edition.prepare()
+        os.environ["PGUSER"] = edition.USER
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    if edition.SQL:
+        differences.apply(config, items)

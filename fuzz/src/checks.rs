@@ -3,11 +3,14 @@
 
 use std::convert::Infallible;
 
+use memchr::memmem;
 use sha2::{Digest as _, Sha256};
 
 use super::rules::{self, Key};
 use crate::codec;
 use crate::fernet::{Error, Haystack, IV, Keyring, Token, count_tokens, sealed_len};
+use crate::mask::{mask_keys, mask_literals};
+use crate::pg::literal::Syntax;
 
 /// Keys for the fuzzer to choose from: that of the vectors, one of its own, and two that share the
 /// half that signs.
@@ -234,6 +237,123 @@ fn value(data: &[u8]) -> Option<(&'static [Key], Vec<u8>)> {
         );
     }
     Some((keys(ring), value))
+}
+
+/// What is masked in the server log: keys, and the literals of a statement, which may be between quotes in
+/// a message.
+pub fn mask(data: &[u8]) {
+    let Some((&flags, rest)) = data.split_first() else {
+        return;
+    };
+    let [is_statement, has_escapes, is_named_beside] = [1, 2, 4].map(|flag| flags & flag != 0);
+    let quote: &[u8] = if is_statement { b"" } else { b"\"" };
+    let text = [quote, &log_text(rest), quote].concat();
+    let statement = &text[quote.len()..text.len() - quote.len()];
+    let syntax = Syntax {
+        statement: if is_statement { 0 } else { text.len() },
+        has_escapes,
+    };
+    let keys_masked = mask_keys(&text, is_named_beside).unwrap();
+    let all_masked = mask_literals(&text, syntax, is_named_beside).unwrap();
+    for masked in [&keys_masked, &all_masked] {
+        // Not the text itself once more, unless it is masked already.
+        assert!(masked.as_ref() != Some(&text) || memmem::find(&text, b"***").is_some());
+        let [text, masked] = [&text, masked.as_ref().unwrap_or(&text)].map(without_escapes);
+        for key in &KEYS {
+            assert!(!rules::holds_key(&masked, key));
+        }
+        assert_lacks(&masked, &text, rules::keys_in(&text));
+    }
+    let literals = rules::literals(statement, has_escapes);
+    let is_whole = |literal: &[u8]| literal.as_ptr_range().end < statement.as_ptr_range().end;
+    if is_statement || literals.iter().all(|literal| is_whole(literal)) {
+        assert_lacks(all_masked.as_ref().unwrap_or(&text), &text, literals);
+    }
+}
+
+/// Checks that nothing that is in one place of a text, and secret, is in another text.
+fn assert_lacks(masked: &[u8], text: &[u8], secrets: Vec<&[u8]>) {
+    let mut pieces = secrets.iter().flat_map(|secret| secret.windows(4));
+    let is_shown = |piece: &&[u8]| {
+        !piece.contains(&b'*')
+            && memmem::find(masked, piece).is_some()
+            && memmem::find_iter(text, piece).count() == 1
+    };
+    assert_eq!(pieces.find(is_shown).map(String::from_utf8_lossy), None);
+}
+
+/// In JSON, a slash may have backslashes before it.
+fn without_escapes(text: &Vec<u8>) -> Vec<u8> {
+    let mut plain = Vec::new();
+    for &byte in text {
+        while byte == b'/' && plain.ends_with(b"\\") {
+            plain.pop();
+        }
+        plain.push(byte);
+    }
+    plain
+}
+
+/// Makes what may be in the log of what the fuzzer made up: a byte says what follows, and how many of the
+/// next bytes it takes.
+fn log_text(mut rest: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    while let Some(&piece) = rest.split_off_first() {
+        let len = usize::from(piece >> 3).min(rest.len());
+        let bytes = take(&mut rest, len);
+        let words: &[&str] = match piece & 7 {
+            0 | 1 => {
+                text.extend(bytes);
+                continue;
+            }
+            2 | 3 => {
+                for &byte in bytes {
+                    text.extend(key_text(piece & 1 != 0, byte));
+                }
+                continue;
+            }
+            4 => &[
+                "fernet.keys",
+                "Fernet.KEYS",
+                "fernet.",
+                "keys",
+                "/",
+                "_file",
+                "gAAAA",
+            ],
+            5 => &[
+                "'", "\"", "\\", "$$", "$a$", "$", "1", "e", " E'", "é", "$é$", "'\n'", "\\'",
+            ],
+            6 => &["--", "\n", "\r", "/*", "*/", "-", "/", "*", "'", "\""],
+            _ => &[
+                ",", " ", "=", "%3D", "\\n", ";", "_", "x", "A", "-", "/", "\\/", "...",
+            ],
+        };
+        let words = bytes
+            .iter()
+            .map(|&byte| words[usize::from(byte) % words.len()]);
+        text.extend(words.flat_map(str::bytes));
+    }
+    // It ends a text.
+    text.retain(|&byte| byte != 0);
+    text
+}
+
+/// A key as it may be written, or a piece of one, or more than one.
+fn key_text(is_piece: bool, how: u8) -> Vec<u8> {
+    let mut text = rules::encode(&KEYS[usize::from(how) % KEYS.len()]);
+    if how & 4 != 0 {
+        text = text.replace('-', "+").replace('_', "/");
+    }
+    if how & 8 != 0 {
+        text.truncate(text.trim_end_matches('=').len());
+    }
+    if is_piece {
+        // From somewhere in the first on, into up to the fourth.
+        let start = usize::from(how >> 4);
+        text = text.repeat(4)[start..start + usize::from(how) / 2].to_owned();
+    }
+    text.into_bytes()
 }
 
 /// The `fernet` crate on the same tokens. It differs on purpose, in three ways:

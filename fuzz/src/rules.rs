@@ -1,5 +1,5 @@
-//! The rules for keys and tokens, stated once more and as plainly as can be, for the core to be
-//! compared with.
+//! The rules for keys, tokens and literals, stated once more and as plainly as can be, for the core, and
+//! for what masks the log, to be compared with.
 
 use aes::Aes128;
 use aes::cipher::{Array, BlockCipherDecrypt as _, BlockCipherEncrypt as _, KeyInit as _};
@@ -364,4 +364,164 @@ fn xor(left: &[u8], right: &[u8]) -> Vec<u8> {
         .zip(right)
         .map(|(left, right)| left ^ right)
         .collect()
+}
+
+/// Finds keys in a text, and behind `fernet.keys` pieces of keys.
+pub fn keys_in(text: &[u8]) -> Vec<&[u8]> {
+    let mut found = Vec::new();
+    let mut is_named = false;
+    let mut at = 0_usize;
+    for mut run in text.split(|&byte| digit(byte).is_none()) {
+        let before = text[at.saturating_sub(8)..at].to_ascii_lowercase();
+        at += run.len() + 1;
+        // An escape in front of a key is not part of it: a letter, and its digits.
+        let escape = run.len().saturating_sub(43);
+        let is_digit = |byte: &u8| byte.is_ascii_hexdigit();
+        if before.ends_with(b"\\")
+            && [1, 2, 3, 5, 9].contains(&escape)
+            && run[1..escape].iter().all(is_digit)
+        {
+            run = &run[escape..];
+        }
+        is_named |= run.eq_ignore_ascii_case(b"keys")
+            && before.ends_with(b"fernet.")
+            && !before.ends_with(b"/fernet.");
+        let is_key = run.len() == 43
+            && run.iter().any(u8::is_ascii_lowercase)
+            && run.iter().any(u8::is_ascii_uppercase);
+        let all = |is: fn(&u8) -> bool| run.iter().all(|byte| is(byte) || b"_-".contains(byte));
+        let is_word = all(u8::is_ascii_lowercase) || all(u8::is_ascii_uppercase);
+        let is_token = run.len() > 97 && run.starts_with(b"gAAAA");
+        if is_key || is_named && run.len() > 11 && !is_word && !is_token {
+            found.push(run);
+        }
+    }
+    found
+}
+
+/// Tells whether a key is in a text, with nothing around it that could belong to it.
+pub fn holds_key(text: &[u8], key: &Key) -> bool {
+    let key = encode(key);
+    let key = key.trim_end_matches('=');
+    let spellings = [key.to_owned(), key.replace('-', "+").replace('_', "/")];
+    let mut runs = text.split(|&byte| digit(byte).is_none());
+    runs.any(|run| spellings.iter().any(|key| run == key.as_bytes()))
+}
+
+/// Finds what is in the literals of a statement.
+pub fn literals(text: &[u8], has_escapes: bool) -> Vec<&[u8]> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let &[first, ref behind @ ..] = rest {
+        // A number has no `$` in it.
+        let is_word = |&&byte: &&u8| {
+            byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80 || byte == b'$'
+        };
+        let word = match first {
+            b'$' => 0,
+            b'0'..=b'9' => 1,
+            _ => rest.iter().take_while(is_word).count(),
+        };
+        rest = if word > 0 && rest.get(word) != Some(&b'\'') {
+            &rest[word..]
+        } else if word > 0 || first == b'\'' {
+            let has_escapes = match &rest[..word] {
+                b"e" | b"E" => true,
+                b"b" | b"B" | b"x" | b"X" => false,
+                _ => has_escapes,
+            };
+            let mut next = Some(&rest[word + 1..]);
+            let mut end = rest;
+            while let Some(literal) = next {
+                let (content, behind) = literal_in(literal, has_escapes);
+                found.push(content);
+                end = behind;
+                next = continued(behind);
+            }
+            end
+        } else if first == b'$' {
+            let tag = behind
+                .iter()
+                .take_while(|byte| is_word(byte) && **byte != b'$')
+                .count();
+            let (delimiter, content) = rest.split_at((tag + 2).min(rest.len()));
+            if delimiter.len() > 1 && delimiter.ends_with(b"$") && !behind[0].is_ascii_digit() {
+                let (content, behind) = up_to(content, delimiter);
+                found.push(content);
+                behind
+            } else {
+                behind
+            }
+        } else if first == b'"' {
+            up_to(behind, b"\"").1
+        } else if rest.starts_with(b"--") {
+            line(rest)
+        } else if rest.starts_with(b"/*") {
+            comment(&rest[2..])
+        } else {
+            behind
+        };
+    }
+    found
+}
+
+/// Splits what a quote has opened from what is behind the one that closes it.
+fn literal_in(text: &[u8], has_escapes: bool) -> (&[u8], &[u8]) {
+    let mut at = 0;
+    while at < text.len() {
+        let rest = &text[at..];
+        if rest.starts_with(b"''") || rest[0] == b'\\' && has_escapes {
+            at += 2;
+        } else if rest[0] == b'\'' {
+            return (&text[..at], &rest[1..]);
+        } else {
+            at += 1;
+        }
+    }
+    (text, b"")
+}
+
+/// Returns what is behind the quote with which a literal goes on: on another line, and only behind blanks
+/// and comments up to the end of a line.
+fn continued(mut text: &[u8]) -> Option<&[u8]> {
+    let mut lines = 0;
+    loop {
+        match text {
+            [b'\'', behind @ ..] if lines > 0 => return Some(behind),
+            [b'\n' | b'\r', ..] => lines += 1,
+            [b' ' | b'\t' | b'\x0b' | b'\x0c', ..] => {}
+            [b'-', b'-', ..] => {
+                text = line(text);
+                continue;
+            }
+            _ => return None,
+        }
+        text = &text[1..];
+    }
+}
+
+/// Returns what is behind a comment, without what opens it.
+fn comment(mut text: &[u8]) -> &[u8] {
+    while !text.is_empty() {
+        if let Some(behind) = text.strip_prefix(b"*/") {
+            return behind;
+        }
+        text = match text.strip_prefix(b"/*") {
+            Some(inside) => comment(inside),
+            None => &text[1..],
+        };
+    }
+    text
+}
+
+/// Returns what is behind a line, with what ends it.
+fn line(text: &[u8]) -> &[u8] {
+    let end = text.iter().position(|byte| b"\n\r".contains(byte));
+    &text[end.unwrap_or(text.len())..]
+}
+
+/// Splits a text into what is before and behind something, or the end.
+fn up_to<'a>(text: &'a [u8], end: &[u8]) -> (&'a [u8], &'a [u8]) {
+    let at = (0..text.len()).find(|&at| text[at..].starts_with(end));
+    at.map_or((text, b""), |at| (&text[..at], &text[at + end.len()..]))
 }

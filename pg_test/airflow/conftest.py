@@ -6,6 +6,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from documentation import code_block
+from edition import SQL, USER, install
 from harness import Airflow, on_server
 from rows import ENCRYPTED, PLAINTEXT
 
@@ -37,10 +38,14 @@ def migrated(request, tmp_path_factory):
     """Airflow with the schema of its own migrations and no rows."""
     version = request.param
     airflow = Airflow(version, f"airflow_{version}", tmp_path_factory.mktemp(f"airflow-{version}"))
-    on_server("CREATE DATABASE {}", airflow.database)
+    on_server("CREATE DATABASE {} OWNER {}", airflow.database, USER)
     airflow.cli("db", "migrate", key=OLD)
     with airflow.connect() as connection:
-        connection.execute(code_block("Before you start", "sql"))
+        if SQL:
+            connection.execute("CREATE SCHEMA fernet")
+            install(connection, "fernet")
+        else:
+            connection.execute(code_block("Before you start", "sql"))
     return airflow
 
 
@@ -77,7 +82,7 @@ def half_encrypted_airflow(half_encrypted):
 
 def copy_of(airflow):
     database = f"{airflow.database}_{next(_number)}"
-    on_server("CREATE DATABASE {} TEMPLATE {}", database, airflow.database)
+    on_server("CREATE DATABASE {} OWNER {} TEMPLATE {}", database, USER, airflow.database)
     return Airflow(airflow.version, database, airflow.home)
 
 

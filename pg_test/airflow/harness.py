@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from edition import superuser
 from rows import expected
 
 HERE = Path(__file__).parent
@@ -18,7 +19,7 @@ SCRIPTS = HERE.parents[1] / "sql" / "airflow"
 def on_server(statement, *names):
     """Runs a statement that may not run in a transaction block."""
     names = [sql.Identifier(name) for name in names]
-    with psycopg.connect(autocommit=True) as server:
+    with superuser() as server:
         server.execute(sql.SQL(statement).format(*names))
 
 
@@ -97,7 +98,7 @@ class Airflow:
 
     def set_keys(self, keys):
         """Sets fernet.keys for every new session in the database."""
-        with psycopg.connect() as server:
+        with superuser() as server:
             server.execute(sql.SQL("ALTER DATABASE {} SET fernet.keys = {}").format(
                 sql.Identifier(self.database), sql.Literal(keys)))
 

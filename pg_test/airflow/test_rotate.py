@@ -7,6 +7,7 @@ from cryptography.fernet import Fernet
 from psycopg import errors
 
 from documentation import code_block
+from edition import SUPERUSER, USER
 from rows import ENCRYPTED, PLAINTEXT
 
 
@@ -119,7 +120,7 @@ def test_plaintext_stays_as_it_is(half_encrypted_airflow, new, both):
 
 
 def test_a_role_that_cannot_decrypt_may_rotate(airflow, new, both, monkeypatch):
-    with airflow.connect() as connection:
+    with airflow.connect(user=SUPERUSER) as connection:
         connection.execute("DROP ROLE IF EXISTS airflow_rotator")
         connection.execute(code_block("A role that rotates and cannot decrypt", "sql"))
         if airflow.has_connection_tests:
@@ -132,8 +133,8 @@ def test_a_role_that_cannot_decrypt_may_rotate(airflow, new, both, monkeypatch):
         with airflow.connect() as connection, pytest.raises(errors.InsufficientPrivilege):
             connection.execute("SELECT fernet_decrypt(password) FROM connection")
     finally:
-        monkeypatch.setenv("PGUSER", "postgres")
-        with airflow.connect() as connection:
+        monkeypatch.setenv("PGUSER", USER)
+        with airflow.connect(user=SUPERUSER) as connection:
             connection.execute("DROP OWNED BY airflow_rotator")
             connection.execute("DROP ROLE airflow_rotator")
     airflow.assert_reads(ENCRYPTED, key=new)
@@ -142,7 +143,7 @@ def test_a_role_that_cannot_decrypt_may_rotate(airflow, new, both, monkeypatch):
 def test_the_owner_of_the_tables_rotates(half_encrypted_airflow, old, new, both, monkeypatch):
     """As the documentation has it, and with no more rights."""
     airflow = half_encrypted_airflow
-    with airflow.connect() as connection:
+    with airflow.connect(user=SUPERUSER) as connection:
         connection.execute("CREATE ROLE airflow LOGIN")
         for table, in connection.execute("SELECT oid::regclass FROM pg_class WHERE relnamespace = 'public'::regnamespace"
                                          " AND relkind = 'r'").fetchall():
@@ -156,8 +157,8 @@ def test_the_owner_of_the_tables_rotates(half_encrypted_airflow, old, new, both,
         with airflow.connect() as connection, pytest.raises(errors.InsufficientPrivilege):
             connection.execute("SELECT fernet_decrypt(password) FROM connection")
     finally:
-        monkeypatch.setenv("PGUSER", "postgres")
-        with airflow.connect() as connection:
+        monkeypatch.setenv("PGUSER", USER)
+        with airflow.connect(user=SUPERUSER) as connection:
             connection.execute("REASSIGN OWNED BY airflow TO postgres")
             connection.execute("DROP OWNED BY airflow")
             connection.execute("DROP ROLE airflow")

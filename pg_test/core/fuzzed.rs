@@ -4,14 +4,25 @@
 use std::fs;
 use std::path::Path;
 
-use pg_fernet::fernet;
-
 #[path = "../../fuzz/src/checks.rs"]
 pub mod checks;
 #[path = "../../src/fernet/codec.rs"]
 mod codec;
+#[path = "../../src/keys/mask.rs"]
+mod mask;
 #[path = "../../fuzz/src/rules.rs"]
 pub mod rules;
+
+/// The core, and what it has for the crate only.
+mod fernet {
+    pub(crate) use super::codec::is_char as is_base64;
+    pub(crate) use pg_fernet::fernet::*;
+}
+
+#[path = "../../src/pg"]
+mod pg {
+    pub(crate) mod literal;
+}
 
 fn replay(target: &str, check: fn(&[u8])) {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("pg_test/core/fuzzed");
@@ -45,4 +56,9 @@ fn scan() {
 #[test]
 fn fernet_crate() {
     replay("fernet_crate", checks::fernet_crate);
+}
+
+#[test]
+fn mask() {
+    replay("mask", checks::mask);
 }

@@ -161,6 +161,41 @@ def keys_of_the_client(reader):
     reader.run_sql("ALTER SYSTEM RESET fernet.keys_file; SELECT pg_reload_conf();")
 
 
+def token(plaintext):
+    """One under the old key, made where there is no native extension."""
+    return Fernet(OLD).encrypt(plaintext.encode()).decode()
+
+
+def managed(reader):
+    """A database whose owner has no other rights, with tokens and the files of keys."""
+    reader.run_sql("CREATE ROLE app LOGIN; CREATE DATABASE app OWNER app;")
+    reader.use_database("app")
+    reader.run_sql(f"SET ROLE app; CREATE TABLE secrets AS SELECT '{token('secret')}'::text AS value FROM generate_series(1, 3);")
+    reader.leave_psql()
+    reader.write("new.key", NEW)
+    reader.write("old.key", OLD)
+
+
+def managed_airflow(reader):
+    """Airflow's tables with tokens, in a database of a role that has no other rights."""
+    airflow(reader)
+    reader.run_sql(f"""
+        SET ROLE airflow;
+        INSERT INTO connection SELECT id, CASE WHEN id <= 771 THEN '{token("secret")}' END,
+            CASE WHEN id > 172 THEN '{token("{}")}' END, id <= 771, id > 172 FROM generate_series(1, 812) AS id;
+        INSERT INTO variable SELECT id, '{token("value")}', true FROM generate_series(1, 95) AS id;
+        INSERT INTO trigger (kwargs) SELECT '{token("{}")}' FROM generate_series(1, 3);
+        INSERT INTO xcom SELECT 'dag', id, 'task', -1, 'return_value', jsonb_build_array('{token("key")}', '{token("secret")}')
+            FROM generate_series(1, 8) AS id;""")
+    reader.leave_psql()
+
+
+def managed_rotator(reader):
+    """Tokens under the old key, a role that may not decrypt them, and a session of the owner."""
+    reader.use_database("app")
+    reader.run_sql(f"CREATE ROLE rotator LOGIN; SET ROLE app; UPDATE secrets SET value = '{token('secret')}';")
+
+
 PREPARATIONS = {
     ("README.md", "Airflow"): airflow_with_the_extension,
     ("docs/airflow.md", "Before you start"): airflow,
@@ -169,6 +204,9 @@ PREPARATIONS = {
     ("docs/applications.md", "Other applications"): vault,
     ("docs/applications.md", "Prefect"): prefect,
     ("docs/columns.md", "Encrypting a column"): one_key,
+    ("docs/managed.md", "Install"): managed,
+    ("docs/managed.md", "Airflow on RDS"): managed_airflow,
+    ("docs/managed.md", "Rotate without being able to decrypt"): managed_rotator,
     ("docs/migrations.md", "Rules"): project,
     ("docs/migrations.md", "Alembic"): alembic_project,
     ("docs/migrations.md", "Alembic, in batches"): rotated_by_alembic,

@@ -6,6 +6,7 @@ import pytest
 import pyca
 from postgres import column, set_keys, value
 from soak import SOAK
+from tables import encrypt_writes
 
 GIGABYTE = 1 << 30
 
@@ -30,10 +31,19 @@ def session(healthy, db, rng):
     return db
 
 
-def refusal(session, expression):
+@pytest.fixture
+def written(session):
+    """A table that stores large values as they are."""
+    session.execute("CREATE UNLOGGED TABLE written (value text)")
+    session.execute("ALTER TABLE written ALTER value SET STORAGE EXTERNAL")
+    yield
+    session.execute("DROP TABLE written")
+
+
+def refusal(session, statement, place=""):
     with pytest.raises(psycopg.errors.ProgramLimitExceeded) as refusal:
-        session.execute("SELECT length(" + expression + ")")
-    assert refusal.value.diag.message_primary == "result would exceed the limit of 1 GB for a value"
+        session.execute(statement)
+    assert refusal.value.diag.message_primary == "result would exceed the limit of 1 GB for a value" + place
     assert refusal.value.diag.message_hint.startswith("Split the value")
 
 
@@ -42,8 +52,29 @@ def test_the_largest_plaintext_makes_the_largest_token(session):
 
 
 def test_one_byte_more_is_refused(session):
-    refusal(session, f"fernet_encrypt({text(LARGEST + 1)})")
-    refusal(session, f"fernet_encrypt({text(GIGABYTE - 8)})")
+    refusal(session, f"SELECT length(fernet_encrypt({text(LARGEST + 1)}))")
+    refusal(session, f"SELECT length(fernet_encrypt({text(GIGABYTE - 8)}))")
+
+
+def test_the_trigger_refuses_it_too(session, written):
+    encrypt_writes(session, "written")
+    refusal(session, f"INSERT INTO written VALUES ({text(LARGEST + 1)})")
+
+
+@pytest.mark.skipif(not SOAK, reason="takes 4 GB of memory: in make soak")
+def test_the_largest_row(session, written):
+    session.execute(f"INSERT INTO written VALUES ({text(LARGEST + 1)})")
+    refusal(session, "CALL fernet_encrypt_column('written', 'value')", place=": (0,1) of public.written")
+    session.execute("TRUNCATE written")
+    # A row has a header, too.
+    plaintext = text(LARGEST - 48)
+    session.execute(f"INSERT INTO written VALUES ({plaintext})")
+    for procedure in "encrypt", "decrypt":
+        assert session.execute(f"CALL fernet_{procedure}_column('written', 'value')").fetchone() == (1, 0, 0, 0, 0)
+        assert value(session, f"SELECT value = {plaintext} FROM written") == (procedure == "decrypt")
+    encrypt_writes(session, "written")
+    session.execute("UPDATE written SET value = value")
+    assert value(session, f"SELECT fernet_decrypt(value) = {plaintext} FROM written")
 
 
 @pytest.mark.skipif(not SOAK, reason="takes 4 GB of memory: in make soak")

@@ -29,7 +29,7 @@ OBJECTS = '''
     SET search_path = "hostile ""args""", public;
     CREATE DOMAIN d1 AS text; CREATE DOMAIN d2 AS d1 CHECK (value <> \'\');
     CREATE TABLE usual (id int PRIMARY KEY, a text, dropped text, "A" varchar(500), "wëird ""col$; --
-    " char(200), b bytea, d d2, arr text[], j json, n name, c "char", x xml, g text GENERATED ALWAYS AS (a) STORED);
+    " char(200), b bytea, d d2, arr text[], j json, n name, c "char", x xml, g text GENERATED ALWAYS AS ("A") STORED);
     ALTER TABLE usual DROP dropped;
     INSERT INTO usual VALUES (1, fernet_encrypt('x'), fernet_encrypt('x'), fernet_encrypt('x'), fernet_encrypt('x')::bytea, fernet_encrypt('x'));
     CREATE TABLE "quo""ted

@@ -5,6 +5,7 @@ import pytest
 import pyca
 from postgres import peak_memory, private_memory, set_keys, value
 from soak import count
+from tables import encrypt_writes
 
 MEGABYTE = 1024
 CALLS = count(100_000, 5_000_000)
@@ -101,6 +102,30 @@ def test_every_error_caught(db, tokens, code, call):
     # The session is as it was.
     if code not in ("55000", "F0000"):
         assert value(db, "SELECT fernet_key_index(fernet_encrypt('x'))") == 1
+
+
+@pytest.mark.parametrize("statement", [
+    "INSERT INTO written SELECT plaintext FROM tokens, generate_series(1, {times})",
+    "DO $$ BEGIN FOR i IN 1..{times} LOOP INSERT INTO written VALUES ('hello, world'); END LOOP; END $$",
+    "DO $$ BEGIN FOR i IN 1..{times} LOOP BEGIN INSERT INTO written SELECT lost FROM tokens;"
+    " EXCEPTION WHEN external_routine_invocation_exception THEN NULL; END; END LOOP; END $$",
+], ids=["one statement", "a statement for each row", "refused"])
+def test_the_trigger(db, tokens, statement):
+    # What is in a temporary table is in the session's own memory.
+    db.execute("CREATE UNLOGGED TABLE written (value text)")
+    encrypt_writes(db, "written")
+
+    def run(times):
+        db.execute(statement.format(times=times))
+        return times
+
+    try:
+        first, second = growth(db, run, count(40_000, CALLS))
+        assert value(db, "SELECT count(*) FROM written") == (0 if "EXCEPTION" in statement else 1000 + count(40_000, CALLS))
+    finally:
+        db.execute("DROP TABLE written")
+    assert first < MEGABYTE
+    assert second < MEGABYTE // 4
 
 
 @pytest.mark.parametrize("type", ["text", "char(200)", "bytea"])

@@ -12,6 +12,7 @@ import pyca
 from cluster import RUN
 from postgres import set_keys, value
 from soak import count
+from tables import encrypt_writes
 
 pytestmark = pytest.mark.skipif(not shutil.which("prlimit"), reason="no prlimit")
 
@@ -39,12 +40,17 @@ LARGE = [
     "CALL fernet_rotate_column('large', 'bytes')",
     "CALL fernet_rotate_column('large', 'jsonb')",
     "CALL fernet_rotate_column('large', 'list')",
+    "CALL fernet_encrypt_column('large', 'plaintext')",
+    "CALL fernet_decrypt_column('large', 'bytes')",
+    "INSERT INTO written SELECT plaintext FROM large",
 ]
 MANY_KEYS = [
     "SELECT count(fingerprint) FROM fernet_keys()",
     "SELECT fernet_keys()",
     "SELECT * FROM fernet_census('few', 'token')",
     "CALL fernet_rotate_column('few', 'token')",
+    "CALL fernet_decrypt_column('few', 'token')",
+    "INSERT INTO few VALUES ('hello')",
     "SELECT length(set_config('fernet.keys', '{keys}', false))",
 ]
 
@@ -98,17 +104,20 @@ def test_large_values(db, session, rng, limit, statement):
     new, old = pyca.key_of(rng), pyca.key_of(rng)
     set_keys(db, old)
     db.execute("CREATE TABLE large AS SELECT token, token::bytea AS bytes, to_json(token) AS json, to_jsonb(token) AS jsonb,"
-               " ARRAY[token] AS list FROM fernet_encrypt(repeat('x', 6 << 20)) AS token")
+               " ARRAY[token] AS list, plaintext FROM repeat('x', 6 << 20) AS plaintext, fernet_encrypt(plaintext) AS token")
+    db.execute("CREATE TABLE written (value text)")
+    encrypt_writes(db, "written")
     try:
         set_keys(session, new, old)
         codes(session, limit, statement, count(4 * MEGABYTE, MEGABYTE // 4), 40 * MEGABYTE)
     finally:
-        db.execute("DROP TABLE large")
+        db.execute("DROP TABLE large, written")
 
 
 @pytest.mark.parametrize("statement", MANY_KEYS)
 def test_ten_thousand_keys(session, rng, limit, statement):
     keys = [pyca.key_of(rng) for _ in range(10_000)]
     session.execute("CREATE TEMP TABLE few AS SELECT %s AS token", [pyca.encrypt(keys[-1], b"x", 0).decode()])
+    encrypt_writes(session, "few", "token")
     set_keys(session, *keys)
     codes(session, limit, statement.format(keys=",".join(keys)), MEGABYTE // count(8, 64), count(5, 10) * MEGABYTE)

@@ -2,17 +2,17 @@
 
 import pytest
 
+from edition import superuser
 from fixtures import database, db, rng, sessions  # noqa: F401, fixtures
-from postgres import connect
+from postgres import column
 
 
 @pytest.fixture
 def role(database):
     """An ordinary role that may run every function of the extension."""
-    with connect(database) as admin:
+    with superuser(database) as admin:
         admin.execute("CREATE ROLE fernet_user LOGIN")
-        for (function,) in admin.execute("SELECT objid::regprocedure::text FROM pg_depend WHERE deptype = 'e'"
-                                         " AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_fernet')"):
+        for function in column(admin, "SELECT oid::regprocedure::text FROM pg_proc WHERE proname ~ '^fernet_' AND prorettype <> 'trigger'::regtype"):
             admin.execute(f"GRANT EXECUTE ON ROUTINE {function} TO fernet_user")
         yield "fernet_user"
         admin.execute("DROP OWNED BY fernet_user")

@@ -5,6 +5,7 @@ import subprocess
 import psycopg
 import pytest
 
+from edition import install, superuser
 import pyca
 from postgres import connect, create_database, drop_database, set_keys, value
 
@@ -21,11 +22,11 @@ def databases(keys):
     """One with tokens under the older key, and one that is empty."""
     create_database(SOURCE)
     create_database(TARGET)
-    with connect("postgres") as admin, connect(SOURCE) as session:
+    with superuser() as admin, connect(SOURCE) as session:
         admin.execute("CREATE ROLE fernet_rotator LOGIN")
         admin.execute("GRANT SET ON PARAMETER fernet.keys TO fernet_rotator")
         session.execute("CREATE SCHEMA crypt")
-        session.execute("CREATE EXTENSION pg_fernet SCHEMA crypt")
+        install(session, "crypt")
         set_keys(session, keys[1])
         for statement in (
             "CREATE TABLE secrets (token text CHECK (crypt.fernet_is_token(token)))",
@@ -41,7 +42,7 @@ def databases(keys):
     yield
     drop_database(SOURCE)
     drop_database(TARGET)
-    with connect("postgres") as admin:
+    with superuser() as admin:
         admin.execute("REVOKE SET ON PARAMETER fernet.keys FROM fernet_rotator")
         admin.execute("DROP ROLE fernet_rotator")
 
@@ -95,7 +96,7 @@ def test_to_another_schema(databases, keys):
 def test_data_into_a_database_with_the_extension_in_another_schema(databases, keys):
     with connect(TARGET) as admin:
         admin.execute("CREATE SCHEMA vault")
-        admin.execute("CREATE EXTENSION pg_fernet SCHEMA vault")
+        install(admin, "vault")
         admin.execute("CREATE TABLE secrets (token text CHECK (vault.fernet_is_token(token)))")
         dump_and_restore("custom", "--data-only")
         set_keys(admin, *keys)

@@ -9,7 +9,8 @@ from postgres import connect, server_log, set_keys, value
 # A call that fails, of $1 (a token or a list of keys), by its SQLSTATE.
 FAILURES = {
     "55000": "fernet_decrypt($1)",
-    "22023": "set_config('fernet.keys', $1, false)",
+    # Refused as it is set, or with the next call.
+    "22023": "fernet_encrypt(set_config('fernet.keys', $1, false))",
     "22P02": "fernet_rotate($1)",
     "39000": "fernet_decrypt_bytea($1)",
     "22000": "fernet_decrypt($1, '1 s')",

@@ -5,6 +5,7 @@ import time
 import psycopg
 import pytest
 
+from edition import install
 import pyca
 from postgres import column, connect, server, set_keys, value
 
@@ -23,7 +24,7 @@ def host(preload):
     preloading = "" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'"
     with server(preloading, f"fernet.keys = '{','.join(KEYS)}'") as host:
         with connect("postgres", host=host) as admin:
-            admin.execute("CREATE EXTENSION pg_fernet")
+            install(admin)
             admin.execute("CREATE ROLE ordinary LOGIN")
             admin.execute("GRANT EXECUTE ON FUNCTION fernet_keys(), fernet_decrypt(text), fernet_encrypt(text) TO ordinary")
         yield host

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from edition import SQL, install
 import pyca
 from postgres import column, connect, force_parallel, plan, server, set_keys
 
@@ -12,9 +13,9 @@ BACKENDS, TOKENS = 4, 15_000
 
 @pytest.fixture(scope="module")
 def preloaded():
-    with server("shared_preload_libraries = 'pg_fernet'") as host:
+    with server(*[] if SQL else ["shared_preload_libraries = 'pg_fernet'"]) as host:
         with connect("postgres", host=host) as session:
-            session.execute("CREATE EXTENSION pg_fernet")
+            install(session)
         yield host
 
 

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 import pyca
+from edition import SUPERUSER
 from postgres import column, connect, force_parallel, plan, set_keys, value
 
 PORT = 5433  # a name of its socket, no more: the server listens on no address
@@ -24,7 +25,7 @@ def as_server_user(program, *arguments):
 def standby(database):
     """Opens sessions in the database's copy on a standby."""
     data = str(Path(os.environ["PGHOST"], "standby"))
-    as_server_user("pg_basebackup", "-D", data, "-R", "-c", "fast")
+    as_server_user("pg_basebackup", "-U", SUPERUSER, "-D", data, "-R", "-c", "fast")
     as_server_user("pg_ctl", "start", "-w", "-D", data, "-l", data + "/server.log", "-o", f"-p {PORT}")
     try:
         with connect(database, port=PORT) as session:

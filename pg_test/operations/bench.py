@@ -1,4 +1,4 @@
-"""Rotates tables of some sizes as one UPDATE and in batches, and tells what each took."""
+"""Rotates tables of some sizes as one UPDATE and in batches, encrypts and decrypts them, and tells what each took."""
 
 import sys
 import time
@@ -7,18 +7,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from postgres import connect, value
-from tables import NEW, OLD, census, fill, rotate
+from tables import DECRYPT, ENCRYPT, NEW, OLD, ROTATE, census
 from throwaway import refuse_another_server
 
 WAYS = {
     "UPDATE": lambda db: db.execute(
         "UPDATE secrets SET value = fernet_rotate(value) WHERE fernet_key_index(value) > 1"),
-    "CALL": rotate,
-    "CALL, 1 worker": lambda db: rotate(db, workers=1),
-    "CALL, 2 workers": lambda db: rotate(db, workers=2),
-    "CALL, all done": rotate,
+    "CALL": ROTATE.call,
+    "CALL, 1 worker": lambda db: ROTATE.call(db, workers=1),
+    "CALL, 2 workers": lambda db: ROTATE.call(db, workers=2),
+    "CALL, all done": ROTATE.call,
     "census": census,
+    "CALL to encrypt": ENCRYPT.call,
+    "CALL to decrypt": DECRYPT.call,
 }
+# What begins with a new table, and what is in that.
+NEW_TABLES = {**dict.fromkeys(["UPDATE", "CALL", "CALL, 1 worker", "CALL, 2 workers"], ROTATE),
+              "CALL to encrypt": ENCRYPT, "CALL to decrypt": DECRYPT}
 
 
 def table_mb(db):
@@ -46,18 +51,20 @@ def main(sizes):
     for rows in sizes:
         times = {}
         for way in WAYS:
-            if way not in ("CALL, all done", "census"):
+            if conversion := NEW_TABLES.get(way):
                 db.execute("DROP TABLE IF EXISTS secrets")
-                fill(db, rows)
+                conversion.fill(db, rows)
             seconds, wal, growth = measure(db, way)
             times[way] = seconds
-            assert census(db) == {"current": rows}
+            assert census(db) == {conversion.after if conversion else "current": rows}
             print(f"{rows:>10}  {way:16}{seconds:8.1f}{rows / seconds:10.0f}{wal:9.0f}"
                   f"{wal / rows * 1e6:10.0f}{growth:11.0f}", flush=True)
         # The proof reads the whole table once more: what a call does that finds nothing to rotate.
         print(f"{rows:>10}  the CALL has {times['UPDATE'] / times['CALL']:.2f} of the UPDATE's speed (target: 0.85);"
-              f" two workers {times['CALL, 1 worker'] / times['CALL, 2 workers']:.2f} times that of one (target: 1.6);"
+              f" two workers have {times['CALL, 1 worker'] / times['CALL, 2 workers']:.2f} times that of one (target: 1.6);"
               f" the proof takes {times['CALL, all done'] / times['CALL']:.0%} of its time", flush=True)
+        print(f"{rows:>10}  to encrypt takes {times['CALL to encrypt'] / times['CALL']:.2f} of the rotation's time,"
+              f" to decrypt {times['CALL to decrypt'] / times['CALL']:.2f}", flush=True)
 
 
 main([int(rows) for rows in sys.argv[1:]] or [1_000_000])

@@ -1,12 +1,12 @@
 """A database with the extension on the server that PGHOST and so on name, and tables of tokens."""
 
-import os
 from contextlib import ExitStack
 
 import pytest
 
 from fixtures import rng  # noqa: F401, a fixture
-from postgres import connect
+from edition import install
+from postgres import connect, create_database, drop_database
 from tables import CONVERSIONS, NEW, OLD
 
 DATABASE = "pg_fernet_operations"
@@ -14,14 +14,11 @@ DATABASE = "pg_fernet_operations"
 
 @pytest.fixture(scope="session")
 def database():
-    with connect(os.environ.get("PGDATABASE", "postgres")) as admin:
-        admin.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
-        admin.execute(f"CREATE DATABASE {DATABASE}")
+    create_database(DATABASE)
     with connect(DATABASE) as connection:
-        connection.execute("CREATE EXTENSION pg_fernet")
+        install(connection)
     yield DATABASE
-    with connect(os.environ.get("PGDATABASE", "postgres")) as admin:
-        admin.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)")
+    drop_database(DATABASE)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tables that Citus distributes: called on one node, all shards are rotated and counted where they are.
+"""Tables that Citus distributes: called on one node, all shards are converted and counted where they are.
 
 Skipped where the server has no Citus, which is not installed for these tests."""
 
@@ -14,7 +14,7 @@ from psycopg import errors
 from cluster import Cluster
 from pages import code_block
 from postgres import value
-from tables import DECRYPT, ENCRYPT, LOST, NEW, OLD, census, fill, in_background, plaintexts, rotate, under, wait_until
+from tables import LOST, NEW, OLD, ROTATE, census, contents, encrypt_writes, fill, in_background, rotate, under, wait_until
 
 with psycopg.connect() as server:
     if not value(server, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'citus')"):
@@ -61,14 +61,14 @@ def db(coordinator):
         db.execute("DROP TABLE IF EXISTS secrets")
 
 
-def distribute(db, rows, copies=1):
+def distribute(db, rows, copies=1, conversion=ROTATE):
     db.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
     if copies == "everywhere":
         db.execute("SELECT create_reference_table('secrets')")
     else:
         db.execute(f"SET citus.shard_replication_factor = {copies}")
         db.execute("SELECT create_distributed_table('secrets', 'id')")
-    fill(db, rows)
+    conversion.fill(db, rows, "INSERT INTO secrets SELECT i, {value}")
 
 
 def secrets(rows):
@@ -81,37 +81,27 @@ def on_each(db, command):
         assert success, result
 
 
-def test_one_call_rotates_all_shards(db):
-    distribute(db, ROWS)
-    assert census(db) == {"old key": ROWS}
-    assert rotate(db) == {"rotated": ROWS, "current": 0, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
-    assert census(db) == {"current": ROWS}
-    found = plaintexts(db)
-    assert {id: plaintext for id, (plaintext, _) in found.items()} == secrets(ROWS)
-    assert {key for _, key in found.values()} == {NEW}
-    assert rotate(db) == {"rotated": 0, "current": ROWS, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+def test_one_call_converts_all_shards(db, conversion):
+    distribute(db, ROWS, conversion=conversion)
+    assert census(db) == {conversion.before: ROWS}
+    assert conversion.call(db) == conversion.counts(ROWS)
+    assert census(db) == {conversion.after: ROWS}
+    assert contents(db) == secrets(ROWS)
+    assert all(conversion.is_new(found) for (found,) in db.execute("SELECT value FROM secrets"))
+    assert conversion.call(db) == conversion.counts(0, ROWS)
 
 
-def test_there_and_back(db):
-    distribute(db, 0)
-    db.execute(f"INSERT INTO secrets SELECT i, 'secret ' || i FROM generate_series(1, {ROWS}) AS i")
-    assert ENCRYPT.call(db) == ENCRYPT.counts(ROWS)
-    assert census(db) == {"current": ROWS}
-    assert DECRYPT.call(db) == DECRYPT.counts(ROWS)
-    assert value(db, "SELECT count(*) FROM secrets WHERE value = 'secret ' || id") == ROWS
-
-
-def test_any_node_can_be_called(db, workers):
-    distribute(db, 1000)
+def test_any_node_can_be_called(db, workers, conversion):
+    distribute(db, 1000, conversion=conversion)
     with workers[0].connect() as worker:
-        assert census(worker) == {"old key": 1000}
-        assert rotate(worker)["rotated"] == 1000
-    assert census(db) == {"current": 1000}
+        assert census(worker) == {conversion.before: 1000}
+        assert conversion.call(worker) == conversion.counts(1000)
+    assert census(db) == {conversion.after: 1000}
 
 
-def test_in_batches_with_a_commit_after_each(db, workers):
-    distribute(db, 4000)
-    rotate(db, batch_size=100)
+def test_in_batches_with_a_commit_after_each(db, workers, conversion):
+    distribute(db, 4000, conversion=conversion)
+    conversion.call(db, batch_size=100)
     batches = [count for _, count in db.execute(
         "SELECT shardid, result::integer FROM run_command_on_shards('secrets', 'SELECT count(DISTINCT xmin::text) FROM %s')")]
     assert len(batches) == SHARDS and min(batches) > 3
@@ -147,7 +137,7 @@ def test_bad_values_are_counted_and_named(db):
     assert rotate(db) == {"rotated": 970, "current": 0, "unknown_key": 10, "not_a_token": 10, "nulls": 10}
     assert census(db) == {"current": 970, "unknown key": 10, "not a token": 10, "null": 10}
     [(message, detail)] = warnings
-    assert message == "20 values were left as they are, since no key opens them"
+    assert message == "left as they are: 10 tokens that no key opens, 10 values without a token"
     assert detail.count(" of public.secrets_") == 5 and detail.endswith("; and others.") and "plaintext" not in detail
     refusal = r"shards failed, for instance on .*: (value is not a|no key authenticates the) Fernet token: \("
     with pytest.raises(errors.ExternalRoutineException, match=refusal):
@@ -182,26 +172,27 @@ def test_a_partitioned_table(db):
     assert census(db) == {"current": 1000}
 
 
-def test_a_role_needs_its_privileges_on_each_node(db, coordinator):
-    distribute(db, 100)
+def test_a_role_needs_its_privileges_on_each_node(db, coordinator, conversion):
+    name = conversion.name
+    distribute(db, 100, conversion=conversion)
     db.execute("CREATE ROLE fernet_rotator LOGIN")
     try:
         db.execute("GRANT SELECT, UPDATE ON secrets TO fernet_rotator")
         # Of the functions of an extension, Citus passes no privileges on.
         on_each(db, "GRANT EXECUTE ON FUNCTION fernet_census TO fernet_rotator")
-        db.execute("GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")
+        db.execute(f"GRANT EXECUTE ON PROCEDURE fernet_{name}_column TO fernet_rotator")
         with coordinator.connect(user="fernet_rotator") as rotator:
-            with pytest.raises(errors.ExternalRoutineException, match="permission denied for procedure fernet_rotate_shard"):
-                rotate(rotator)
-            on_each(db, "GRANT EXECUTE ON PROCEDURE fernet_rotate_shard TO fernet_rotator")
-            assert rotate(rotator)["rotated"] == 100
-            assert census(rotator) == {"current": 100}
+            with pytest.raises(errors.ExternalRoutineException, match=f"permission denied for procedure fernet_{name}_shard"):
+                conversion.call(rotator)
+            on_each(db, f"GRANT EXECUTE ON PROCEDURE fernet_{name}_shard TO fernet_rotator")
+            assert conversion.call(rotator) == conversion.counts(100)
+            assert census(rotator) == {conversion.after: 100}
             with pytest.raises(errors.InsufficientPrivilege):
                 rotator.execute("SELECT fernet_decrypt(value) FROM secrets")
             db.execute("REVOKE UPDATE ON secrets FROM fernet_rotator")
-            db.execute("UPDATE secrets SET value = %s WHERE id = 1", [Fernet(OLD).encrypt(b"old").decode()])
+            db.execute("UPDATE secrets SET value = %s WHERE id = 1", [conversion.value("one")])
             with pytest.raises(errors.ExternalRoutineException, match="1 of 8 shards .*: permission denied for table secrets_"):
-                rotate(rotator)
+                conversion.call(rotator)
     finally:
         db.execute("DROP OWNED BY fernet_rotator")
         db.execute("DROP ROLE fernet_rotator")
@@ -212,12 +203,12 @@ def test_a_role_needs_its_privileges_on_each_node(db, coordinator):
     ([OLD], "keys are not those of the calling node"),
     ([OLD, NEW], "keys are not those of the calling node"),
 ], ids=["none", "no new key", "another order"])
-def test_a_worker_with_other_keys_is_named(db, workers, keys, reason):
-    distribute(db, 1000)
+def test_a_worker_with_other_keys_is_named(db, workers, conversion, keys, reason):
+    distribute(db, 1000, conversion=conversion)
     worker = workers[1]
     worker.write("keys", "\n".join(keys))
     try:
-        for call in census, rotate:
+        for call in census, conversion.call:
             with pytest.raises(errors.ExternalRoutineException) as caught:
                 call(db)
             message = caught.value.diag.message_primary
@@ -228,9 +219,9 @@ def test_a_worker_with_other_keys_is_named(db, workers, keys, reason):
     finally:
         worker.write("keys", f"{NEW}\n{OLD}")
     # The shards on the other worker are done, and none here.
-    done = census(db)["current"]
+    done = census(db)[conversion.after]
     assert 0 < done < 1000
-    assert rotate(db) == {"rotated": 1000 - done, "current": done, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+    assert conversion.call(db) == conversion.counts(1000 - done, done)
 
 
 def test_a_worker_without_the_extension_is_named(db, workers):
@@ -264,24 +255,24 @@ def test_a_worker_that_is_down_is_named(db, coordinator, workers):
         assert census(caller) == {"current": 100}
 
 
-def test_cancel_stops_the_workers(db, coordinator, workers):
-    distribute(db, ROWS)
+def test_cancel_stops_the_workers(db, coordinator, workers, conversion):
+    distribute(db, ROWS, conversion=conversion)
     caller = coordinator.connect()
     busy = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'CALL%%'"
-    with in_background(rotate, caller, batch_size=10) as call:
+    with in_background(conversion.call, caller, batch_size=10) as call:
         with workers[0].connect() as worker:
             wait_until(lambda: value(worker, busy) > 0)
             assert value(db, "SELECT pg_cancel_backend(%s::integer)", caller.info.backend_pid)
             with pytest.raises(errors.QueryCanceled):
                 call.result()
             wait_until(lambda: value(worker, busy) == 0, seconds=5)
-    done = census(db).get("current", 0)
+    done = census(db).get(conversion.after, 0)
     assert done < ROWS
-    assert rotate(db) == {"rotated": ROWS - done, "current": done, "unknown_key": 0, "not_a_token": 0, "nulls": 0}
+    assert conversion.call(db) == conversion.counts(ROWS - done, done)
 
 
-def test_no_update_is_lost(db, coordinator, rng):
-    distribute(db, ROWS)
+def test_no_update_is_lost(db, coordinator, rng, conversion):
+    distribute(db, ROWS, conversion=conversion)
     written, stop = {}, threading.Event()
 
     def write():
@@ -289,19 +280,58 @@ def test_no_update_is_lost(db, coordinator, rng):
             while not stop.is_set():
                 id, plaintext = rng.randint(1, ROWS), f"written: {rng.random()}"
                 writer.execute("UPDATE secrets SET value = %s WHERE id = %s",
-                               [Fernet(rng.choice([NEW, OLD])).encrypt(plaintext.encode()).decode(), id])
+                               [rng.choice([conversion.value, conversion.new_value])(plaintext), id])
                 written[id] = plaintext
 
     with coordinator.connect() as caller, in_background(write):
         wait_until(lambda: written)
         try:
-            rotate(caller, batch_size=100)
+            conversion.call(caller, batch_size=100)
         finally:
             stop.set()
     print(f"{len(written)} rows written meanwhile")
-    rotate(db)
-    assert census(db) == {"current": ROWS}
-    assert {id: plaintext for id, (plaintext, _) in plaintexts(db).items()} == secrets(ROWS) | written
+    conversion.call(db)
+    assert census(db) == {conversion.after: ROWS}
+    assert contents(db) == secrets(ROWS) | written
+
+
+TRIGGER = code_block("docs/operations.md", "Citus", "sql", "CREATE TRIGGER")
+
+
+def test_the_trigger_fires_where_a_row_is(db, workers):
+    distribute(db, 0)
+    with pytest.raises(errors.InternalError_, match="triggers are not supported on distributed tables"):
+        encrypt_writes(db, "secrets")
+    for command in TRIGGER.split(";"):
+        db.execute(command)
+    db.execute("RESET citus.enable_unsafe_triggers")
+    db.execute("INSERT INTO secrets SELECT i, 'secret ' || i FROM generate_series(1, 500) AS i")
+    with db.cursor().copy("COPY secrets FROM STDIN") as copy:
+        for id in range(501, 1001):
+            copy.write(f"{id}\twritten\n")
+    with workers[0].connect() as worker:
+        worker.execute("UPDATE secrets SET value = 'secret ' || id::text WHERE id > 500")
+    assert census(db) == {"current": 1000}
+    assert contents(db) == secrets(1000)
+    # With what keys there are on that node.
+    workers[1].write("keys", "")
+    try:
+        with pytest.raises(errors.InvalidParameterValue):
+            db.execute("UPDATE secrets SET value = 'plaintext'")
+    finally:
+        workers[1].write("keys", f"{NEW}\n{OLD}")
+    assert contents(db) == secrets(1000)
+
+
+@pytest.mark.parametrize("copies", [2, "everywhere"])
+def test_the_trigger_makes_copies_differ(db, copies):
+    """As docs/operations.md says."""
+    distribute(db, 0, copies=copies)
+    db.execute("SET citus.enable_unsafe_triggers = on")
+    encrypt_writes(db, "secrets")
+    db.execute("INSERT INTO secrets VALUES (1, 'one')")
+    tokens = db.execute("SELECT result FROM run_command_on_placements('secrets', 'SELECT max(value) FROM %s') WHERE result <> ''").fetchall()
+    assert len(set(tokens)) == len(tokens) == (2 if copies == 2 else 3)
 
 
 def test_in_a_transaction_the_census_sees_its_changes(db):

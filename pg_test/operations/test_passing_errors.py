@@ -4,6 +4,8 @@ import pytest
 from psycopg import errors
 
 from cluster import Cluster
+from edition import install
+from postgres import create_database
 from tables import NEW, OLD, under
 
 RAISE = r"""BEGIN RAISE EXCEPTION USING ERRCODE = 'UX001', MESSAGE = 'no: %s', DETAIL = 'detail %s', HINT = 'hint %s',
@@ -22,10 +24,9 @@ def session(cluster, request):
     """A session in a database of that encoding, and text that only it has."""
     text = {"UTF8": "Ā 🐘", "LATIN1": "naïve café", "EUC_JP": "日本語"}[request.param]
     name = f"errors_{request.param}".lower()
-    with cluster.connect() as admin:
-        admin.execute(f"CREATE DATABASE {name} ENCODING '{request.param}' LOCALE 'C' TEMPLATE template0")
+    create_database(name, request.param, host=cluster.dir)
     with cluster.connect(name) as session:
-        session.execute("CREATE EXTENSION pg_fernet")
+        install(session)
         yield session, text
 
 

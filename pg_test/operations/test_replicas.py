@@ -1,11 +1,11 @@
 """Hot standby and logical replication: tokens replicate as data, keys do not."""
 
-import psycopg
 import pytest
 from psycopg import errors
 
 from cluster import Cluster
-from postgres import value
+from edition import SUPERUSER, foreign_data_wrapper, install, map_user
+from postgres import create_database, drop_database, value
 from tables import NEW, OLD, census, fill, rotate, rotation_held_at, wait_until
 
 
@@ -13,7 +13,7 @@ from tables import NEW, OLD, census, fill, rotate, rotation_held_at, wait_until
 def primary():
     with Cluster([NEW, OLD], "wal_level = logical", "fsync = off") as primary:
         with primary.connect() as db:
-            db.execute("CREATE EXTENSION pg_fernet")
+            install(db)
         yield primary
 
 
@@ -32,8 +32,8 @@ def test_hot_standby(primary):
             caught_up(db, replica)
             assert census(replica) == {"current": 1000}
             # A standby that does not have the new key: to be told before the rotation, not after.
-            standby.write("keys", OLD)
-            assert census(replica) == {"unknown key": 1000}
+            standby.write_keys([OLD])
+            wait_until(lambda: census(replica) == {"unknown key": 1000})
         db.execute("DROP TABLE secrets")
 
 
@@ -44,9 +44,9 @@ def test_a_standby_promoted_half_way_completes_the_rotation(primary):
         fill(db, 30_000)
         with standby.connect() as replica:
             caught_up(db, replica)
-        with standby.connect() as replica, rotation_held_at(db, caller, 20_000, batch_size=100) as (call, go_on):
+        with standby.connect(user=SUPERUSER) as admin, standby.connect() as replica, rotation_held_at(db, caller, 20_000, batch_size=100) as (call, go_on):
             wait_until(lambda: census(replica).get("current", 0) > 1000)
-            value(replica, "SELECT pg_promote()")
+            value(admin, "SELECT pg_promote()")
             go_on()
             call.result()
             half = census(replica)
@@ -62,37 +62,34 @@ def caught_up(primary, replica):
 
 
 def test_logical_replication(primary):
-    with primary.connect() as db:
-        db.execute("CREATE DATABASE subscriber")
-        with primary.connect("subscriber") as replica:
-            replica.execute("CREATE EXTENSION pg_fernet")
+    create_database("subscriber", host=primary.dir)
+    with primary.connect() as db, primary.connect(user=SUPERUSER) as publisher:
+        with primary.connect("subscriber") as replica, primary.connect("subscriber", user=SUPERUSER) as subscriber:
+            install(replica)
             replica.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
             fill(db, 1000)
             db.execute("CREATE PUBLICATION secrets FOR TABLE secrets")
             # On one server, the slot must be made first.
-            db.execute("SELECT pg_create_logical_replication_slot('secrets', 'pgoutput')")
-            replica.execute(f"CREATE SUBSCRIPTION secrets CONNECTION 'host={primary.dir} user=postgres dbname=postgres'"
-                            " PUBLICATION secrets WITH (create_slot = false)")
+            publisher.execute("SELECT pg_create_logical_replication_slot('secrets', 'pgoutput')")
+            subscriber.execute(f"CREATE SUBSCRIPTION secrets CONNECTION 'host={primary.dir} user=postgres dbname=postgres'"
+                               " PUBLICATION secrets WITH (create_slot = false)")
             wait_until(lambda: census(replica) == {"old key": 1000})
             assert rotate(db)["rotated"] == 1000
             wait_until(lambda: census(replica) == {"current": 1000})
             assert value(db, "SELECT md5(string_agg(value, '' ORDER BY id)) FROM secrets") == \
                 value(replica, "SELECT md5(string_agg(value, '' ORDER BY id)) FROM secrets")
-            replica.execute("DROP SUBSCRIPTION secrets")
-        db.execute("DROP DATABASE subscriber WITH (FORCE)")
+            subscriber.execute("DROP SUBSCRIPTION secrets")
+    drop_database("subscriber", host=primary.dir)
 
 
 def test_postgres_fdw(primary):
     with primary.connect() as db:
-        try:
-            db.execute("CREATE EXTENSION postgres_fdw")
-        except psycopg.Error:
-            pytest.skip("postgres_fdw is not installed here")
-        db.execute("CREATE DATABASE remote")
+        foreign_data_wrapper(host=primary.dir)
+        create_database("remote", host=primary.dir)
         with primary.connect("remote") as remote:
             fill_remote(db, remote)
             db.execute(f"CREATE SERVER remote FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{primary.dir}', dbname 'remote')")
-            db.execute("CREATE USER MAPPING FOR CURRENT_USER SERVER remote OPTIONS (user 'postgres')")
+            map_user("remote", host=primary.dir)
             db.execute("CREATE FOREIGN TABLE there (id integer, value text) SERVER remote OPTIONS (table_name 'secrets')")
             # The values come over, and the keys of this server are used: the other one has no extension.
             assert census(db, "there") == {"old key": 10}
@@ -100,8 +97,8 @@ def test_postgres_fdw(primary):
                 rotate(db, "there")
             db.execute("UPDATE there SET value = fernet_rotate(value) WHERE fernet_key_index(value) > 1")
             assert census(db, "there") == {"current": 10}
-        db.execute("DROP EXTENSION postgres_fdw CASCADE")
-        db.execute("DROP DATABASE remote WITH (FORCE)")
+        db.execute("DROP SERVER remote CASCADE")
+        drop_database("remote", host=primary.dir)
 
 
 def fill_remote(db, remote):

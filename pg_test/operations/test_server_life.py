@@ -9,6 +9,7 @@ from cryptography.fernet import Fernet
 from psycopg import errors
 
 from cluster import Cluster, run
+from edition import SUPERUSER, install
 from postgres import value
 from tables import NEW, OLD, census, fill, in_background, plaintexts, rotate, wait_until, waits_for_lock
 
@@ -17,14 +18,14 @@ PER_SEGMENT = 2**20  # transactions, in a file of pg_xact
 
 def next_xid(cluster, xid):
     """Makes a transaction's number the next one of a server, as if it had lived so long."""
-    with cluster.connect() as db:
+    with cluster.connect(user=SUPERUSER) as db:
         db.execute("VACUUM FREEZE")
     cluster.stop()
     run(cluster.program("pg_resetwal"), "-D", cluster.data, "-x", str(xid), "-u", str(xid - 1000))
     segment = os.path.join(cluster.data, "pg_xact", f"{xid // PER_SEGMENT:04X}")
     run("dd", "if=/dev/zero", f"of={segment}", "bs=256k", "count=1", "status=none")
     cluster.start()
-    with cluster.connect() as db:
+    with cluster.connect(user=SUPERUSER) as db:
         # All rows are frozen, and none of them needs a transaction that is older.
         db.execute("UPDATE pg_class SET relfrozenxid = %s::text::xid WHERE relfrozenxid <> '0'", [str(xid - 1000)])
         db.execute("UPDATE pg_database SET datfrozenxid = %s::text::xid", [str(xid - 1000)])
@@ -34,7 +35,7 @@ def next_xid(cluster, xid):
 def cluster():
     with Cluster([NEW, OLD], "fsync = off", "autovacuum = off", "max_prepared_transactions = 2") as cluster:
         with cluster.connect() as db:
-            db.execute("CREATE EXTENSION pg_fernet")
+            install(db)
         yield cluster
 
 
@@ -129,11 +130,11 @@ def test_a_prepared_transaction_that_the_server_has_recovered(cluster):
 
 @contextmanager
 def without_its_standby(cluster):
-    with cluster.connect() as db:
+    with cluster.connect(user=SUPERUSER) as db:
         db.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
         db.execute("SELECT pg_reload_conf()")
     yield
-    with cluster.connect() as db:
+    with cluster.connect(user=SUPERUSER) as db:
         db.execute("SET synchronous_commit = local")
         db.execute("ALTER SYSTEM RESET synchronous_standby_names")
         db.execute("SELECT pg_reload_conf()")

@@ -2,6 +2,7 @@
 
 import re
 import time
+from contextlib import contextmanager
 
 import pytest
 from psycopg import errors
@@ -32,7 +33,7 @@ TYPES = {
     "bytea[]": (2, r"ARRAY[$1::bytea, '\x00ff'::bytea || $2::bytea || '\x00'::bytea, NULL]"),
     "json[]": (2, """ARRAY[('{"a" :"' || $1 || '"}')::json, to_json($2::text), NULL]"""),
     "jsonb[]": (2, "ARRAY[jsonb_build_array($1::text), '{}', to_jsonb($2::text)]"),
-    "xml[]": (1, "ARRAY[('<a>' || $1 || '</a>')::xml]"),
+    "xml[]": (1, "ARRAY[('x <a>' || $1 || '</a>')::xml]"),
     "aside.hstore[]": (1, "ARRAY[aside.hstore('a', $1), NULL]"),
     "aside.citext[]": (1, "ARRAY[$1::aside.citext]"),
     "token": (1, "$1"),
@@ -111,6 +112,80 @@ def test_a_column(db, type, trigger):
     assert warnings == []
 
 
+# What any role may set: how values, names and places are written and read, how a query is done, and what transactions are like.
+SETTINGS = {
+    "forms": ["array_nulls = off", "backslash_quote = off", "bytea_output = escape", "client_encoding = LATIN1", "DateStyle = 'German, DMY'",
+              "escape_string_warning = off", "extra_float_digits = -15", "IntervalStyle = sql_standard", "quote_all_identifiers = on",
+              "standard_conforming_strings = off", "TimeZone = 'Asia/Kathmandu'", "transform_null_equals = on", "xmlbinary = hex",
+              "xmloption = document"],
+    "plans": ["bytea_output = hex", "cursor_tuple_fraction = 1", "enable_bitmapscan = off", "enable_indexscan = off", "enable_nestloop = off",
+              "enable_seqscan = off", "enable_tidscan = off", "from_collapse_limit = 1", "jit = off", "join_collapse_limit = 1",
+              "plan_cache_mode = force_custom_plan", "work_mem = '64kB'"],
+    "transactions": ["default_transaction_deferrable = on", "default_transaction_isolation = serializable", "lock_timeout = '1d'",
+                     "plan_cache_mode = force_generic_plan", "plpgsql.extra_errors = 'all'", "row_security = off",
+                     "statement_timeout = '90min'"],
+}
+
+
+@contextmanager
+def settings(db, kind):
+    """A session that has set everything of the kind."""
+    for setting in SETTINGS[kind]:
+        db.execute(f"SET {setting}")
+    yield
+    for setting in SETTINGS[kind]:
+        db.execute(f"RESET {setting.partition(' ')[0]}")
+    db.execute("SET bytea_output = escape")
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_settings_that_do_not_matter(db, kind):
+    """Values with tokens in them, and documents in which a token is in two pieces, which is none."""
+    rows = 12
+    for type in TYPES:
+        if type.startswith("aside") and value(db, "SELECT to_regtype(%s) IS NULL", type):
+            continue
+        count = make(db, type, rows)
+        before = contents(db, [OLD])
+        pieces = 0
+        if type in ("json", "jsonb"):
+            pieces = 1
+            with under(db, OLD):
+                db.execute(f"INSERT INTO secrets SELECT -1, to_{type}(ARRAY[left(t, 50), substr(t, 51)]) FROM fernet_encrypt('x') AS t")
+        broken = value(db, "SELECT value::text FROM secrets WHERE id <= 0 ORDER BY id LIMIT 1")
+        with settings(db, kind):
+            assert census(db) == {"old key": rows * count, "null": 1} | ({"not a token": 1} if pieces else {}), type
+            assert rotate(db, batch_size=11) == {"rotated": rows * count, "current": 0, "unknown_key": 0, "not_a_token": pieces, "nulls": 1}, type
+            found = "SELECT column_name, sampled, tokens FROM fernet_find_columns() WHERE relation = 'secrets'::regclass"
+            assert db.execute(found).fetchall() == [("value", rows + pieces, rows * count)], type
+        assert contents(db, [NEW]) == before, type
+        assert value(db, "SELECT value::text FROM secrets WHERE id <= 0 ORDER BY id LIMIT 1") == broken, type
+        db.execute("DROP TABLE secrets")
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_settings_that_do_not_matter_to_plaintexts(db, kind):
+    """Encrypted by a call and by a trigger, and back."""
+    for type in "text", "varchar(200)", "bytea":
+        values = [b"", b"a\\b 'c'", b"\x00\xff\\x00" if type == "bytea" else "käse".encode()]
+        db.execute(f"CREATE TABLE secrets (id integer, value {type}); CREATE TRIGGER encrypt BEFORE INSERT ON secrets FOR EACH ROW"
+                   " WHEN (NEW.id < 0) EXECUTE FUNCTION fernet_encrypt_trigger('value')")
+        insert = "INSERT INTO secrets VALUES (%s, %s)"
+        for id, bytes in enumerate(values, 1):
+            db.execute(insert, [id, bytes if type == "bytea" else bytes.decode()])
+        with settings(db, kind):
+            for id, bytes in enumerate(values, 1):
+                db.execute(insert, [-id, bytes if type == "bytea" else bytes.decode()])
+            assert ENCRYPT.call(db)["encrypted"] == len(values), type
+        tokens = db.execute("SELECT value::text, abs(id) FROM secrets").fetchall()
+        assert [pyca.decrypt([NEW], token) for token, id in tokens] == [values[id - 1] for _, id in tokens], type
+        with settings(db, kind):
+            assert DECRYPT.call(db)["decrypted"] == 2 * len(values), type
+        for bytes, id in db.execute("SELECT value, abs(id) FROM secrets"):
+            assert (bytes if type == "bytea" else bytes.encode()) == values[id - 1], type
+        db.execute("DROP TABLE secrets")
+
+
 PLAIN = ["text", "varchar(300)", "char(200)", "bytea", "aside.citext", "code"]
 
 
@@ -147,9 +222,9 @@ def test_there_and_back(db, type, trigger):
 def test_what_is_not_encrypted_as_a_whole(db, type):
     make(db, type)
     before = db.execute("SELECT value::text FROM secrets ORDER BY id").fetchall()
-    # The domain over text has a constraint, which new values might not satisfy.
+    # The domain over text has a constraint, which plaintexts might not satisfy. There is nothing in it to encrypt.
     refusal = "which cannot be encrypted or decrypted as a whole" if type != "token" else "is in constraint token_check of domain types.token"
-    for conversion in ENCRYPT, DECRYPT:
+    for conversion in [ENCRYPT, DECRYPT] if type != "token" else [DECRYPT]:
         with pytest.raises((errors.DatatypeMismatch, errors.DependentObjectsStillExist), match=refusal):
             conversion.call(db)
     assert db.execute("SELECT value::text FROM secrets ORDER BY id").fetchall() == before
@@ -312,3 +387,11 @@ def test_a_type_that_somebody_has_added_to_hstore(db, definition):
         assert value(db, "SELECT value::text FROM secrets") in ("x", "(x)", "[a,b]")
     finally:
         db.execute("ALTER EXTENSION hstore DROP TYPE added")
+
+
+@pytest.mark.parametrize("prepare", [False, True])
+def test_arguments_that_are_sent_apart_from_the_statement(db, conversion, prepare):
+    """As most drivers do. Then the transaction begins before the statement, as in a block."""
+    conversion.fill(db, 10)
+    db.execute(f"CALL fernet_{conversion.name}_column(%s::regclass, %s::name)", ["secrets", "value"], prepare=prepare)
+    assert census(db) == {conversion.after: 10}

@@ -27,7 +27,7 @@ from bars import draw
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from postgres import memory
+from postgres import ROOT, memory
 from throwaway import refuse_another_server
 
 NEW, OLD = (Fernet.generate_key().decode() for _ in range(2))
@@ -69,6 +69,9 @@ class Server:
         self.db.execute("CREATE EXTENSION pg_fernet")
         self.db.execute("CREATE EXTENSION pgcrypto")
         self.db.execute("SET max_parallel_workers_per_gather = 0")
+        self.db.execute("CREATE SCHEMA edition; SET search_path = edition")
+        self.db.execute((ROOT / "sql/edition/pg_fernet_sql.sql").read_text())
+        self.db.execute("RESET search_path")
         self.keys(NEW, OLD)
         # What things take for a value of 24 bytes, for the picture.
         self.us = {}
@@ -182,6 +185,80 @@ def values(server):
     yield Figure("each further key in the list", (took["eleven"] - took["two"]) / 9, at_most=0.2, unit="us/row")
     server.us |= {"fernet_rotate": own["rotate"], "fernet_encrypt": own["encrypt"],
                   "pgcrypto: encrypt_iv and hmac": own["pgcrypto"], "pyca: MultiFernet.rotate": took["pyca"]}
+
+
+def ways(server):
+    """The same work by each edition, by what pgcrypto alone can do of it, and by Python, which reads and writes rows over the
+    socket: {work: {way: microseconds a value}}"""
+    rows = 20_000
+    server.fill(rows, "before")
+    both = MultiFernet([Fernet(NEW), Fernet(OLD)])
+    key = "'\\x000102030405060708090a0b0c0d0e0f'"
+    server.db.execute(f"""
+        CREATE TABLE plain AS SELECT '{PLAINTEXT}' AS value FROM before;
+        CREATE TABLE sealed AS SELECT encode(c || hmac(c, {key}, 'sha256'), 'base64') AS value
+            FROM before, encrypt_iv('{PLAINTEXT}', {key}, {key}, 'aes-cbc') AS c""")
+    for table in "plain", "sealed":
+        server.db.execute(f"VACUUM ANALYZE {table}")
+    tokens = [token for token, in server.db.execute("SELECT value::bytea FROM before LIMIT 5000")]
+
+    def select(expression, table="before"):
+        """What scanning and counting take is taken off."""
+        return lambda: (server.clock(f"SELECT count({expression}) FROM {table}") - server.clock(f"SELECT count(value) FROM {table}")) / rows * 1e6
+
+    def python(work):
+        def run():
+            start = time.perf_counter()
+            for token in tokens:
+                work(token)
+            return (time.perf_counter() - start) / len(tokens) * 1e6
+        return run
+
+    def update(work):
+        def run():
+            server.db.execute("DROP TABLE IF EXISTS secrets; CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
+            server.db.execute("INSERT INTO secrets TABLE before")
+            server.db.execute("VACUUM ANALYZE secrets")
+            start = time.perf_counter()
+            work()
+            us = (time.perf_counter() - start) / rows * 1e6
+            assert server.value("SELECT every(fernet_key_index(value) = 1) FROM secrets")
+            return us
+        return run
+
+    def update_from_python():
+        with server.db.transaction(), server.db.cursor() as cursor:
+            read = cursor.execute("SELECT value, id FROM secrets FOR UPDATE").fetchall()
+            cursor.executemany("UPDATE secrets SET value = %s WHERE id = %s", [(both.rotate(value).decode(), id) for value, id in read])
+
+    seal = f"encode(hmac(encrypt_iv(convert_to(value, 'UTF8'), {key}, gen_random_bytes(16), 'aes-cbc'), {key}, 'sha256'), 'base64')"
+    ciphertext, signature = "substring(decode(value, 'base64'), 1, 32)", "substring(decode(value, 'base64'), 33)"
+    unseal = (f"CASE WHEN hmac({ciphertext}, {key}, 'sha256') = {signature}"
+              f" THEN convert_from(decrypt_iv({ciphertext}, {key}, {key}, 'aes-cbc'), 'UTF8') END")
+    works = {
+        "encrypt": {
+            "native": select("fernet_encrypt(value)", "plain"),
+            "SQL edition": select("edition.fernet_encrypt(value)", "plain"),
+            "pgcrypto": select(seal, "plain"),
+            "Python": python(lambda token: both.encrypt(PLAINTEXT.encode()))},
+        "decrypt": {
+            "native": select("fernet_decrypt(value)"),
+            "SQL edition": select("edition.fernet_decrypt(value)"),
+            "pgcrypto": select(unseal, "sealed"),
+            "Python": python(both.decrypt)},
+        "rotate": {
+            "native": select("fernet_rotate(value)"),
+            "SQL edition": select("edition.fernet_rotate(value)"),
+            "Python": python(both.rotate)},
+        "find the key": {
+            "native": select("fernet_key_index(value)"),
+            "SQL edition": select("edition.fernet_key_index(value)")},
+        f"rotate {rows:,} rows in a table": {
+            "native": update(lambda: server.db.execute("UPDATE secrets SET value = fernet_rotate(value)")),
+            "SQL edition": update(lambda: server.db.execute("UPDATE secrets SET value = edition.fernet_rotate(value)")),
+            "Python": update(update_from_python)},
+    }
+    return {work: in_turn(5, **by) for work, by in works.items()}
 
 
 def trigger(server):
@@ -382,6 +459,7 @@ def main():
     }
     for name, value in machine.items():
         print(f"{name}: {value}")
+    by_work = ways(server)
     figures = []
     # The growth comes last: the server writes for minutes what it leaves behind.
     parts = (core_figures(times), update(server), values(server), trigger(server), documents(server), parallel(server),
@@ -394,8 +472,12 @@ def main():
     server.us["fernet crate: rotate, no server"] = times["rotate", 24, "fernet crate"] * 1e6
     for name, us in server.us.items():
         print(f"{name:40} {us:8.2f}")
+    names = list(by_work["encrypt"])
+    print(f"\n{'us a value of 24 bytes':32}", *(f"{name:>12}" for name in names))
+    for work, by in by_work.items():
+        print(f"{work:32}", *(f"{by[name]:12.2f}" if name in by else " " * 12 for name in names))
     if arguments.record:
-        result = machine | {"figures": [asdict(figure) | {"met": figure.met} for figure in figures], "us": server.us}
+        result = machine | {"figures": [asdict(figure) | {"met": figure.met} for figure in figures], "us": server.us, "ways": by_work}
         (arguments.record / "performance.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         (arguments.record / "performance.svg").write_text(draw("Time per password", server.us))
 

@@ -104,7 +104,8 @@ class Logged:
         return {kind: self.read(kind).rpartition(start)[2].partition(b"\n")[2].partition(end)[0].rpartition(b"\n")[0]
                 for kind in FORMATS}
 
-    def run(self, session, statements, **secrets):
+    @staticmethod
+    def run(session, statements, **secrets):
         for statement, sqlstate in statements.items():
             ended = None
             for part in statement.split("; ") if statement.startswith("PREPARE") else [statement]:
@@ -413,12 +414,31 @@ def test_old_strings(logged, session):
     assert not any(shows(log[kind], text) for kind in FORMATS)
 
 
-def test_another_encoding(logged, secret):
-    create_database("masked_latin1", "LATIN1", host=logged.host)
-    with logged.connect("masked_latin1", client_encoding="LATIN1") as session:
-        log = logged.logged(lambda: session.execute(f"SELECT 'ÄÖ{secret}ÿ'"))
+@pytest.mark.parametrize(("encoding", "statement"), [
+    ("LATIN1", "SELECT 'ÄÖ{}ÿ'".encode("latin-1")),
+    # Cut short, and what is text in no encoding.
+    ("SQL_ASCII", b"SELECT 'a\xff\xc3{}\xe2\x82', '{}\xf0\x9f' -- \x80{}\xc3"),
+], ids=["LATIN1", "SQL_ASCII"])
+def test_another_encoding(logged, secret, encoding, statement):
+    create_database("masked", encoding, host=logged.host)
+    with logged.connect("masked", client_encoding=encoding) as session:
+        log = logged.logged(lambda: session.execute(statement.replace(b"{}", secret.encode())))
+        session.execute("SET fernet.mask_log = literals")
+        literals = logged.logged(lambda: session.execute(statement.replace(b"{}", secret.encode())))
     for kind in FORMATS:
-        assert "SELECT 'ÄÖ***ÿ'".encode("latin-1") in log[kind], kind
+        assert statement.replace(b"{}", MASK.encode()) in log[kind], kind
+        assert re.sub(rb"'[^']+'", b"'***'", statement).replace(b"{}", MASK.encode()) in literals[kind], kind
+
+
+def test_what_is_no_text(logged, session, secret):
+    def attempt():
+        with pytest.raises(psycopg.errors.CharacterNotInRepertoire):
+            session.execute(b"SET fernet.keys = '" + secret.encode() + b"', '\xff" + secret.encode() + b"'")
+
+    log = logged.logged(attempt)
+    for kind in FORMATS:
+        assert b"invalid byte sequence" in log[kind]
+        assert not shows(log[kind], secret)
 
 
 def test_parallel_workers(logged, session, secret):
@@ -467,7 +487,10 @@ def test_values_it_takes(logged, session):
     assert error.value.diag.message_hint == "Available values: off, keys, literals."
 
 
-def test_it_keeps_no_memory(logged, session, secret):
+@pytest.mark.parametrize("setting", ["keys", "literals"])
+def test_it_keeps_no_memory(session, secret, setting):
+    session.execute(f"SET fernet.mask_log = {setting}")
+
     def tell(times):
         session.execute(f"DO $$ BEGIN FOR n IN 1..{times} LOOP RAISE LOG '% {secret}', n; END LOOP; END $$")
 
@@ -478,10 +501,11 @@ def test_it_keeps_no_memory(logged, session, secret):
 
 
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="no prlimit")
-def test_out_of_memory(logged, secret):
+@pytest.mark.parametrize(("setting", "expression", "error"), [("keys", "'{}'", None), ("literals", "1 / (length('{}') - 44)", "22012")])
+def test_out_of_memory(logged, secret, setting, expression, error):
     """Where there is no memory for the masked text, or for the line, there is an error or another text, and the session
     goes on."""
-    statement = f"SELECT 1 /* {secret} {'x' * MEGABYTE} */"
+    statement = f"SELECT {expression.format(secret)} /* {'x' * MEGABYTE} */"
     refused = []
 
     def attempt():
@@ -491,22 +515,38 @@ def test_out_of_memory(logged, secret):
 
         for room in itertools.count(step=MEGABYTE // 2):
             with logged.connect() as session:
-                session.execute("SET log_min_duration_statement = -1")
+                session.execute(f"SET log_min_duration_statement = -1; SET fernet.mask_log = {setting}")
                 limit(memory(session, "VmSize") * 1024 + room)
                 try:
                     session.execute(statement)
                     return
-                except psycopg.Error as error:
-                    refused.append(error.sqlstate)
+                except psycopg.Error as refusal:
+                    refused.append(refusal.sqlstate)
+                if refused[-1] == error:
+                    return
                 limit("unlimited")
                 assert value(session, "SELECT 1") == 1
 
     log = logged.logged(attempt)
-    assert set(refused) == {"53200"}
+    assert set(refused) == {"53200", error} - {None}
     for kind in FORMATS:
         assert not any(piece.encode() in log[kind] for piece in pieces(secret))
         assert b"(not logged: no memory to mask it)" in log[kind]
         assert b"PANIC" not in log[kind]
+
+
+@pytest.mark.parametrize("setting", ["keys", "literals"])
+def test_a_long_statement(secret, setting):
+    long = MEGABYTE
+    text = f"SELECT '{secret}', '{'x' * long} {secret * 10}', E'{'a ' * long}', '{secret},', '{chr(39) * 2 * long}' /* {'it ' * long} */, $${'- ' * long}$$"
+    with server("shared_preload_libraries = 'pg_fernet'", "log_statement = all") as host:
+        with connect("postgres", host=host) as session:
+            session.execute(f"SET fernet.mask_log = {setting}")
+            session.execute(text)
+        log = Path(host, "data", "server.log").read_bytes()
+    (line,) = [line for line in log.splitlines() if b"SELECT" in line]
+    assert not shows(line.replace(b"x" * 1000, b"").replace(b"- " * 1000, b""), secret)
+    assert line.endswith(b"*/, $$" + (b"- " * long if setting == "keys" else MASK.encode()) + b"$$")
 
 
 def test_without_preloading():

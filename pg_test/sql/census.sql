@@ -3,6 +3,8 @@
 \set new 'cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4='
 \set old 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='
 \set lost 'IIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIA='
+\set new_old :new,:old
+\set old_lost_new :old,:lost,:new
 
 CREATE SCHEMA census;
 SET search_path = census, public;
@@ -16,12 +18,12 @@ INSERT INTO secrets (value) SELECT fernet_encrypt('new') FROM generate_series(1,
 INSERT INTO secrets (value) VALUES ('plain'), (''), (NULL), (NULL), (NULL);
 
 -- A row for each status and each key, in this order, whether there are such values or not.
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 SELECT * FROM fernet_census('secrets', 'value');
-SET fernet.keys = :'old', :'lost', :'new';
+SET fernet.keys = :'old_lost_new';
 SELECT * FROM fernet_census('secrets', 'value');
 SELECT status, tokens FROM fernet_census('secrets', 'value') WHERE fingerprint = (SELECT fingerprint FROM fernet_keys() WHERE key_index = 1);
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CREATE TABLE nothing (value text);
 SELECT * FROM fernet_census('nothing', 'value');
 
@@ -112,8 +114,8 @@ ROLLBACK;
 SELECT * FROM fernet_find_columns() WHERE relation::text LIKE 'part%';
 
 -- Privileges: EXECUTE, and SELECT on the column.
-CREATE ROLE regress_fernet_reader;
-SET fernet.keys = :'new', :'old';
+CREATE ROLE regress_fernet_reader ROLE CURRENT_USER;
+SET fernet.keys = :'new_old';
 GRANT USAGE ON SCHEMA census, public TO regress_fernet_reader;
 SET ROLE regress_fernet_reader;
 SELECT * FROM fernet_census('secrets', 'value');

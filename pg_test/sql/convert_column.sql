@@ -5,11 +5,12 @@ SET client_min_messages = warning;
 \set new 'cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4='
 \set old 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='
 \set lost 'IIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIA='
+\set new_old :new,:old
 
 LOAD 'pg_fernet';
 CREATE SCHEMA conversion;
 SET search_path = conversion, public;
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 
 -- Makes a table's values again what they were: n plaintexts, an empty value and a NULL.
 CREATE TABLE secrets (id integer, value text);
@@ -56,7 +57,7 @@ SET fernet.keys = :'old';
 INSERT INTO secrets SELECT 2, fernet_encrypt('old');
 INSERT INTO secrets SELECT 3, 'fernet:' || fernet_encrypt('prefix');
 INSERT INTO secrets SELECT 4, fernet_encrypt('one') || ',' || fernet_encrypt('two');
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 INSERT INTO secrets SELECT 5, fernet_encrypt('new');
 INSERT INTO secrets SELECT 6, E'\n ' || fernet_encrypt('blanks') || E'\n';
 INSERT INTO secrets VALUES (7, 'plain'), (8, NULL);
@@ -254,7 +255,7 @@ CALL fernet_encrypt_column('secrets', 'value');
 SET fernet.keys = :'new';
 CALL fill(1);
 CALL fernet_encrypt_column('secrets', 'value');
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 
 -- A trigger that keeps plaintexts, or encrypts what is decrypted, is told of.
 CALL fill(3);
@@ -275,7 +276,7 @@ DROP TRIGGER meddle ON secrets;
 
 -- Privileges: EXECUTE on each procedure apart, SELECT on the table, UPDATE on the column.
 CALL fill(3);
-CREATE ROLE regress_fernet_converter;
+CREATE ROLE regress_fernet_converter ROLE CURRENT_USER;
 GRANT USAGE ON SCHEMA conversion, public TO regress_fernet_converter;
 GRANT SELECT ON secrets TO regress_fernet_converter;
 GRANT EXECUTE ON PROCEDURE fernet_encrypt_column TO regress_fernet_converter;

@@ -2,6 +2,7 @@
 
 \set new 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE='
 \set old 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI='
+\set new_old :new,:old
 \set token 'gAAAAAA7msoAAAECAwQFBgcICQoLDA0OD4Oa9HceBlHtqfer4ex74njluYlp7UTMDyi4IkXdT7r7ugf4j_ApZ4_OGRC2fUT64g=='
 LOAD 'pg_fernet';
 
@@ -76,7 +77,7 @@ SELECT fernet_decrypt(:'token', '1 s');
 \echo :SQLSTATE
 
 -- The key authenticates the token, but its padding is wrong.
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 \set bad_padding 'gAAAAAA7msoAAAECAwQFBgcICQoLDA0ODwAAAAAAAAAAAAAAAAAAAABXzX8OKQfDdnXmyrQyGFZdWClBDcLSmAQJG_8uck8fYQ=='
 SELECT fernet_decrypt(:'bad_padding');
 \echo :SQLSTATE

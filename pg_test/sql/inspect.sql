@@ -4,6 +4,8 @@ SET timezone = 'UTC';
 SET datestyle = 'ISO';
 \set new 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE='
 \set old 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI='
+\set new_old :new,:old
+\set old_new :old,:new
 LOAD 'pg_fernet';
 
 CREATE TABLE samples (n int, what text, value text);
@@ -27,7 +29,7 @@ SELECT n, what, fernet_is_token(value) AS text, fernet_is_token(value::bytea) AS
 SELECT fernet_is_token('\x00ff'::bytea), fernet_is_token('plaintext');
 
 -- Never an error: NULL where no key opens the value.
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 SELECT n, what, fernet_key_index(value) AS text, fernet_key_index(value::bytea) AS bytea FROM samples ORDER BY n;
 SELECT fernet_key_index('\x00ff'::bytea);
 
@@ -35,7 +37,7 @@ SELECT fernet_key_index('\x00ff'::bytea);
 SELECT n, what FROM samples WHERE fernet_key_index(value) > 1 ORDER BY n;
 
 -- In the other order.
-SET fernet.keys = :'old', :'new';
+SET fernet.keys = :'old_new';
 SELECT n, what, fernet_key_index(value) FROM samples WHERE fernet_key_index(value) IS NOT NULL ORDER BY n;
 
 -- The timestamp needs the key: it is no timestamp unless the token is authentic.

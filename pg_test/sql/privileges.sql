@@ -2,7 +2,7 @@
 
 LOAD 'pg_fernet';
 SET fernet.keys = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
-CREATE ROLE regress_fernet;
+CREATE ROLE regress_fernet ROLE CURRENT_USER;
 
 CREATE TABLE calls (signature regprocedure, call text);
 INSERT INTO calls SELECT signature::regprocedure, replace(call, 'TOKEN', $$'gAAAAAA7msoAAAECAwQFBgcICQoLDA0OD4Oa9HceBlHtqfer4ex74njluYlp7UTMDyi4IkXdT7r7ugf4j_ApZ4_OGRC2fUT64g=='$$)
@@ -83,7 +83,7 @@ CREATE TABLE secrets (id int, token text);
 INSERT INTO secrets VALUES (1, 'gAAAAAA7msoAAAECAwQFBgcICQoLDA0OD4Oa9HceBlHtqfer4ex74njluYlp7UTMDyi4IkXdT7r7ugf4j_ApZ4_OGRC2fUT64g==');
 GRANT SELECT, UPDATE ON secrets TO regress_fernet;
 GRANT EXECUTE ON FUNCTION fernet_rotate(text) TO regress_fernet;
-SET fernet.keys = 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI=', 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
+SET fernet.keys = 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI=,MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
 SET ROLE regress_fernet;
 UPDATE secrets SET token = fernet_rotate(token);
 SELECT fernet_decrypt(token) FROM secrets;

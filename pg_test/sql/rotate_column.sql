@@ -5,6 +5,9 @@ SET client_min_messages = warning;
 \set new 'cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4='
 \set old 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='
 \set lost 'IIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIIA='
+\set new_old :new,:old
+\set old_new :old,:new
+\set lost_old :lost,:old
 
 CREATE SCHEMA rotation;
 SET search_path = rotation, public;
@@ -20,7 +23,7 @@ CALL fill(1000);
 CREATE TABLE before AS TABLE secrets;
 
 -- The plaintext and the timestamp stay; a second call finds nothing to do.
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CALL fernet_rotate_column('secrets', 'value');
 SELECT * FROM fernet_census('secrets', 'value');
 SELECT count(*), count(*) FILTER (WHERE fernet_decrypt(s.value) = 'secret ' || id) AS plaintexts,
@@ -37,11 +40,11 @@ SELECT count(fernet_decrypt(value)) FROM secrets;
 -- Batches of any size: a transaction each, and one row at least.
 SET fernet.keys = :'old';
 CALL fill(100);
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CALL fernet_rotate_column('secrets', 'value', 7);
 SELECT rows, count(*) AS transactions FROM (SELECT count(*) AS rows FROM secrets GROUP BY xmin::text) AS t GROUP BY rows ORDER BY rows;
 CALL fernet_rotate_column('secrets', 'value', batch_size => 1);
-SET fernet.keys = :'old', :'new';
+SET fernet.keys = :'old_new';
 CALL fernet_rotate_column('secrets', 'value', batch_size => 1);
 SELECT count(DISTINCT xmin::text) AS transactions FROM secrets;
 CALL fernet_rotate_column(relation => 'secrets', column_name => 'value', batch_size => 2147483647);
@@ -64,7 +67,7 @@ SET fernet.keys = :'new';
 INSERT INTO secrets SELECT 11, fernet_encrypt('secret 11');
 TRUNCATE before;
 INSERT INTO before TABLE secrets;
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CALL fernet_rotate_column('secrets', 'value');
 SELECT string_agg(s.id::text, ' ' ORDER BY s.id) AS unchanged
 FROM secrets AS s JOIN before AS b ON s.id = b.id AND s.value IS NOT DISTINCT FROM b.value;
@@ -79,7 +82,7 @@ CALL fernet_rotate_column('secrets', 'value', strict => true);
 SET fernet.keys = :'old';
 CALL fill(10);
 INSERT INTO secrets VALUES (11, 'plain');
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CALL fernet_rotate_column('secrets', 'value', 4, true);
 SELECT status, tokens FROM fernet_census('secrets', 'value') WHERE tokens > 0;
 
@@ -90,7 +93,7 @@ CREATE DOMAIN short_token AS token CHECK (length(VALUE) < 200);
 CREATE TABLE types (a text, b varchar, c varchar(100), d char(200), e bytea, f token, g short_token, h integer,
                     i text GENERATED ALWAYS AS ('x' || a) STORED);
 INSERT INTO types SELECT t, t, t, t, t::bytea, t, t, 1 FROM fernet_encrypt('x') AS t;
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CALL fernet_rotate_column('types', 'a');
 CALL fernet_rotate_column('types', 'b');
 CALL fernet_rotate_column('types', 'c');
@@ -104,7 +107,7 @@ SELECT i = 'x' || a AS computed_anew, fernet_decrypt(e) FROM types;
 -- A value longer than what is stored in the row itself.
 SET fernet.keys = :'old';
 INSERT INTO secrets SELECT 100, fernet_encrypt(repeat('long', 100000));
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CALL fernet_rotate_column('secrets', 'value');
 SELECT fernet_key_index(value), md5(fernet_decrypt(value)) = md5(repeat('long', 100000)) AS same FROM secrets WHERE id = 100;
 
@@ -118,7 +121,7 @@ CREATE TABLE part_2 PARTITION OF parts FOR VALUES IN (2, 3) PARTITION BY LIST (i
 CREATE TABLE part_3 PARTITION OF part_2 FOR VALUES IN (2);
 CREATE TABLE part_4 PARTITION OF part_2 FOR VALUES IN (3);
 INSERT INTO parts SELECT i, fernet_encrypt('x') FROM unnest('{1,2,2,3,3,3}'::integer[]) AS i;
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CALL fernet_rotate_column('part_2', 'value');
 CALL fernet_rotate_column('parts', 'value');
 SELECT status, tokens FROM fernet_census('parts', 'value') WHERE tokens > 0;
@@ -130,7 +133,7 @@ CREATE TABLE hashed (value text) PARTITION BY HASH (value);
 CREATE TABLE hashed_0 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 0);
 CREATE TABLE hashed_1 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 1);
 INSERT INTO hashed SELECT fernet_encrypt('x') FROM generate_series(1, 20);
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CALL fernet_rotate_column('hashed', 'value');
 \echo :LAST_ERROR_SQLSTATE
 CALL fernet_rotate_column('hashed_1', 'value');
@@ -149,7 +152,7 @@ INSERT INTO parent SELECT fernet_encrypt('x');
 INSERT INTO child_1 SELECT fernet_encrypt('x');
 INSERT INTO child_2 SELECT fernet_encrypt('x');
 INSERT INTO grandchild SELECT fernet_encrypt('x');
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CALL fernet_rotate_column('parent', 'value');
 SELECT tableoid::regclass AS table, fernet_key_index(value) FROM parent ORDER BY 1;
 
@@ -159,7 +162,7 @@ CREATE SCHEMA "Sch ema.";
 CREATE TABLE "Sch ema."."T""able" ("select" integer, "Va""lue;" text);
 INSERT INTO "Sch ema."."T""able" SELECT 1, fernet_encrypt('x');
 CREATE TEMP TABLE temporary AS SELECT fernet_encrypt('x') AS t;
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CALL fernet_rotate_column('"Sch ema."."T""able"', 'Va"lue;');
 CALL fernet_rotate_column('temporary', 't');
 
@@ -198,7 +201,7 @@ SET fernet.keys = :'new';
 CALL fernet_rotate_column('part_1', 'value');
 
 -- It commits, so it must be on its own.
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 BEGIN;
 CALL fernet_rotate_column('secrets', 'value');
 \echo :LAST_ERROR_SQLSTATE
@@ -227,7 +230,7 @@ CALL in_procedure();
 -- Settings that do not matter: READ COMMITTED, and scans of ranges of blocks, whatever they are.
 SET fernet.keys = :'old';
 CALL fill(100);
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 SET default_transaction_isolation = serializable;
 SET enable_tidscan = off;
 SET row_security = off;
@@ -249,7 +252,7 @@ BEGIN
     RETURN NEW;
 END $$;
 CREATE TRIGGER see BEFORE UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION see();
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CALL fernet_rotate_column('secrets', 'value');
 SELECT status, tokens FROM fernet_census('secrets', 'value') WHERE tokens > 0;
 SELECT DISTINCT id FROM seen ORDER BY id;
@@ -258,8 +261,8 @@ DROP TRIGGER see ON secrets;
 -- Privileges: EXECUTE on the procedure, SELECT on the table, UPDATE on the column.
 SET fernet.keys = :'old';
 CALL fill(3);
-SET fernet.keys = :'new', :'old';
-CREATE ROLE regress_fernet_rotator;
+SET fernet.keys = :'new_old';
+CREATE ROLE regress_fernet_rotator ROLE CURRENT_USER;
 GRANT USAGE ON SCHEMA rotation, public TO regress_fernet_rotator;
 SET ROLE regress_fernet_rotator;
 CALL fernet_rotate_column('secrets', 'value');
@@ -293,7 +296,7 @@ ALTER TABLE secrets DISABLE ROW LEVEL SECURITY;
 -- Nothing is looked up in the caller's search_path.
 SET fernet.keys = :'old';
 CALL fill(3);
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 CREATE SCHEMA trap;
 CREATE FUNCTION trap.trap(tid, tid) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$;
 CREATE OPERATOR trap.= (LEFTARG = tid, RIGHTARG = tid, FUNCTION = trap.trap);
@@ -309,7 +312,7 @@ RESET search_path;
 -- A shard, for a call on another node of Citus: only with the same keys, in the same order.
 CREATE VIEW rotation.fingerprints AS SELECT string_agg(fingerprint, ',' ORDER BY key_index) AS caller FROM fernet_keys();
 SELECT caller FROM rotation.fingerprints \gset
-SET fernet.keys = :'lost', :'old';
+SET fernet.keys = :'lost_old';
 CALL fernet_rotate_shard('rotation.secrets', 'value', 10, false, :'caller');
 \echo :LAST_ERROR_SQLSTATE
 CALL fernet_rotate_shard('rotation.secrets', 'value', 10, false, NULL);

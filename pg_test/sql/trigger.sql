@@ -46,7 +46,7 @@ UPDATE login SET name = 'eva' WHERE id = 7;
 DELETE FROM login WHERE id > 6;
 
 -- So does one under an older key. A new one is made under the first.
-SET fernet.keys = 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI=', 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
+SET fernet.keys = 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI=,MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
 UPDATE login SET name = lower(name), password = CASE WHEN id = 1 THEN 'new' ELSE password END;
 SELECT id, fernet_key_index(password) FROM login ORDER BY id;
 
@@ -78,7 +78,7 @@ SELECT id, password FROM login WHERE id = 9;
 SET fernet.keys = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
 
 -- Who writes needs no right to encrypt or decrypt. To create a trigger takes EXECUTE on its function.
-CREATE ROLE regress_fernet;
+CREATE ROLE regress_fernet ROLE CURRENT_USER;
 GRANT INSERT ON login TO regress_fernet;
 GRANT UPDATE (password), SELECT (id) ON login TO regress_fernet;
 SET ROLE regress_fernet;

@@ -91,7 +91,7 @@ SELECT outcome(token, '60 s', '294276-12-31 23:58:59Z') AS "60 s before", outcom
 FROM extremes WHERE made = 9224318015999;
 
 -- Rotation keeps all 64 bits. Python reads them back as they were; here, as far as timestamptz goes.
-SET fernet.keys = 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI=', 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
+SET fernet.keys = 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI=,MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
 SELECT made, ('x' || encode(substr(decode(translate(fernet_rotate(token), '-_', '+/'), 'base64'), 2, 8), 'hex'))::bit(64) =
              ('x' || encode(substr(decode(translate(token, '-_', '+/'), 'base64'), 2, 8), 'hex'))::bit(64) AS kept
 FROM extremes ORDER BY made;

@@ -3,6 +3,7 @@
 \set new 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE='
 \set old 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI='
 \set lost 'MzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzM='
+\set new_old :new,:old
 LOAD 'pg_fernet';
 
 -- A value with each token replaced by its key and its plaintext.
@@ -25,7 +26,7 @@ SET fernet.keys = :'new';
 SELECT fernet_encrypt('new') AS current \gset
 SET fernet.keys = :'lost';
 SELECT fernet_encrypt('lost') AS unknown \gset
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 
 CREATE TABLE samples (n int GENERATED ALWAYS AS IDENTITY, value text);
 INSERT INTO samples (value) VALUES
@@ -97,7 +98,8 @@ SELECT fernet_rotate(value) FROM others WHERE what = 'unknown, behind a letter';
 SELECT status, tokens FROM fernet_census('others', 'value') WHERE tokens > 0;
 
 -- The HMAC is right, the padding is not: an Elixir library wrote this one. No key opens it.
-SET fernet.keys = :'new', 'fJXYWeIEcXMO3tLDheFVezM5QWBVFvkymG80n0Rluqs=';
+\set new_elixir :new,fJXYWeIEcXMO3tLDheFVezM5QWBVFvkymG80n0Rluqs=
+SET fernet.keys = :'new_elixir';
 \set elixir 'gAAAAABbMo2BBMM_-oujQN75vi92E0_HDf-TWTLLZYX6S3sqDyJh4QL9Qqi4oPP47mEcc5OBQ2qUmqJfJVmt1UBuRBK096V8Rp5M-f-sjS79HKJedlg9Ay4='
 SELECT fernet_key_index(:'elixir'), fernet_timestamp(:'elixir') IS NOT NULL AS authentic;
 SELECT fernet_rotate(:'elixir');
@@ -105,7 +107,7 @@ SELECT fernet_rotate('"' || :'elixir' || '"');
 \echo :SQLSTATE
 
 -- A megabyte of what tokens begin with, without one and with one behind it.
-SET fernet.keys = :'new', :'old';
+SET fernet.keys = :'new_old';
 SET statement_timeout = '10s';
 SELECT fernet_key_index(hostile) AS none, fernet_key_index(hostile || :'a') AS one, fernet_decrypt(right(fernet_rotate(hostile || :'a'), 100))
 FROM repeat('gAAA', 262144) AS hostile;

@@ -10,7 +10,8 @@ import time
 
 import psycopg
 
-from postgres import connect
+from edition import SQL, SUPERUSER, USER, prepare
+from postgres import connect, value
 from tables import wait_until
 
 # The user that a server runs as: with-server tells how to become it.
@@ -30,7 +31,7 @@ class Cluster:
     launcher = RUN
 
     def __init__(self, keys, *settings, base=None, programs="", environment={}):
-        self.programs = programs
+        self.programs, self.process = programs, None
         self.environment = os.environ | environment
         self.dir = tempfile.mkdtemp(prefix="pg_fernet_")
         os.chmod(self.dir, 0o755)
@@ -41,13 +42,15 @@ class Cluster:
             run(self.program("pg_basebackup"), "-h", base.dir, "-U", "postgres", "-D", self.data, "-R", "-c", "fast")
         else:
             self.init("--data-checksums")
-        self.write("keys", "\n".join(keys))
         self.settings = "\n".join([
             *(["primary_conninfo = 'host=%s user=postgres'" % base.dir] if base else []),
             "listen_addresses = ''", f"unix_socket_directories = '{self.dir}'",
-            f"fernet.keys_file = '{self.dir}/keys'", "shared_preload_libraries = 'pg_fernet'", *settings])
+            *([] if SQL else [f"fernet.keys_file = '{self.dir}/keys'", "shared_preload_libraries = 'pg_fernet'"]), *settings])
         self.write("data/postgresql.auto.conf", self.settings)
+        self.write_keys(keys)
         self.start()
+        if SQL and not base:
+            prepare(host=self.dir)
 
     def program(self, name):
         return os.path.join(self.programs, name)
@@ -60,6 +63,21 @@ class Cluster:
         path = os.path.join(self.dir, name)
         run("sh", "-c", 'umask 077; cat >"$0"', path, input=text + "\n")
 
+    def write_keys(self, keys):
+        """Gives the server other keys, which sessions use from then on."""
+        if not SQL:
+            self.write("keys", "\n".join(keys))
+            return
+        self.write("data/postgresql.auto.conf", f"{self.settings}\nfernet.keys = '{','.join(keys)}'")
+        if self.process:
+            run(self.program("pg_ctl"), "reload", "-D", self.data)
+
+            def known():
+                with self.connect() as session:
+                    return value(session, "SHOW fernet.keys") == ",".join(keys)
+
+            wait_until(known)
+
     def start(self):
         deadline = time.monotonic() + 60
         with open(os.path.join(self.dir, "log"), "a") as log:
@@ -68,7 +86,7 @@ class Cluster:
                                             env=self.environment)
         while True:
             try:
-                return self.connect().close()
+                return self.connect(user=SUPERUSER).close()
             except psycopg.OperationalError as error:
                 assert self.process.poll() is None and time.monotonic() < deadline, f"{error}\n{self.log()[-2000:]}"
             time.sleep(0.02)
@@ -77,7 +95,7 @@ class Cluster:
         with open(os.path.join(self.dir, "log")) as log:
             return log.read()
 
-    def connect(self, database="postgres", user="postgres"):
+    def connect(self, database="postgres", user=USER):
         return connect(database, host=self.dir, user=user)
 
     def stop(self, mode="fast"):

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from edition import install
 from postgres import connect, create_database, drop_database
 
 DATABASE = "pg_fernet_test"
@@ -15,7 +16,7 @@ DATABASE = "pg_fernet_test"
 def database():
     create_database(DATABASE)
     with connect(DATABASE) as connection:
-        connection.execute("CREATE EXTENSION pg_fernet")
+        install(connection)
     yield DATABASE
     drop_database(DATABASE)
 
@@ -29,7 +30,7 @@ def sessions(database):
 
 @pytest.fixture
 def db(sessions):
-    """A session of a superuser, each statement a transaction."""
+    """A session of whoever has installed pg_fernet, each statement a transaction."""
     return sessions()
 
 

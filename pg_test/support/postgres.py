@@ -9,6 +9,8 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from edition import SQL, USER, prepare, superuser
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,13 +31,13 @@ def connect(database, keys=(), **options):
 
 def create_database(name, encoding="UTF8", **options):
     drop_database(name, **options)
-    with connect("postgres", **options) as server:
-        server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE 'C' LC_CTYPE 'C'")
-                       .format(sql.Identifier(name), sql.Literal(encoding)))
+    with superuser(**options) as server:
+        server.execute(sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING {} LC_COLLATE 'C' LC_CTYPE 'C'")
+                       .format(sql.Identifier(name), sql.Identifier(USER), sql.Literal(encoding)))
 
 
 def drop_database(name, **options):
-    with connect("postgres", **options) as server:
+    with superuser(**options) as server:
         server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
@@ -131,6 +133,8 @@ def server(*settings):
     host = process.stdout.readline().strip()
     try:
         assert host, "the server did not start"
+        if SQL:
+            prepare(host=host)
         yield host
     finally:
         process.stdin.close()

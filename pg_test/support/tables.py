@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from edition import SQL
 from postgres import value
 
 NEW, OLD, LOST = (Fernet.generate_key().decode() for _ in range(3))
@@ -27,6 +28,11 @@ def fill(db, rows, key=OLD, table="secrets"):
         db.execute(f"INSERT INTO {table} SELECT i, fernet_encrypt('secret ' || i)"
                    f" FROM generate_series(1, {rows}) AS i")
     db.execute(f"VACUUM ANALYZE {table}")
+
+
+def encrypt_writes(db, table, column="value"):
+    """Has what is written to a column encrypted, by the trigger."""
+    db.execute(f"CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('{column}')")
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ def rotation_held_at(db, caller, id, conversion=ROTATE, **arguments):
     try:
         with in_background(conversion.call, caller, **arguments) as call:
             try:
-                wait_until(lambda: value(db, held, caller.info.backend_pid))
+                wait_until(lambda: value(db, held, caller.info.backend_pid) or not call.is_alive())
                 yield call, go_on
             finally:
                 go_on()
@@ -199,7 +205,9 @@ def in_line(db, session, statement):
 
 
 def waits_for_lock(db, pid):
-    return value(db, "SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE pid = %s", pid)
+    """The SQL edition looks again and again whether others have ended, and sleeps between two looks."""
+    waits = "coalesce(wait_event_type = 'Lock', false)" + (" OR coalesce(wait_event = 'PgSleep', false)" if SQL else "")
+    return value(db, f"SELECT {waits} FROM pg_stat_activity WHERE pid = %s", pid)
 
 
 def wait_until(condition, seconds=60):

@@ -72,10 +72,21 @@ airflow AS (
                          'See that none is a stranger''s, and give them all to one: ALTER TABLE ... OWNER TO ...']
           END AS problem
     FROM tables),
+-- The SQL edition is known by its functions, all of which must be of somebody to be trusted.
 extension AS (
-  SELECT nspname AS fernet, nspowner AS fernet_owner, extversion AS version
+  SELECT nspname AS fernet, nspowner AS fernet_owner, 'pg_fernet ' || extversion AS version, 0 AS place
     FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace
-   WHERE extname = 'pg_fernet'),
+   WHERE extname = 'pg_fernet'
+   UNION ALL
+  SELECT nspname, nspowner, 'pg_fernet_sql', coalesce(array_position(:'path'::name[], nspname), 2147483647)
+    FROM pg_namespace AS n CROSS JOIN airflow
+    JOIN pg_database ON datname = current_database()
+    JOIN pg_proc ON pronamespace = n.oid AND proname ~ '^_?fernet_'
+    JOIN pg_roles AS r ON r.oid = proowner
+   GROUP BY nspname, nspowner, tables_owner, datdba
+  HAVING bool_or(proname = 'fernet_version')
+     AND bool_and(rolsuper OR proowner IN (tables_owner, datdba, current_user::regrole))
+   ORDER BY place, fernet LIMIT 1),
 stranger AS (
   SELECT min(format('schema %I belongs to %I, who is neither a superuser nor the owner of Airflow''s tables', name, rolname)) AS problem
     FROM airflow LEFT JOIN extension ON true
@@ -86,14 +97,14 @@ stranger AS (
 SELECT schema, fernet, airflow, has_connection_tests, tables,
        trigger_type IN ('text', 'json') AS has_trigger, trigger_type = 'text' AS trigger_is_text,
        xcom_type IN ('bytea', 'json', 'jsonb') AS has_xcom, xcom_type = 'bytea' AS xcom_is_bytea,
-       format('Airflow %s in schema %s of %s, pg_fernet %s in schema %s',
+       format('Airflow %s in schema %s of %s, %s in schema %s',
               airflow, quote_ident(schema), owner, version, quote_ident(fernet)) AS taken,
        format('BEGIN RAISE EXCEPTION USING MESSAGE = %L, HINT = %L; END',
               coalesce(airflow.problem[1], stranger.problem, 'pg_fernet is not installed in this database'),
               CASE WHEN airflow.problem IS NOT NULL THEN airflow.problem[2]
                    WHEN stranger.problem IS NOT NULL
                    THEN 'Run this as the owner of the tables, or give the schema to that role: ALTER SCHEMA ... OWNER TO ...'
-                   ELSE 'As a superuser: CREATE SCHEMA fernet; CREATE EXTENSION pg_fernet SCHEMA fernet' END) AS refusal,
+                   ELSE 'As a superuser: CREATE SCHEMA fernet; CREATE EXTENSION pg_fernet SCHEMA fernet. On a managed service, see docs/managed.md.' END) AS refusal,
        airflow.problem IS NOT NULL OR stranger.problem IS NOT NULL OR fernet IS NULL AS is_refused
   FROM airflow LEFT JOIN extension ON true CROSS JOIN stranger
 \gset

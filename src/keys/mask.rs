@@ -4,48 +4,41 @@ use std::collections::TryReserveError;
 use std::iter;
 use std::ops::Range;
 
-use pgrx::guc::PostgresGucEnum;
-
 use crate::fernet::is_base64;
 use crate::pg::literal::{Syntax, literals};
-
-/// What is masked: the values of `fernet.mask_log`.
-#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
-pub(super) enum MaskLog {
-    #[name = c"off"]
-    Off,
-    #[name = c"keys"]
-    Keys,
-    #[name = c"literals"]
-    Literals,
-}
 
 /// What stands in the log for what is masked. It does not show how long that is.
 const MASK: &[u8] = b"***";
 
-/// Returns a text without what is to be masked, or `None` if there is nothing in it. Keys are masked as
-/// strictly as behind the name of the setting if that is in another text of the message.
-pub(super) fn mask(
-    what: MaskLog,
+/// Returns a text with its keys masked, or `None` if there is none in it. If the name of the setting is in
+/// another text of the message, this is as strict as behind it.
+pub(super) fn mask_keys(
+    text: &[u8],
+    is_named_beside: bool,
+) -> Result<Option<Vec<u8>>, TryReserveError> {
+    replace(text, keys(text, is_named_beside))
+}
+
+/// The same for keys and literals.
+pub(super) fn mask_literals(
     text: &[u8],
     syntax: Syntax,
     is_named_beside: bool,
 ) -> Result<Option<Vec<u8>>, TryReserveError> {
-    let mut ranges = match what {
-        MaskLog::Off => return Ok(None),
-        MaskLog::Keys => Vec::new(),
-        MaskLog::Literals => literals(text, syntax)?,
-    };
+    let mut ranges = literals(text, syntax)?;
     for key in keys(text, is_named_beside) {
         ranges.try_reserve(1)?;
         ranges.push(key);
     }
     ranges.sort_unstable_by_key(|range| range.start);
-    replace(text, &ranges)
+    replace(text, ranges.into_iter())
 }
 
 /// Ranges are in the order in which they start, and may overlap.
-fn replace(text: &[u8], ranges: &[Range<usize>]) -> Result<Option<Vec<u8>>, TryReserveError> {
+fn replace(
+    text: &[u8],
+    ranges: impl Iterator<Item = Range<usize>>,
+) -> Result<Option<Vec<u8>>, TryReserveError> {
     let mut replaced = Vec::new();
     let mut copied = 0;
     for range in ranges {
@@ -150,9 +143,10 @@ fn is_name(text: &[u8], run: &Range<usize>) -> bool {
 /// Returns how much of a run belongs to the escape before a key, such as `\n`, `\u0022` or `%3D`.
 fn escape_len(text: &[u8], run: &Range<usize>) -> usize {
     let len = chars(&text[run.clone()]).count().saturating_sub(KEY);
-    let is_escape = match text[..run.start].last() {
-        Some(b'\\') => len <= "U00000022".len(),
-        Some(b'%') => len == "3D".len(),
+    let are_hex = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_hexdigit);
+    let is_escape = match (text[..run.start].last(), &text[run.start..run.start + len]) {
+        (Some(b'\\'), [_, digits @ ..]) => matches!(digits.len(), 0..=2 | 4 | 8) && are_hex(digits),
+        (Some(b'%'), digits) => digits.len() == 2 && are_hex(digits),
         _ => false,
     };
     let is_before_key = is_escape && is_key(&text[run.start + len..run.end]);
@@ -203,8 +197,9 @@ fn is_key(run: &[u8]) -> bool {
 
 /// Tells whether it may be part of a key, and is neither words nor a token.
 fn is_piece(run: &[u8]) -> bool {
-    let is_token = run.len() >= TOKEN && run.starts_with(VERSION);
-    chars(run).count() >= PIECE && !is_words(chars(run)) && !is_token
+    let len = chars(run).count();
+    let is_token = len >= TOKEN && run.starts_with(VERSION);
+    len >= PIECE && !is_words(chars(run)) && !is_token
 }
 
 fn is_words<'a>(chars: impl Iterator<Item = &'a u8> + Clone) -> bool {
@@ -239,9 +234,16 @@ mod tests {
         has_escapes: false,
     };
 
-    fn masked(what: MaskLog, text: &str) -> String {
-        let masked = mask(what, text.as_bytes(), STATEMENT, false).expect("memory");
-        masked.map_or_else(
+    fn with_keys_masked(text: &str) -> String {
+        text_of(mask_keys(text.as_bytes(), false), text)
+    }
+
+    fn with_literals_masked(text: &str, syntax: Syntax) -> String {
+        text_of(mask_literals(text.as_bytes(), syntax, false), text)
+    }
+
+    fn text_of(masked: Result<Option<Vec<u8>>, TryReserveError>, text: &str) -> String {
+        masked.expect("memory").map_or_else(
             || text.to_owned(),
             |masked| String::from_utf8(masked).expect("text"),
         )
@@ -274,8 +276,7 @@ mod tests {
             let text = text.replace('B', B);
             let text = text.replace('Ä', &B.replace('/', r"\\/"));
             let text = text.replace('Z', &B.replace('/', r"\/"));
-            assert_eq!(masked(MaskLog::Keys, &text), expected, "{text}");
-            assert_eq!(masked(MaskLog::Off, &text), text);
+            assert_eq!(with_keys_masked(&text), expected, "{text}");
         }
     }
 
@@ -283,10 +284,10 @@ mod tests {
     fn keys_without_their_padding() {
         let bare = &A[..KEY];
         assert_eq!(
-            masked(MaskLog::Keys, &format!("SELECT '{bare}'")),
+            with_keys_masked(&format!("SELECT '{bare}'")),
             "SELECT '***'"
         );
-        assert_eq!(masked(MaskLog::Keys, &format!("{bare}%3D")), "***%3D");
+        assert_eq!(with_keys_masked(&format!("{bare}%3D")), "***%3D");
     }
 
     #[test]
@@ -297,6 +298,7 @@ mod tests {
             &A[..PIECE],
             &format!("x{A}"),
             &format!("{A}{A}x"),
+            &format!("gAAAA{}", r"\/".repeat(50)),
         ] {
             for statement in [
                 "SET fernet.keys = '{}'",
@@ -304,7 +306,7 @@ mod tests {
                 "set_config('fernet.keys', '{}', false)",
                 "options=-cfernet.keys={}",
             ] {
-                let result = masked(MaskLog::Keys, &statement.replace("{}", piece));
+                let result = with_keys_masked(&statement.replace("{}", piece));
                 assert!(
                     result.contains("***") && !result.contains(&piece[3..PIECE]),
                     "{result}"
@@ -312,8 +314,16 @@ mod tests {
             }
             let elsewhere = format!("SET fernet.keys_file = '/fernet.keys/{piece} ");
             if piece.len() < KEY {
-                assert_eq!(masked(MaskLog::Keys, &elsewhere), elsewhere);
+                assert_eq!(with_keys_masked(&elsewhere), elsewhere);
             }
+        }
+    }
+
+    #[test]
+    fn pieces_behind_what_is_no_escape() {
+        for start in ["ny", "abcd", "u00ag", "Uabcdefg"] {
+            let text = format!(r"SET fernet.keys = 'x\{start}{A}, x%zz{A}'");
+            assert_eq!(with_keys_masked(&text), r"SET fernet.keys = 'x\***, x%***'");
         }
     }
 
@@ -336,7 +346,7 @@ mod tests {
                 "set_config('fernet.keys', '{}",
             ] {
                 let text = statement.replace("KEY", A).replace("{}", &broken);
-                let result = masked(MaskLog::Keys, &text);
+                let result = with_keys_masked(&text);
                 assert_eq!(
                     result,
                     statement.replace("KEY", "***").replace("{}", "***"),
@@ -346,7 +356,7 @@ mod tests {
         }
         let at_the_end = format!("SET fernet.keys = '{} {}'", &A[..33], &A[33..]);
         assert_eq!(
-            masked(MaskLog::Keys, &at_the_end),
+            with_keys_masked(&at_the_end),
             format!("SET fernet.keys = '*** {}'", &A[33..])
         );
     }
@@ -365,7 +375,7 @@ mod tests {
             ("LINE 1: ...{}'", "LINE 1: ...***'"),
         ] {
             for piece in [&A[..PIECE], &A[..42], &B[20..]] {
-                assert_eq!(masked(MaskLog::Keys, &text.replace("{}", piece)), expected);
+                assert_eq!(with_keys_masked(&text.replace("{}", piece)), expected);
             }
             for other in [
                 &TOKEN[..40],
@@ -374,7 +384,7 @@ mod tests {
                 "WORDS-AND-WORDS",
             ] {
                 let text = text.replace("{}", other);
-                assert_eq!(masked(MaskLog::Keys, &text), text);
+                assert_eq!(with_keys_masked(&text), text);
             }
         }
     }
@@ -386,11 +396,9 @@ mod tests {
             b"SELECT set_config('fernet.keys_file', $1, false)"
         ));
         let text = format!("$1 = '{}', $2 = '{TOKEN}'", &A[..20]);
-        let mask =
-            |is_named_beside| mask(MaskLog::Keys, text.as_bytes(), STATEMENT, is_named_beside);
-        assert_eq!(mask(false).expect("memory"), None);
-        let expected = format!("$1 = '***', $2 = '{TOKEN}'");
-        assert_eq!(mask(true).expect("memory"), Some(expected.into_bytes()));
+        assert_eq!(with_keys_masked(&text), text);
+        let masked = text_of(mask_keys(text.as_bytes(), true), &text);
+        assert_eq!(masked, format!("$1 = '***', $2 = '{TOKEN}'"));
     }
 
     #[test]
@@ -416,7 +424,7 @@ mod tests {
             "SET fernet.keys = ''; SELECT 'two words', \"that are\" , 'none of a key'",
             "https:\\/\\/example.com\\/a\\/path\\/that\\/Is\\/longer\\/than\\/a\\/key\\/is\\/in\\/base64",
         ] {
-            assert_eq!(masked(MaskLog::Keys, text), text);
+            assert_eq!(with_keys_masked(text), text);
         }
     }
 
@@ -424,7 +432,7 @@ mod tests {
     fn literals_and_the_keys_outside_of_them() {
         let text = format!("SELECT 'secret', 'it''s', $$ body $$, \"{A}\", 1 -- {B}");
         let expected = r#"SELECT '***', '***', $$***$$, "***", 1 -- ***"#;
-        assert_eq!(masked(MaskLog::Literals, &text), expected);
+        assert_eq!(with_literals_masked(&text, STATEMENT), expected);
     }
 
     /// SQL in a message: bare, between double quotes, in JSON.
@@ -452,9 +460,7 @@ mod tests {
                     statement: text.len(),
                     has_escapes,
                 };
-                let masked =
-                    mask(MaskLog::Literals, text.as_bytes(), syntax, false).expect("memory");
-                let masked = String::from_utf8(masked.expect("a literal")).expect("text");
+                let masked = with_literals_masked(text, syntax);
                 assert!(!masked.contains("secret"), "{masked}");
             }
         }
@@ -471,8 +477,7 @@ mod tests {
                 statement: text.len(),
                 has_escapes: false,
             };
-            let masked = mask(MaskLog::Literals, text.as_bytes(), syntax, false).expect("memory");
-            assert_eq!(masked, None, "{text}");
+            assert_eq!(with_literals_masked(text, syntax), text);
         }
     }
 
@@ -492,7 +497,7 @@ mod tests {
                 text += around;
                 expected += around;
             }
-            prop_assert_eq!(masked(MaskLog::Keys, &text), expected);
+            prop_assert_eq!(with_keys_masked(&text), expected);
         }
 
         /// Any bytes, as databases in other encodings have them, also such as are cut short.
@@ -501,7 +506,7 @@ mod tests {
             for text in [&text[..], sql.as_bytes()] {
                 for statement in [0, text.len() / 2, text.len()] {
                     let syntax = Syntax { statement, has_escapes: statement == 0 };
-                    mask(MaskLog::Literals, text, syntax, true).expect("memory");
+                    mask_literals(text, syntax, true).expect("memory");
                 }
             }
         }

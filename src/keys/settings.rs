@@ -5,9 +5,10 @@ use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use pgrx::guc::PostgresGucEnum;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
-use super::mask::{self, MaskLog};
+use super::mask::{is_named, mask_keys, mask_literals};
 use super::{Error, cache, error, file, secret};
 use crate::fernet::Keyring;
 use crate::pg::log::Masking;
@@ -42,9 +43,11 @@ pub(crate) fn init() {
         GucFlags::empty(),
     );
     log::mask_messages(Masking {
-        is_about_secrets: mask::is_named,
-        mask: |text, syntax, is_named_beside| {
-            mask::mask(MASK_LOG.get(), text, syntax, is_named_beside)
+        is_about_secrets: is_named,
+        mask: |text, syntax, is_named_beside| match MASK_LOG.get() {
+            MaskLog::Off => Ok(None),
+            MaskLog::Keys => mask_keys(text, is_named_beside),
+            MaskLog::Literals => mask_literals(text, syntax, is_named_beside),
         },
     });
     setting::define::<Keys>();
@@ -147,6 +150,17 @@ impl Setting for KeysCommand {
     const FLAGS: GucFlags = GucFlags::SUPERUSER_ONLY;
     const STORED: &Stored = &KEYS_COMMAND;
     const ASSIGNED: fn() = cache::forget;
+}
+
+/// What is masked in the server log.
+#[derive(Clone, Copy, PostgresGucEnum)]
+enum MaskLog {
+    #[name = c"off"]
+    Off,
+    #[name = c"keys"]
+    Keys,
+    #[name = c"literals"]
+    Literals,
 }
 
 static MASK_LOG: GucSetting<MaskLog> = GucSetting::<MaskLog>::new(MaskLog::Keys);

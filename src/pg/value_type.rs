@@ -373,8 +373,10 @@ fn is_hstore(oid: pg_sys::Oid) -> bool {
     // SAFETY: look an oid up; the result is a C string.
     unsafe {
         let qualified = pg_sys::FORMAT_TYPE_FORCE_QUALIFY as u16;
-        let name = CStr::from_ptr(pg_sys::format_type_extended(oid, -1, qualified));
-        name.to_bytes().ends_with(b".hstore") && pg_sys::get_typlen(oid) == -1
+        let name = CStr::from_ptr(pg_sys::format_type_extended(oid, -1, qualified)).to_bytes();
+        // With quotes: quote_all_identifiers.
+        (name.ends_with(b".hstore") || name.ends_with(b".\"hstore\""))
+            && pg_sys::get_typlen(oid) == -1
     }
 }
 

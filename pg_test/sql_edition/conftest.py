@@ -1,0 +1,68 @@
+"""A database that belongs to a role without any rights elsewhere, with the SQL edition; beside it, in another schema,
+the native one, for comparison."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from edition import OWNER, SUPERUSER, prepare, superuser
+from fixtures import rng  # noqa: F401, a fixture
+from owned import EDITION, owned_database, run_psql
+from postgres import connect, value
+
+DATABASE = "pg_fernet_sql_test"
+PATH = "-c search_path=public"
+HAS_NATIVE = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_fernet')"
+
+
+@pytest.fixture(autouse=True)
+def user(monkeypatch):
+    """Here, whoever is not said to be the owner is a superuser."""
+    monkeypatch.setenv("PGUSER", SUPERUSER)
+
+
+@pytest.fixture(scope="session")
+def owner():
+    """A role that may log in, and nothing else."""
+    prepare()
+    return OWNER
+
+
+@pytest.fixture(scope="session")
+def database(owner):
+    with owned_database(DATABASE, owner) as name:
+        with connect(name, user=owner) as session:
+            session.execute("CREATE EXTENSION pgcrypto")
+        run_psql(name, owner, EDITION / "pg_fernet_sql.sql", "public")
+        with superuser(name) as admin:
+            if value(admin, HAS_NATIVE):
+                admin.execute("CREATE SCHEMA native; CREATE EXTENSION pg_fernet SCHEMA native")
+        yield name
+
+
+@pytest.fixture
+def sessions(database, owner):
+    """Opens sessions of the owner, which end with the test."""
+    with ExitStack() as stack:
+        def session(*keys, **options):
+            session = connect(database, keys, **{"user": owner, "options": PATH} | options)
+            stack.callback(session.close)
+            return session
+
+        yield session
+
+
+@pytest.fixture
+def db(sessions):
+    """A session of the owner, each statement a transaction."""
+    return sessions()
+
+
+@pytest.fixture
+def native(database):
+    """A session of a superuser that calls the native edition, where there is one: this one needs only pgcrypto of a server."""
+    with superuser(database, options="-c search_path=native") as session:
+        if not value(session, HAS_NATIVE):
+            pytest.skip("no native edition here")
+        session.execute("LOAD 'pg_fernet'")
+        yield session
