@@ -5,11 +5,13 @@ from contextlib import ExitStack
 import pytest
 
 from fixtures import rng  # noqa: F401, a fixture
-from edition import install
+from edition import SQL, install
 from postgres import connect, create_database, drop_database
 from tables import CONVERSIONS, NEW, OLD
 
 DATABASE = "pg_fernet_operations"
+# Numbers of background workers that the tests try.
+WORKERS = {0: "alone"} if SQL else {0: "alone", 2: "two workers"}
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +45,11 @@ def keys_in_database(database):
         admin.execute(f"ALTER DATABASE {database} RESET fernet.keys")
 
 
-@pytest.fixture(params=[0, 2], ids=["alone", "two workers"])
-def workers(request, keys_in_database):
+@pytest.fixture(params=WORKERS, ids=WORKERS.get)
+def workers(request):
     """How many background workers help with a call."""
+    if request.param:
+        request.getfixturevalue("keys_in_database")
     return request.param
 
 

@@ -471,7 +471,7 @@ def test_a_procedure_goes_on_as_it_began(db, sessions):
     caller = sessions()
     caller.execute("SET default_transaction_isolation = serializable")
     told = notices(caller, "INFO")
-    caller.execute("DO $$ DECLARE n bigint; BEGIN CALL fernet_rotate_column('secrets', 'value', 10, false, n, n, n, n, n);"
+    caller.execute("DO $$ DECLARE n bigint; BEGIN CALL fernet_rotate_column('secrets', 'value', 10, false, 0, n, n, n, n, n);"
                    " RAISE INFO '%', current_setting('transaction_isolation'); END $$")
     assert told == ["serializable"]
 
