@@ -317,6 +317,31 @@ def test_a_key_file_of_the_session(db, database):
         assert rotate(caller, workers=2)["rotated"] == 100
 
 
+@pytest.mark.parametrize("role, path", [("fernet_rotator", "/dropped"), ("postgres", "bad")])
+def test_a_key_file_that_was_set_before_the_library_was_loaded(db, database, role, path):
+    """The server has dropped it, since the role may not set it, or it is bad. The keys of the database take precedence."""
+    db.execute("CREATE ROLE fernet_rotator LOGIN; GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")
+    try:
+        fill(db, 100)
+        db.execute("GRANT SELECT, UPDATE ON secrets TO fernet_rotator")
+        with connect(database, user=role, options=f"-c fernet.keys_file={path}") as caller:
+            assert rotate(caller, workers=1)["rotated"] == 100
+    finally:
+        db.execute("DROP TABLE secrets; DROP OWNED BY fernet_rotator; DROP ROLE fernet_rotator")
+
+
+def test_a_trigger_in_a_worker_that_sets_what_is_bad(db, sessions):
+    fill(db, 10)
+    db.execute("CREATE FUNCTION set_bad() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN SET fernet.keys_file = 'bad'; RETURN NEW; END $$;"
+               " CREATE TRIGGER set_bad BEFORE UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION set_bad()")
+    try:
+        for workers in 0, 1:
+            with pytest.raises(errors.InvalidParameterValue, match="fernet.keys_file"):
+                rotate(sessions(), workers=workers)
+    finally:
+        db.execute("DROP FUNCTION set_bad CASCADE")
+
+
 def test_an_error_of_one_ends_all(db, sessions, conversion):
     conversion.fill(db, ROWS)
     db.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"

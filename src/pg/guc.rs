@@ -1,5 +1,6 @@
 //! Changes of the server's settings, for a while or in another process.
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::slice;
 
@@ -89,8 +90,18 @@ pub(super) fn of_session(is_private: impl Fn(&CStr) -> bool) -> Vec<u8> {
     texts
 }
 
+thread_local! {
+    static IS_RESTORING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Tells whether settings are being taken over from another process, as they are there.
+pub(super) fn is_restoring() -> bool {
+    IS_RESTORING.get()
+}
+
 /// Sets what [`of_session`] has written down, of which `next` returns the strings one by one.
 pub(super) fn restore<'a>(mut next: impl FnMut() -> &'a CStr) {
+    IS_RESTORING.set(true);
     loop {
         let name = next();
         if name.is_empty() {
@@ -99,6 +110,7 @@ pub(super) fn restore<'a>(mut next: impl FnMut() -> &'a CStr) {
         let (value, origin) = (next(), Origin::parse(next()));
         origin.expect("it is as it was written").set(name, value);
     }
+    IS_RESTORING.set(false);
     // Also where they are those of the login: the settings of the user may have another role.
     set_config(c"session_authorization", next(), Until::Exit);
     set_config(c"role", next(), Until::Exit);
