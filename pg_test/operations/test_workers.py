@@ -1,6 +1,8 @@
 """Background workers that help a call: in its place, as its role, with its settings, and no longer than it."""
 
 import re
+import shutil
+import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from psycopg import errors
 
-from cluster import Cluster, is_alive
+from cluster import RUN, Cluster, is_alive
 from key_files import folder_for, write
 from postgres import connect, major_version, notices, value
 from tables import ENCRYPT, LOST, NEW, OLD, ROTATE, census, contents, fill, in_background, rotate, under, wait_until, waits_for_lock
@@ -620,9 +622,40 @@ def test_no_shared_memory_segment_left():
                 wait_until(lambda: value(db, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == 1)
                 told = notices(db)
                 assert rotate(db, workers=2) == ROTATE.counts(ROWS)
-                assert told[0] == "no background worker started, since the server has no shared memory segment left"
+                assert told[0] == "no background worker started: too many dynamic shared memory segments"
             finally:
                 other.cancel()
+
+
+class WithSharedMemoryOfItsOwn(Cluster):
+    launcher = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=8m tmpfs /dev/shm && exec "$@"', "sh", *RUN]
+
+    def fill_shared_memory(self, left):
+        """Leaves so many bytes."""
+        with open(f"/proc/{self.processes()[0]}/root/dev/shm/filler", "wb", buffering=0) as filler:
+            try:
+                while filler.write(bytes(4096)):
+                    pass
+            except OSError:
+                filler.truncate(filler.tell() // 4096 * 4096 - left)
+
+
+def test_no_shared_memory_left():
+    if not shutil.which("unshare") or subprocess.run([*WithSharedMemoryOfItsOwn.launcher, "true"], capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    with WithSharedMemoryOfItsOwn([NEW, OLD], "fsync = off", "dynamic_shared_memory_type = posix") as cluster, cluster.connect() as db:
+        db.execute("CREATE EXTENSION pg_fernet")
+        fill(db, ROWS)
+        told = notices(db)
+        # Enough for two queues and all else, and not for eight.
+        cluster.fill_shared_memory(80 << 10)
+        assert rotate(db, workers=8) == ROTATE.counts(ROWS)
+        assert re.fullmatch("no background worker started: could not resize shared memory segment .*: No space left on device", told[0])
+        assert len(told) == 2 and db.info.transaction_status.name == "IDLE"
+        cluster.write_keys([OLD, NEW])
+        told.clear()
+        assert rotate(db, workers=2) == ROTATE.counts(ROWS)
+        assert len(told) == 1
 
 
 def stop(cluster, caller, workers):

@@ -54,10 +54,7 @@ impl Pass<'_> {
         // Where nobody is writing, there is nobody to wait for, and the first look may be the proof.
         let mut has_waited = self.writers(false)?.is_empty();
         let mut label = self.conversion.doing();
-        let mut shared = match workers {
-            0 => None,
-            workers => workers::share(&mut self, workers, label)?,
-        };
+        let mut shared = workers::share(&mut self, workers, label)?;
         let mut started = None;
         let mut unfinished = None;
         for looks in 1.. {

@@ -144,15 +144,15 @@ impl Task {
     }
 }
 
-/// Lets up to so many workers do the first look. Returns what they have found and done, or nothing if
-/// none could be started.
+/// Lets up to so many workers do the first look. Returns what they have found and done, or nothing if there
+/// are none.
 pub(super) fn share(
     pass: &mut Pass<'_>,
     workers: usize,
     label: &'static str,
 ) -> Result<Option<Look>, Error> {
-    if pass.constraint.is_some() {
-        // Nothing will be written: the first value that has to be ends the call.
+    // Where there is a constraint, nothing will be written: the first value that has to be ends the call.
+    if workers == 0 || pass.constraint.is_some() {
         return Ok(None);
     }
     let (statement, tables) = Transaction::run(|transaction| {
@@ -181,12 +181,12 @@ pub(super) fn share(
         &task.to_text(),
         keys::settings::is_secret,
     );
-    let Some(mut started) = started else {
-        notice(
-            "no background worker started, since the server has no shared memory segment left"
-                .into(),
-        );
-        return Ok(None);
+    let mut started = match started {
+        Ok(started) => started,
+        Err(reason) => {
+            notice(format!("no background worker started: {reason}"));
+            return Ok(None);
+        }
     };
     if started.count() < workers {
         notice(format!(

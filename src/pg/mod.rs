@@ -21,6 +21,7 @@
 //! | `guc`            | changes of the server's settings, for a while or in another process |
 //! | `server`         | what else the server is asked for |
 //! | `worker`         | background workers that do a part of a statement |
+//! | `segment`        | the memory that they share with it |
 //! | `process`        | programs that the server runs, with all their descendants |
 //! | `random`         | initialisation vectors |
 //! | `log`            | the server log: messages before they are written |
@@ -44,6 +45,7 @@ pub(crate) mod random;
 pub(crate) mod relation;
 pub(crate) mod report;
 pub(crate) mod row;
+mod segment;
 pub(crate) mod server;
 pub(crate) mod setting;
 pub(crate) mod slot;

@@ -1,9 +1,9 @@
 //! Background workers that do a part of a statement of this process's: in its database, as its role, with
 //! its libraries and settings.
 //!
-//! What they need is in a segment of dynamic shared memory, as for the server's own parallel queries, and
-//! so is a queue for each, through which its errors and notices come. Whatever ends the statement, this
-//! process lets go of the segment, and before that it ends the workers: none outlives the statement.
+//! What they need is in a segment of shared memory, and so is a queue for each, through which its errors and
+//! notices come. Whatever ends the statement, this process lets go of the segment, and before that it ends the
+//! workers: none outlives the statement.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -15,6 +15,8 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use super::segment::{Part, QUEUE_SIZE, Segment};
+use super::subtransaction::in_subtransaction;
 use super::{Error, guc};
 
 // What the bindings lack, or have only with a guard that is of no use in a handler of signals.
@@ -26,7 +28,7 @@ unsafe extern "C-unwind" {
 
 /// Workers that were started, and what is shared with them. They end when this is dropped.
 pub(crate) struct Workers<T> {
-    segment: NonNull<pg_sys::dsm_segment>,
+    segment: Segment,
     shared: NonNull<T>,
     /// The queues of those that have not said yet that they are done.
     queues: Vec<*mut pg_sys::shm_mq_handle>,
@@ -47,31 +49,6 @@ struct Header {
     has_ended: AtomicBool,
 }
 
-/// The parts of a segment.
-#[derive(Clone, Copy)]
-enum Part {
-    Header,
-    Shared,
-    Libraries,
-    /// C strings: the statement, the task, and the settings of the session.
-    Texts,
-    Queues,
-}
-
-/// What a segment begins with. Another version of the library may have laid it out in another way.
-const MAGIC: u64 = {
-    let version = env!("CARGO_PKG_VERSION").as_bytes();
-    let (mut magic, mut at) = (0, 0);
-    while at < version.len() {
-        magic = magic << 8 | version[at] as u64;
-        at += 1;
-    }
-    magic
-};
-
-/// As large as those of the server's parallel queries. A longer message goes through in pieces.
-const QUEUE_SIZE: usize = 16 << 10;
-
 /// What a worker says once it is done, in the place of an error or a notice.
 static DONE: u8 = b'X';
 
@@ -80,9 +57,10 @@ impl<T: Sync> Workers<T> {
     /// each, which calls [`run`]. The server shows the statement as theirs; that of the caller may hold secrets.
     /// Settings of the session that are private are not handed over.
     ///
-    /// Returns `None` if the server cannot have more segments of shared memory.
-    ///
     /// To be called with no transaction of this process's that they could have to wait for.
+    ///
+    /// # Errors
+    /// If the server lacks the shared memory: what it says of that.
     pub(crate) fn start(
         function: &CStr,
         count: usize,
@@ -90,79 +68,65 @@ impl<T: Sync> Workers<T> {
         statement: &CStr,
         task: &CStr,
         is_private: impl Fn(&CStr) -> bool,
-    ) -> Option<Self> {
+    ) -> Result<Self, String> {
         let settings = guc::of_session(is_private);
         let texts = [statement, task].map(CStr::to_bytes_with_nul);
         let texts = [texts.concat(), settings].concat();
-        // SAFETY: each part is given the size that the segment was made for. Where an error is raised before
-        // `dsm_pin_mapping`, the transaction's end takes the segment away; after it, the result does.
+        // SAFETY: no arguments, no side effects.
+        let libraries = unsafe { pg_sys::EstimateLibraryStateSpace() };
+        let sizes = [
+            size_of::<Header>(),
+            size_of::<T>(),
+            libraries,
+            texts.len(),
+            QUEUE_SIZE * count,
+        ];
+        let segment = match in_subtransaction(|_| true, || Segment::new(sizes)) {
+            Ok(segment) => segment,
+            Err(failure) if failure.is_lack_of_resources() => return Err(failure.message()),
+            Err(failure) => failure.raise(),
+        };
+        // SAFETY: each part is given the size that the segment was made for.
         unsafe {
-            let libraries = pg_sys::EstimateLibraryStateSpace();
-            let sizes = [
-                size_of::<Header>(),
-                size_of::<T>(),
-                libraries,
-                texts.len(),
-                QUEUE_SIZE * count,
-            ];
-            let mut parts = pg_sys::shm_toc_estimator {
-                space_for_chunks: sizes
-                    .map(|size| size.next_multiple_of(pg_sys::ALIGNOF_BUFFER as usize))
-                    .iter()
-                    .sum(),
-                number_of_keys: sizes.len(),
-            };
-            let size = pg_sys::shm_toc_estimate(&raw mut parts);
-            let segment = pg_sys::dsm_create(size, pg_sys::DSM_CREATE_NULL_IF_MAXSEGMENTS as i32);
-            let mapped = NonNull::new(segment)?;
-            let address = pg_sys::dsm_segment_address(segment);
-            let parts = pg_sys::shm_toc_create(MAGIC, address, size);
-            let add = |part: Part| {
-                let memory = pg_sys::shm_toc_allocate(parts, sizes[part as usize]);
-                pg_sys::shm_toc_insert(parts, part as u64, memory);
-                memory
-            };
-            add(Part::Header).cast::<Header>().write(Header {
+            segment.find::<Header>(Part::Header).write(Header {
                 database: pg_sys::MyDatabaseId,
                 user: pg_sys::GetAuthenticatedUserId(),
                 has_ended: AtomicBool::new(false),
             });
-            let shared_part = add(Part::Shared).cast::<T>();
+            let shared_part = segment.find::<T>(Part::Shared);
             shared_part.write(shared);
-            pg_sys::SerializeLibraryState(libraries, add(Part::Libraries).cast());
-            let texts_part = add(Part::Texts).cast();
-            ptr::copy_nonoverlapping(texts.as_ptr(), texts_part, texts.len());
-            let queues = add(Part::Queues);
+            pg_sys::SerializeLibraryState(libraries, segment.find(Part::Libraries));
+            ptr::copy_nonoverlapping(texts.as_ptr(), segment.find(Part::Texts), texts.len());
+            let queues = segment.find::<c_void>(Part::Queues);
 
             let memory = memory_context(pg_sys::TopMemoryContext);
             let mut workers = Self {
-                segment: mapped,
+                segment,
                 shared: NonNull::new(shared_part).expect("it is in the segment"),
                 queues: Vec::with_capacity(count),
                 handles: Box::new(Vec::with_capacity(count)),
                 memory,
                 memory_of_message: memory_context(memory),
             };
-            // From here on it outlives transactions.
-            pg_sys::dsm_pin_mapping(segment);
             // The queues are attached to later, so that they go first: a worker that nobody listens to any more
             // does not wait for that before it ends.
             let handles = &raw mut *workers.handles;
-            pg_sys::on_dsm_detach(segment, Some(end), pg_sys::Datum::from(handles));
+            pg_sys::on_dsm_detach(segment.as_ptr(), Some(end), pg_sys::Datum::from(handles));
 
+            let segment_handle = pg_sys::dsm_segment_handle(segment.as_ptr());
             let context = pg_sys::MemoryContextSwitchTo(memory);
             for number in 0..count {
                 let queue = pg_sys::shm_mq_create(queues.byte_add(number * QUEUE_SIZE), QUEUE_SIZE);
                 pg_sys::shm_mq_set_receiver(queue, pg_sys::MyProc);
-                let Some(handle) = register(function, segment, number) else {
+                let Some(handle) = register(function, segment_handle, number) else {
                     break;
                 };
                 workers.handles.push(handle);
-                let queue = pg_sys::shm_mq_attach(queue, segment, handle);
+                let queue = pg_sys::shm_mq_attach(queue, segment.as_ptr(), handle);
                 workers.queues.push(queue);
             }
             pg_sys::MemoryContextSwitchTo(context);
-            Some(workers)
+            Ok(workers)
         }
     }
 
@@ -252,8 +216,10 @@ unsafe extern "C-unwind" fn end(segment: *mut pg_sys::dsm_segment, handles: pg_s
     // SAFETY: the segment is still mapped, and the handles live until then. Nobody may cancel this wait: that
     // would be an error while another one is handled.
     unsafe {
-        let header = find::<Header>(parts_of(segment), Part::Header);
-        (*header).has_ended.store(true, Ordering::Relaxed);
+        if let Some(segment) = Segment::of(segment) {
+            let header = &*segment.find::<Header>(Part::Header);
+            header.has_ended.store(true, Ordering::Relaxed);
+        }
         let handles = &*handles.cast_mut_ptr::<Handles>();
         for &handle in handles {
             pg_sys::TerminateBackgroundWorker(handle);
@@ -267,12 +233,9 @@ unsafe extern "C-unwind" fn end(segment: *mut pg_sys::dsm_segment, handles: pg_s
 }
 
 /// Registers the worker with that number, or returns `None` if the server cannot have more.
-///
-/// # Safety
-/// The segment must be one of [`Workers::start`].
-unsafe fn register(
+fn register(
     function: &CStr,
-    segment: *mut pg_sys::dsm_segment,
+    segment: pg_sys::dsm_handle,
     number: usize,
 ) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
     let mut worker = pg_sys::BackgroundWorker {
@@ -280,10 +243,7 @@ unsafe fn register(
             as i32,
         bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
         bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
-        // SAFETY: the caller says that it is a segment.
-        bgw_main_arg: unsafe {
-            pg_sys::Datum::from(number << 32 | pg_sys::dsm_segment_handle(segment) as usize)
-        },
+        bgw_main_arg: pg_sys::Datum::from(number << 32 | segment as usize),
         bgw_notify_pid: super::server::process_id(),
         ..Default::default()
     };
@@ -299,7 +259,7 @@ unsafe fn register(
     is_registered.then_some(handle)
 }
 
-/// Writes a name into zeroes that are more.
+/// Writes a name into a longer field of zeroes.
 fn write_name(field: &mut [c_char], name: &[u8]) {
     for (to, &from) in field.iter_mut().zip(name) {
         *to = from as c_char;
@@ -342,17 +302,16 @@ pub(crate) unsafe fn run<T: Sync, E>(
         if segment.is_null() {
             return; // nobody waits for this worker
         }
-        let parts = parts_of(segment);
-        if parts.is_null() {
-            ErrorReport::from(Error::OtherLibrary).report(PgLogLevel::ERROR);
-        }
-        let header = &*find::<Header>(parts, Part::Header);
-        let queue =
-            find::<c_void>(parts, Part::Queues).byte_add((argument.value() >> 32) * QUEUE_SIZE);
+        let Some(segment) = Segment::of(segment) else {
+            return ErrorReport::from(Error::OtherLibrary).report(PgLogLevel::ERROR);
+        };
+        let header = &*segment.find::<Header>(Part::Header);
+        let queues = segment.find::<c_void>(Part::Queues);
+        let queue = queues.byte_add((argument.value() >> 32) * QUEUE_SIZE);
         pg_sys::shm_mq_set_sender(queue.cast(), pg_sys::MyProc);
-        let queue = pg_sys::shm_mq_attach(queue.cast(), segment, ptr::null_mut());
+        let queue = pg_sys::shm_mq_attach(queue.cast(), segment.as_ptr(), ptr::null_mut());
         // From here on, the starter hears of errors.
-        pg_guard_ffi_boundary(|| pq_redirect_to_shm_mq(segment, queue));
+        pg_guard_ffi_boundary(|| pq_redirect_to_shm_mq(segment.as_ptr(), queue));
         pg_sys::BackgroundWorkerInitializeConnectionByOid(
             header.database,
             header.user,
@@ -360,7 +319,7 @@ pub(crate) unsafe fn run<T: Sync, E>(
         );
         pg_sys::SetClientEncoding(pg_sys::GetDatabaseEncoding());
 
-        let mut texts = find::<c_char>(parts, Part::Texts).cast_const();
+        let mut texts = segment.find::<c_char>(Part::Texts).cast_const();
         let mut next_text = || {
             let text = CStr::from_ptr(texts);
             texts = texts.add(text.count_bytes() + 1);
@@ -372,13 +331,13 @@ pub(crate) unsafe fn run<T: Sync, E>(
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
         // Before the settings, since they may be those of a library.
-        pg_sys::RestoreLibraryState(find(parts, Part::Libraries));
+        pg_sys::RestoreLibraryState(segment.find(Part::Libraries));
         guc::restore(next_text);
         pg_sys::CommitTransactionCommand();
 
         pg_sys::StartTransactionCommand();
         let given = Given {
-            shared: &*find::<T>(parts, Part::Shared),
+            shared: &*segment.find::<T>(Part::Shared),
             task,
             has_ended: &header.has_ended,
         };
@@ -411,22 +370,6 @@ unsafe fn on_sigterm(handler: unsafe extern "C-unwind" fn(c_int)) {
         #[cfg(feature = "pg18")]
         pg_sys::pqsignal_be(libc::SIGTERM, Some(handler));
     }
-}
-
-/// Returns null if another version has made the segment.
-///
-/// # Safety
-/// The segment must be mapped.
-unsafe fn parts_of(segment: *mut pg_sys::dsm_segment) -> *mut pg_sys::shm_toc {
-    // SAFETY: the caller says that it is mapped.
-    unsafe { pg_sys::shm_toc_attach(MAGIC, pg_sys::dsm_segment_address(segment)) }
-}
-
-/// # Safety
-/// The segment must have the parts.
-unsafe fn find<T>(parts: *mut pg_sys::shm_toc, part: Part) -> *mut T {
-    // SAFETY: the caller says so.
-    unsafe { pg_sys::shm_toc_lookup(parts, part as u64, false).cast() }
 }
 
 /// # Safety
