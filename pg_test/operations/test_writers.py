@@ -15,7 +15,7 @@ from tables import (NEW, OLD, census, contents, fill, full_scans, in_background,
                     rotation_held_at, under, wait_until, waits_for_lock)
 
 # Two million rows, for instance, take some minutes.
-ROWS = int(os.environ.get("PG_FERNET_ROWS", 200_000 // FEWER))
+ROWS = int(os.environ.get("PG_FERNET_ROWS", 20_000 if SQL else 100_000))
 WRITERS = 4
 
 
@@ -100,7 +100,7 @@ def test_nothing_is_lost(db, sessions, conversion, rng, only_new, workers):
     assert contents(db) == expected
 
 
-def test_two_calls_beside_writers(db, sessions, rng, conversion):
+def test_two_calls_beside_writers(db, sessions, rng, conversion, workers):
     """Both end with the proof, and each value is what was written last."""
     conversion.fill(db, ROWS)
     stop = threading.Event()
@@ -111,7 +111,8 @@ def test_two_calls_beside_writers(db, sessions, rng, conversion):
     callers = sessions(), sessions()
     told = [notices(caller, "WARNING") for caller in callers]
     try:
-        with in_background(conversion.call, callers[0], batch_size=ROWS // 10) as first, in_background(conversion.call, callers[1], batch_size=ROWS // 7) as second:
+        with in_background(conversion.call, callers[0], batch_size=ROWS // 10, workers=workers) as first, \
+                in_background(conversion.call, callers[1], batch_size=ROWS // 7, workers=workers) as second:
             counts = first.result(), second.result()
     finally:
         stop.set()
