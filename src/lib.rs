@@ -29,5 +29,6 @@ extension_sql_file!("../sql/pg_fernet.sql", name = "pg_fernet", finalize);
 
 #[pg_guard]
 extern "C-unwind" fn _PG_init() {
+    pg::memory::ensure_reserve();
     keys::settings::init();
 }

@@ -18,6 +18,7 @@ use super::table::{self, Checked};
 use super::{Error, citus, warning};
 use crate::fernet::Keyring;
 use crate::keys::{fingerprint, keyring};
+use crate::pg::memory::with_room_for_errors;
 use crate::pg::name::Name;
 use crate::pg::relation;
 use crate::pg::server::{self, Record};
@@ -161,18 +162,20 @@ fn convert_column(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
     let started = Instant::now();
-    let workers = workers.ok_or(Error::Null("workers"))?;
-    let workers = usize::try_from(workers).map_err(|_| Error::Negative("workers"))?;
-    let call = Call::new(conversion, relation, column_name, batch_size, fcinfo)?;
-    if matches!(conversion, Conversion::Rotate { .. }) && call.keyring.keys().len() == 1 {
-        warning::single_key().warn();
-    }
-    let report = if call.checked.is_sharded {
-        // All at once, each by a process of its own.
-        call.convert_shards(&relation::schema_of(fcinfo))?
-    } else {
-        call.convert(workers)?
-    };
+    let report = with_room_for_errors(|| {
+        let workers = workers.ok_or(Error::Null("workers"))?;
+        let workers = usize::try_from(workers).map_err(|_| Error::Negative("workers"))?;
+        let call = Call::new(conversion, relation, column_name, batch_size, fcinfo)?;
+        if matches!(conversion, Conversion::Rotate { .. }) && call.keyring.keys().len() == 1 {
+            warning::single_key().warn();
+        }
+        if call.checked.is_sharded {
+            // All at once, each by a process of its own.
+            call.convert_shards(&relation::schema_of(fcinfo))
+        } else {
+            call.convert(workers)
+        }
+    })?;
     report.tell(conversion, started.elapsed());
     Ok(Record::new(fcinfo, report.counts(conversion)))
 }
@@ -186,12 +189,15 @@ fn convert_shard(
     fingerprints: Option<Value<'_>>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
-    let call = Call::new(conversion, relation, column_name, batch_size, fcinfo)?;
-    let theirs = fingerprints.ok_or(Error::Null("fingerprints"))?;
-    if theirs[..] != *fingerprint::list(&call.keyring).as_bytes() {
-        return Err(Error::OtherKeys.into());
-    }
-    Ok(Record::new(fcinfo, [call.convert(0)?.to_text()]))
+    let report = with_room_for_errors(|| {
+        let call = Call::new(conversion, relation, column_name, batch_size, fcinfo)?;
+        let theirs = fingerprints.ok_or(Error::Null("fingerprints"))?;
+        if theirs[..] != *fingerprint::list(&call.keyring).as_bytes() {
+            return Err(Error::OtherKeys);
+        }
+        call.convert(0)
+    })?;
+    Ok(Record::new(fcinfo, [report.to_text()]))
 }
 
 /// A call of one of the procedures that may go ahead.

@@ -11,6 +11,7 @@ use super::tally::{Tally, inspect};
 use crate::fernet::Keyring;
 use crate::keys::fingerprint::{self, sql_index};
 use crate::keys::keyring;
+use crate::pg::memory::with_room_for_errors;
 use crate::pg::name::Name;
 use crate::pg::relation::{Kind, Lock, Relation, literal, schema_of};
 use crate::pg::server;
@@ -46,6 +47,16 @@ fn fernet_census(
         ),
     >,
 > {
+    Ok(TableIterator::new(with_room_for_errors(|| {
+        census(relation, column_name.as_cstr(), fcinfo)
+    })?))
+}
+
+fn census(
+    relation: pg_sys::Oid,
+    column_name: &CStr,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<impl Iterator<Item = CensusRow> + use<>, Error> {
     let keyring = keyring()?;
     let mut census = Census::new(&keyring)?;
     let connection = Connection::read_only();
@@ -54,20 +65,14 @@ fn fernet_census(
     if relation.kind() == Kind::Other {
         return Err(Error::NoRows {
             relation: relation.printable_name(),
-        }
-        .into());
+        });
     }
-    let column = relation.column(column_name.as_cstr())?;
+    let column = relation.column(column_name)?;
     // In a transaction, other sessions might see other rows, or wait for our own locks.
     if Spread::of(&connection, relation.oid()) == Spread::Shards && !server::in_transaction_block()
     {
-        census.add_shards(
-            &connection,
-            &relation,
-            column_name.as_cstr(),
-            &schema_of(fcinfo),
-        )?;
-        return Ok(TableIterator::new(census.rows()?));
+        census.add_shards(&connection, &relation, column_name, &schema_of(fcinfo))?;
+        return census.rows();
     }
     let select = connection.prepare(
         &[
@@ -90,7 +95,7 @@ fn fernet_census(
         }
     }
     drop(cursor);
-    Ok(TableIterator::new(census.rows()?))
+    census.rows()
 }
 
 /// What a column holds, as far as it has been read.

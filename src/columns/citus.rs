@@ -5,7 +5,6 @@ use pgrx::prelude::*;
 
 use super::Error;
 use crate::pg::Report;
-use crate::pg::encoding;
 use crate::pg::relation;
 use crate::pg::spi::{Argument, Connection};
 
@@ -72,30 +71,25 @@ pub(crate) fn on_shards<T>(
     ]
     .concat();
     let run = connection.prepare(&[RUN], [pg_sys::REGCLASSOID, pg_sys::TEXTOID]);
-    let mut results = Vec::new();
-    let mut failures = Vec::new();
-    connection.with_pinned_search_path(|| {
-        let mut cursor = run.open([Argument::oid(relation), Argument::text(&command)]);
-        while let Some(rows) = cursor.fetch() {
-            for row in rows.iter() {
-                let text = |column| {
-                    row.with_bytes(column, |bytes| {
-                        encoding::printable(bytes.unwrap_or_default())
-                    })
-                };
-                let (node, result) = (text(1), text(3));
-                let parsed = if row.get::<bool>(2) {
-                    parse(&result).map_err(|error| Report::from(error).message)
-                } else {
-                    Err(result.trim_start_matches("ERROR:").trim().to_owned())
-                };
-                match parsed {
-                    Ok(value) => results.push(value),
-                    Err(reason) => failures.push(format!("{node}: {reason}")),
-                }
+    let shards = connection.with_pinned_search_path(|| {
+        let cursor = run.open([Argument::oid(relation), Argument::text(&command)]);
+        cursor.collect(|row| {
+            let (node, result) = (row.printable(1), row.printable(3));
+            if row.get(2) {
+                parse(&result).map_err(|error| format!("{node}: {}", Report::from(error).message))
+            } else {
+                let message = result.trim_start_matches("ERROR:").trim();
+                Err(format!("{node}: {message}"))
             }
-        }
+        })
     });
+    let (mut results, mut failures) = (Vec::new(), Vec::new());
+    for shard in shards {
+        match shard {
+            Ok(result) => results.push(result),
+            Err(failure) => failures.push(failure),
+        }
+    }
     if failures.is_empty() {
         return Ok(results);
     }

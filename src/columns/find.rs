@@ -7,7 +7,8 @@ use super::tally::inspect;
 use super::{Error, warning};
 use crate::fernet::{self, Keyring};
 use crate::keys::{self, keyring};
-use crate::pg::encoding;
+use crate::pg;
+use crate::pg::memory::with_room_for_errors;
 use crate::pg::name::Name;
 use crate::pg::relation::{Kind, Lock, Relation};
 use crate::pg::spi::{Argument, Connection, Row};
@@ -112,6 +113,12 @@ fn fernet_find_columns(
     if sample_rows < 1 {
         return Err(Error::LessThanOne("sample_rows").into());
     }
+    Ok(TableIterator::new(with_room_for_errors(|| {
+        find_columns(sample_rows)
+    })?))
+}
+
+fn find_columns(sample_rows: i32) -> Result<Vec<FoundRow>> {
     let keyring = match keyring() {
         Ok(keyring) => Some(keyring),
         Err(keys::Error::Unset) => None,
@@ -129,23 +136,21 @@ fn fernet_find_columns(
                 rows_left -= look_at(columns, rows_left, seed, count)?;
             }
         }
-        found.extend(sums(relation).filter(|&(_, _, _, tokens)| tokens > 0));
+        for sum in sums(relation).filter(|&(_, _, _, tokens)| tokens > 0) {
+            found.try_reserve(1).map_err(pg::Error::from)?;
+            found.push(sum);
+        }
     }
-    Ok(TableIterator::new(found))
+    Ok(found)
 }
 
 /// Finds the columns to look at.
 fn candidates(sample_rows: i32) -> Vec<Candidate> {
     let connection = Connection::read_only();
-    let mut candidates = Vec::new();
-    let mut cursor = connection
+    connection
         .prepare(&[CANDIDATES], [pg_sys::INT4OID])
-        .open([Argument::i32(sample_rows)]);
-    while let Some(rows) = cursor.fetch() {
-        candidates.extend(rows.iter().map(|row| Candidate::new(&row)));
-    }
-    drop(cursor);
-    candidates
+        .open([Argument::i32(sample_rows)])
+        .collect(Candidate::new)
 }
 
 /// A column that may hold tokens, in one table.
@@ -164,18 +169,13 @@ struct Candidate {
 
 impl Candidate {
     fn new(row: &Row<'_>) -> Self {
-        let text = |column| {
-            row.with_bytes(column, |bytes| {
-                encoding::printable(bytes.unwrap_or_default())
-            })
-        };
         Self {
             relation: row.get(1),
             table: row.get(2),
-            table_name: text(3),
+            table_name: row.printable(3),
             name: row.get(4),
             percent: row.get(5),
-            obstacle: Obstacle::from_name(&text(6)),
+            obstacle: Obstacle::from_name(&row.printable(6)),
             sampled: 0,
             tokens: 0,
         }

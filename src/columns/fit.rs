@@ -157,21 +157,17 @@ fn dependents(
                OR $3 AND $2 = ANY (i.indkey)
                   AND NOT (SELECT relispartition FROM pg_class WHERE oid = i.indexrelid))
         ORDER BY 2 DESC, 1";
-    let mut dependents = Vec::new();
     connection.with_pinned_search_path(|| {
         let types = [pg_sys::OIDOID, pg_sys::INT4OID, pg_sys::BOOLOID];
         let plan = connection.prepare(&[DEPENDENTS.as_bytes()], types);
-        let mut cursor = plan.open([
+        let arguments = [
             Argument::oid(relation.oid()),
             Argument::i32(column.number.into()),
             Argument::bool(encrypts),
-        ]);
-        while let Some(rows) = cursor.fetch() {
-            dependents.extend(rows.iter().map(|row| Dependent {
-                name: row.with_bytes(1, |bytes| encoding::printable(bytes.unwrap_or_default())),
-                is_in_the_way: row.get(2),
-            }));
-        }
-    });
-    dependents
+        ];
+        plan.open(arguments).collect(|row| Dependent {
+            name: row.printable(1),
+            is_in_the_way: row.get(2),
+        })
+    })
 }

@@ -58,26 +58,21 @@ pub(crate) fn family(
         FROM family JOIN pg_class AS c ON c.oid = family.member
         ORDER BY c.oid";
     let query = [FAMILY.as_bytes(), MEMBERS.as_bytes()];
-    let mut members = Vec::new();
     connection.with_pinned_search_path(|| {
         let plan = connection.prepare(&query, [pg_sys::OIDOID, pg_sys::TEXTOID]);
         let arguments = [
             Argument::oid(relation),
             Argument::text(column_name.to_bytes()),
         ];
-        let mut cursor = plan.open(arguments);
-        while let Some(rows) = cursor.fetch() {
-            members.extend(rows.iter().map(|row| Member {
-                oid: row.get(1),
-                file: row.get(2),
-                // A table has less than 2^32 blocks; one that is gone by now has none.
-                blocks: row.find::<i64>(3).unwrap_or(0) as u32,
-                column: row.find::<i32>(4).unwrap_or(0) as i16,
-                is_temporary: row.get(5),
-            }));
-        }
-    });
-    members
+        plan.open(arguments).collect(|row| Member {
+            oid: row.get(1),
+            file: row.get(2),
+            // A table has less than 2^32 blocks; one that is gone by now has none.
+            blocks: row.find::<i64>(3).unwrap_or(0) as u32,
+            column: row.find::<i32>(4).unwrap_or(0) as i16,
+            is_temporary: row.get(5),
+        })
+    })
 }
 
 /// Somebody else's transaction that may have written to a family, or has locked rows of it.
@@ -109,29 +104,23 @@ pub(crate) fn writers(
           AND l.pid IS DISTINCT FROM pg_backend_pid()
         ORDER BY l.virtualtransaction, l.relation";
     let query = [FAMILY.as_bytes(), WRITERS.as_bytes()];
-    let mut writers = Vec::new();
-    connection.with_pinned_search_path(|| {
+    let writers = connection.with_pinned_search_path(|| {
         let plan = connection.prepare(&query, [pg_sys::OIDOID, pg_sys::BOOLOID]);
-        let mut cursor = plan.open([Argument::oid(relation), Argument::bool(or_row_locks)]);
-        while let Some(rows) = cursor.fetch() {
-            for row in rows.iter() {
-                let text = |column| {
-                    row.with_bytes(column, |bytes| {
-                        encoding::printable(bytes.unwrap_or_default())
-                    })
-                };
-                let who = match row.find::<i32>(2) {
-                    Some(process) => format!("process {process}"),
-                    None => "a prepared transaction".into(),
-                };
-                writers.extend(VirtualXid::parse(&text(1)).map(|transaction| Writer {
-                    transaction,
-                    description: format!("{who}, which has written to {} or locked it", text(3)),
-                }));
-            }
-        }
+        let cursor = plan.open([Argument::oid(relation), Argument::bool(or_row_locks)]);
+        cursor.collect(|row| {
+            let who = match row.find::<i32>(2) {
+                Some(process) => format!("process {process}"),
+                None => "a prepared transaction".into(),
+            };
+            let table = row.printable(3);
+            VirtualXid::parse(&row.printable(1)).map(|transaction| Writer {
+                transaction,
+                description: format!("{who}, which has written to {table} or locked it"),
+            })
+        })
     });
-    writers
+    // Those that have not ended meanwhile.
+    writers.into_iter().flatten().collect()
 }
 
 /// What is known of a table before anything is done.

@@ -10,6 +10,7 @@ use crate::fernet;
 use crate::keys::keyring;
 use crate::pg::domain::Domain;
 use crate::pg::encoding;
+use crate::pg::memory::with_room_for_errors;
 use crate::pg::relation::{self, Relation};
 use crate::pg::trigger::{Changes, Row, Trigger, Written, without_line_of_copy};
 use crate::pg::value::{Buffer, Value};
@@ -18,7 +19,9 @@ use crate::pg::value_type::Plaintext;
 #[pg_extern(sql = false)]
 fn fernet_encrypt_trigger(fcinfo: pg_sys::FunctionCallInfo) -> Result<Row, ErrorReport> {
     let trigger = Trigger::of(fcinfo).ok_or(Error::NotATrigger)?;
-    Ok(without_line_of_copy(|| encrypt(&trigger))?)
+    Ok(with_room_for_errors(|| {
+        without_line_of_copy(|| encrypt(&trigger))
+    })?)
 }
 
 fn encrypt(trigger: &Trigger<'_>) -> Result<Row, Error> {

@@ -19,6 +19,7 @@ use super::convert::Pass;
 use super::progress::{Progress, counted};
 use super::table;
 use crate::keys::{self, fingerprint, keyring};
+use crate::pg::memory::with_room_for_errors;
 use crate::pg::relation::{self, Lock, Relation};
 use crate::pg::report::notice;
 use crate::pg::server;
@@ -254,7 +255,7 @@ fn tables(transaction: &Transaction, pass: &Pass<'_>) -> Tables {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn fernet_convert_in_worker(argument: pg_sys::Datum) {
     // SAFETY: the server passes the worker's argument on, and `Shared` is what `share` shares.
-    unsafe { worker::run(argument, convert) }
+    unsafe { worker::run(argument, |given| with_room_for_errors(|| convert(given))) }
 }
 
 fn convert(given: Given<'_, Shared>) -> Result<(), Error> {

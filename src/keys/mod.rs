@@ -26,9 +26,11 @@ pub(crate) use error::Error;
 use settings::Source;
 
 use crate::fernet::Keyring;
+use crate::pg::memory::ensure_reserve;
 
 /// Returns the configured keys. They are read at the first use after a change.
 pub(crate) fn keyring() -> Result<Rc<Keyring>, Error> {
+    ensure_reserve();
     secret::note_depth();
     if let Some(keyring) = cache::current() {
         return Ok(keyring);

@@ -6,6 +6,7 @@ use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::prelude::*;
 
 use super::Error;
+use super::memory::with_room_for_errors;
 use super::value_type::ValueType;
 use crate::fernet::Haystack;
 
@@ -24,7 +25,7 @@ impl<'fcx> Document<'fcx> {
         mut f: impl FnMut(Haystack<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         // SAFETY: `sql/pg_fernet.sql` declares the argument as what the caller takes it for.
-        unsafe { value_type.read(self.datum, &mut f) }
+        with_room_for_errors(|| unsafe { value_type.read(self.datum, &mut f) })
     }
 
     /// Calls `f` with each of these parts, and as much room, where it may put something else and return the
@@ -35,7 +36,7 @@ impl<'fcx> Document<'fcx> {
         mut f: impl FnMut(Haystack<'_>, &mut [u8]) -> Result<Option<usize>, Error>,
     ) -> Result<Option<Self>, Error> {
         // SAFETY: as above. The new value is in the memory context of the call.
-        let changed = unsafe { value_type.change(self.datum, &mut f) }?;
+        let changed = with_room_for_errors(|| unsafe { value_type.change(self.datum, &mut f) })?;
         Ok(changed.map(|datum| Self { datum, ..self }))
     }
 }

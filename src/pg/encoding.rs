@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_int};
 use pgrx::prelude::*;
 
 use super::Error;
+use super::memory::with_room_for_errors;
 use super::value::{Buffer, MAX_VALUE, Value};
 
 /// Calls `f` with the UTF-8 form of a text argument.
@@ -83,26 +84,25 @@ fn convert(text: &[u8], from: c_int, to: c_int) -> Result<Option<(Buffer, usize)
     if c_int::try_from(room).is_err() {
         return Err(Error::TooLarge);
     }
-    let mut converted = Buffer::larger_than_a_value(room);
-    // SAFETY: pointers and lengths are those of slices, and fit; a conversion that does not exist
-    // is not called.
-    let done = unsafe {
-        let conversion = pg_sys::FindDefaultConversionProc(from, to);
-        if conversion == pg_sys::InvalidOid {
-            return Ok(None);
-        }
-        pg_sys::pg_do_encoding_conversion_buf(
-            conversion,
-            from,
-            to,
-            text.as_ptr().cast_mut(),
-            text.len() as c_int,
-            converted.as_mut_ptr(),
-            converted.len() as c_int,
-            true,
-        )
-    };
-    if done as usize != text.len() {
+    let mut converted = Buffer::larger_than_a_value(room)?;
+    let done = with_room_for_errors(|| {
+        // SAFETY: no pointers.
+        let conversion = unsafe { pg_sys::FindDefaultConversionProc(from, to) };
+        // SAFETY: pointers and lengths are those of slices, and fit.
+        (conversion != pg_sys::InvalidOid).then(|| unsafe {
+            pg_sys::pg_do_encoding_conversion_buf(
+                conversion,
+                from,
+                to,
+                text.as_ptr().cast_mut(),
+                text.len() as c_int,
+                converted.as_mut_ptr(),
+                converted.len() as c_int,
+                true,
+            )
+        })
+    });
+    if done != Some(text.len() as c_int) {
         return Ok(None);
     }
     // No character of text is the zero that ends it.

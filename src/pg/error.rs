@@ -1,4 +1,5 @@
 use std::collections::TryReserveError;
+use std::ffi::c_void;
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -112,6 +113,35 @@ impl From<Error> for ErrorReport {
 impl From<TryReserveError> for Error {
     fn from(_: TryReserveError) -> Self {
         Self::OutOfMemory
+    }
+}
+
+/// Calls `f`, and `callback` with `arg` for each message that the server makes meanwhile, whatever becomes
+/// of it.
+pub(super) fn with_error_context<R>(
+    callback: Option<unsafe extern "C-unwind" fn(*mut c_void)>,
+    arg: *mut c_void,
+    f: impl FnOnce() -> R,
+) -> R {
+    /// Takes the callback away again, also where `f` raises an error.
+    struct Reset(*mut pg_sys::ErrorContextCallback);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            // SAFETY: a global of this process, and what it was before.
+            unsafe { pg_sys::error_context_stack = self.0 };
+        }
+    }
+
+    // SAFETY: a global of this process. The context lasts as long as it is in place.
+    unsafe {
+        let reset = Reset(pg_sys::error_context_stack);
+        let mut context = pg_sys::ErrorContextCallback {
+            previous: reset.0,
+            callback,
+            arg,
+        };
+        pg_sys::error_context_stack = &raw mut context;
+        f()
     }
 }
 

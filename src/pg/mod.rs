@@ -24,6 +24,7 @@
 //! | `segment`        | the memory that they share with it |
 //! | `process`        | programs that the server runs, with all their descendants |
 //! | `random`         | initialisation vectors |
+//! | `memory`         | what Rust allocates, with a reserve for where the system has no more |
 //! | `log`            | the server log: messages before they are written |
 //! | `literal`        | string literals in SQL, and in messages about it |
 //! | `report`         | errors, warnings and notices as the server has them |
@@ -38,6 +39,7 @@ mod guc;
 mod jsonb;
 pub(crate) mod literal;
 pub(crate) mod log;
+pub(crate) mod memory;
 pub(crate) mod name;
 pub(crate) mod new_values;
 pub(crate) mod process;

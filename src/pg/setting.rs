@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use zeroize::Zeroizing;
 
+use super::memory::with_room_for_errors;
 use super::report::Report;
 use super::{guc, server};
 
@@ -172,11 +173,11 @@ fn refuse(report: Report) {
     let message = CString::new(report.message).unwrap_or_default();
     let hint = CString::new(report.hint).unwrap_or_default();
     // SAFETY: the server reads these once the hook has returned; pstrdup'ed memory lasts that long.
-    unsafe {
+    with_room_for_errors(|| unsafe {
         pg_sys::GUC_check_errcode(report.sqlstate as c_int);
         pg_sys::GUC_check_errmsg_string = pg_sys::pstrdup(message.as_ptr());
         pg_sys::GUC_check_errhint_string = pg_sys::pstrdup(hint.as_ptr());
-    }
+    });
 }
 
 /// # Safety

@@ -12,7 +12,9 @@ use std::{slice, thread};
 
 use pgrx::prelude::*;
 
+use super::encoding::printable;
 use super::guc::with_settings;
+use super::memory::{ensure_reserve, out_of_memory};
 use super::name::Name;
 use super::row::{Tid, Xid, with_bytes_of};
 use super::subtransaction::in_subtransaction;
@@ -154,8 +156,21 @@ impl Cursor<'_> {
         self.rows_at_once = self.rows_at_once.min(rows as i64);
     }
 
+    /// Fetches all rows, and returns what `f` makes of each.
+    pub(crate) fn collect<T>(mut self, f: impl Fn(&Row<'_>) -> T) -> Vec<T> {
+        let mut collected = Vec::new();
+        while let Some(rows) = self.fetch() {
+            if collected.try_reserve(rows.count).is_err() {
+                out_of_memory();
+            }
+            collected.extend(rows.iter().map(|row| f(&row)));
+        }
+        collected
+    }
+
     /// Returns the next rows, or `None` after the last one.
     pub(crate) fn fetch(&mut self) -> Option<Rows> {
+        ensure_reserve();
         // SAFETY: the portal is open until `self` is dropped; SPI leaves the table of rows to us.
         let rows = unsafe {
             pg_sys::SPI_cursor_fetch(self.portal.as_ptr(), true, self.rows_at_once);
@@ -275,6 +290,11 @@ impl Row<'_> {
         // SAFETY: the queries of this crate read columns as what they are. The value is inside the row,
         // or refers to one that the cursor's snapshot holds.
         unsafe { Stored::new(self.datum(column), value_type) }
+    }
+
+    /// Returns a value of text for a human, empty if it is null.
+    pub(crate) fn printable(&self, column: i32) -> String {
+        self.with_bytes(column, |bytes| printable(bytes.unwrap_or_default()))
     }
 
     /// Calls `f` with the bytes of a value of text or bytea.

@@ -1,12 +1,13 @@
 //! Transactions of a procedure, and waiting for those of others.
 
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::ops::Deref;
 use std::ptr;
 use std::time::Duration;
 
 use pgrx::prelude::*;
 
+use super::error::with_error_context;
 use super::guc::{Until, set_config, with_settings};
 use super::spi::Connection;
 use super::subtransaction::in_subtransaction;
@@ -177,6 +178,9 @@ fn wait_was_cancelled(f: impl FnOnce()) -> bool {
         // SAFETY: called while a message is being made, whose copy is in memory that outlives this
         // call; `found` is the variable below.
         unsafe {
+            if pg_sys::geterrcode() != PgSqlErrorCode::ERRCODE_WARNING as c_int {
+                return;
+            }
             let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
             let message = pg_sys::CopyErrorData();
             pg_sys::MemoryContextSwitchTo(context);
@@ -188,26 +192,7 @@ fn wait_was_cancelled(f: impl FnOnce()) -> bool {
         }
     }
 
-    /// Takes the context away again, also where `f` raises an error.
-    struct Reset(*mut pg_sys::ErrorContextCallback);
-    impl Drop for Reset {
-        fn drop(&mut self) {
-            // SAFETY: a global of this process, and what it was before.
-            unsafe { pg_sys::error_context_stack = self.0 };
-        }
-    }
-
     let mut found = false;
-    // SAFETY: a global of this process. The context lasts as long as it is in place.
-    unsafe {
-        let reset = Reset(pg_sys::error_context_stack);
-        let mut context = pg_sys::ErrorContextCallback {
-            previous: reset.0,
-            callback: Some(look_at),
-            arg: (&raw mut found).cast(),
-        };
-        pg_sys::error_context_stack = &raw mut context;
-        f();
-    }
+    with_error_context(Some(look_at), (&raw mut found).cast(), f);
     found
 }

@@ -1,0 +1,177 @@
+//! What happens where the operating system gives no more memory: an error, and nothing worse.
+//!
+//! An allocation of Rust's would abort the process, with which the server ends all sessions. What may be
+//! large asks first, with `try_reserve`. For the many small ones, in this crate, in pgrx and in the standard
+//! library, there is a reserve: they take what they need from it, and [`ensure_reserve`] then ends the
+//! statement.
+//!
+//! An allocation of the server's raises an error. But pgrx copies that error first, in the context that has
+//! just got no memory, and tries again until the server has had five errors in a row, which is a PANIC.
+//! [`with_room_for_errors`] gives a part of the reserve back as soon as there is an error of that kind.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ffi::{c_int, c_void};
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::Error;
+use super::error::with_error_context;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator::new();
+
+/// A part of the reserve, and the most that is taken from it at once. To copy an error the server may want
+/// a block of a megabyte. Nobody writes to it, so it is address space without memory behind it.
+const PART: Layout = match Layout::from_size_align(5 << 18, 16) {
+    Ok(layout) => layout,
+    Err(_) => unreachable!(),
+};
+
+/// The system's allocator, with a reserve.
+struct Allocator {
+    /// In parts, so that something is left for raising the error that the first of them calls for.
+    reserve: [AtomicPtr<u8>; 3],
+    is_whole: AtomicBool,
+}
+
+/// Raises an error if the reserve has been needed and cannot be had again. To be called where a
+/// statement begins to do its work, and between steps of which there may be any number.
+pub(crate) fn ensure_reserve() {
+    if !ALLOCATOR.is_whole.load(Ordering::Relaxed) && !ALLOCATOR.fill() {
+        out_of_memory();
+    }
+}
+
+/// Calls `f`, which may ask the server for memory, in no matter how small pieces.
+pub(crate) fn with_room_for_errors<R>(f: impl FnOnce() -> R) -> R {
+    ensure_reserve();
+    with_error_context(Some(make_room), null_mut(), f)
+}
+
+pub(super) fn out_of_memory() -> ! {
+    with_error_context(Some(make_room), null_mut(), || {
+        ErrorReport::from(Error::OutOfMemory).report(PgLogLevel::ERROR);
+    });
+    unreachable!("the error was raised")
+}
+
+/// The server calls this while it raises an error, before anybody catches it.
+#[pg_guard]
+unsafe extern "C-unwind" fn make_room(_arg: *mut c_void) {
+    // SAFETY: an error is being raised, and has its code.
+    if unsafe { pg_sys::geterrcode() } == PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY as c_int {
+        ALLOCATOR.give_back();
+    }
+}
+
+impl Allocator {
+    const fn new() -> Self {
+        Self {
+            reserve: [const { AtomicPtr::new(null_mut()) }; 3],
+            is_whole: AtomicBool::new(false),
+        }
+    }
+
+    #[cold]
+    fn fill(&self) -> bool {
+        for part in &self.reserve {
+            if part.load(Ordering::Relaxed).is_null() {
+                // SAFETY: the layout is not empty.
+                let memory = unsafe { System.alloc(PART) };
+                if memory.is_null() {
+                    return false;
+                }
+                part.store(memory, Ordering::Relaxed);
+            }
+        }
+        self.is_whole.store(true, Ordering::Relaxed);
+        true
+    }
+
+    /// Gives a part of the reserve back to the system. Returns whether there was one.
+    fn give_back(&self) -> bool {
+        self.is_whole.store(false, Ordering::Relaxed);
+        for part in &self.reserve {
+            let memory = part.swap(null_mut(), Ordering::Relaxed);
+            if !memory.is_null() {
+                // SAFETY: allocated with this layout, and in nobody's hands.
+                unsafe { System.dealloc(memory, PART) };
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Calls `allocate` until it returns memory, or the reserve does not help.
+    fn with_reserve(&self, size: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
+        loop {
+            let memory = allocate();
+            if !memory.is_null() || size > PART.size() || !self.give_back() {
+                return memory;
+            }
+        }
+    }
+}
+
+// SAFETY: all memory is the system allocator's; where that returns none, nothing has changed.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller says.
+        self.with_reserve(layout.size(), || unsafe { System.alloc(layout) })
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller says.
+        self.with_reserve(layout.size(), || unsafe { System.alloc_zeroed(layout) })
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as the caller says; memory that could not grow is as it was.
+        self.with_reserve(size, || unsafe { System.realloc(memory, layout, size) })
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as the caller says.
+        unsafe { System.dealloc(memory, layout) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn gives_back_no_more_than_is_needed() {
+        let allocator = Allocator::new();
+        // How often a request is made until there is memory, or the reserve is used up.
+        let requests = |size, until| {
+            let made = Cell::new(0);
+            let memory = allocator.with_reserve(size, || {
+                made.set(made.get() + 1);
+                if made.get() < until {
+                    null_mut()
+                } else {
+                    &raw const made as *mut u8
+                }
+            });
+            (made.get(), !memory.is_null())
+        };
+        assert_eq!(requests(1, 2), (1, false), "there is no reserve yet");
+        assert!(allocator.fill());
+        assert_eq!(
+            requests(PART.size() + 1, 2),
+            (1, false),
+            "it would not help"
+        );
+        assert_eq!(requests(1, 1), (1, true), "it is not needed");
+        assert_eq!(requests(1, 2), (2, true));
+        assert!(!allocator.is_whole.load(Ordering::Relaxed));
+        assert!(allocator.fill());
+        assert_eq!(requests(PART.size(), 9), (4, false), "it has three parts");
+    }
+}
