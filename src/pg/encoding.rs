@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_int};
 use pgrx::prelude::*;
 
 use super::Error;
+use super::unguarded;
 use super::value::{Buffer, MAX_VALUE, Value};
 
 /// Calls `f` with the UTF-8 form of a text argument.
@@ -64,14 +65,13 @@ pub(crate) fn printable(text: &[u8]) -> String {
 }
 
 fn database_encoding() -> c_int {
-    // SAFETY: no arguments, no side effects.
-    unsafe { pg_sys::GetDatabaseEncoding() }
+    unguarded::GetDatabaseEncoding()
 }
 
 /// Tells whether the bytes are text in UTF-8 as the server takes it: without a zero byte.
 fn is_valid_utf8(bytes: &[u8]) -> bool {
     // SAFETY: pointer and length are those of a slice of less than 1 GB.
-    unsafe { pg_sys::pg_verify_mbstr(UTF8, bytes.as_ptr().cast(), bytes.len() as c_int, true) }
+    unsafe { unguarded::pg_verify_mbstr(UTF8, bytes.as_ptr().cast(), bytes.len() as c_int, true) }
 }
 
 /// Converts text and returns it with its length, or `None` where a character has no equivalent.
@@ -83,7 +83,7 @@ fn convert(text: &[u8], from: c_int, to: c_int) -> Result<Option<(Buffer, usize)
     if c_int::try_from(room).is_err() {
         return Err(Error::TooLarge);
     }
-    let mut converted = Buffer::larger_than_a_value(room);
+    let mut converted = Buffer::larger_than_a_value(room)?;
     // SAFETY: pointers and lengths are those of slices, and fit; a conversion that does not exist
     // is not called.
     let done = unsafe {

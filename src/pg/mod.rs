@@ -25,6 +25,7 @@
 //! | `log`            | the server log: messages before they are written |
 //! | `literal`        | string literals in SQL, and in messages about it |
 //! | `report`         | errors, warnings and notices as the server has them |
+//! | `unguarded`      | what raises no error |
 //! | `error`          | what the server, or the operating system, does not give |
 
 mod array;
@@ -50,6 +51,7 @@ pub(crate) mod spi;
 pub(crate) mod subtransaction;
 pub(crate) mod transaction;
 pub(crate) mod trigger;
+mod unguarded;
 pub(crate) mod value;
 pub(crate) mod value_type;
 

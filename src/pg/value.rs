@@ -11,7 +11,7 @@ use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::prelude::*;
 use zeroize::zeroize_bytes;
 
-use super::{Error, random};
+use super::{Error, random, unguarded};
 use crate::fernet::{Keyring, sealed_len};
 
 /// The most bytes in a value: with its header it must fit into what `palloc` gives.
@@ -59,7 +59,11 @@ impl FromDatum for Value<'_> {
         // SAFETY: the caller's datum is a varlena that lives as long as the call; a detoasted copy
         // is in the memory context of the call, and lives as long, too.
         unsafe {
-            let varlena = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            let mut varlena = datum.cast_mut_ptr();
+            // Most values are neither compressed nor elsewhere: the server would return them as they are.
+            if pgrx::varatt_is_4b_c(varlena) || pgrx::varatt_is_1b_e(varlena) {
+                varlena = pg_sys::pg_detoast_datum_packed(varlena);
+            }
             let bytes = pgrx::varlena_to_byte_slice(varlena);
             Some(Self { datum, bytes })
         }
@@ -95,18 +99,17 @@ impl Buffer {
         if capacity > MAX_VALUE {
             return Err(Error::TooLarge);
         }
-        Ok(Self::larger_than_a_value(capacity))
+        Self::larger_than_a_value(capacity)
     }
 
     /// Allocates memory for what may turn out to be less, and a value.
-    pub(super) fn larger_than_a_value(capacity: usize) -> Self {
-        let flags = (pg_sys::MCXT_ALLOC_HUGE | pg_sys::MCXT_ALLOC_ZERO) as c_int;
-        // SAFETY: the server returns memory, or raises an error.
-        let varlena = unsafe {
-            let memory = pg_sys::palloc_extended(capacity + pg_sys::VARHDRSZ, flags);
-            NonNull::new_unchecked(memory.cast())
-        };
-        Self { varlena, capacity }
+    pub(super) fn larger_than_a_value(capacity: usize) -> Result<Self, Error> {
+        use pg_sys::{MCXT_ALLOC_HUGE, MCXT_ALLOC_NO_OOM, MCXT_ALLOC_ZERO};
+        let flags = (MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO | MCXT_ALLOC_NO_OOM) as c_int;
+        // SAFETY: the server returns memory, or null where there is none.
+        let memory = unsafe { unguarded::palloc_extended(capacity + pg_sys::VARHDRSZ, flags) };
+        let varlena = NonNull::new(memory.cast()).ok_or(Error::OutOfMemory)?;
+        Ok(Self { varlena, capacity })
     }
 
     /// Makes the first `len` bytes the value.
@@ -249,6 +252,6 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         zeroize_bytes(self);
         // SAFETY: the memory came from the server, and nothing refers to it any more.
-        unsafe { pg_sys::pfree(self.varlena.as_ptr().cast()) };
+        unsafe { unguarded::pfree(self.varlena.as_ptr().cast()) };
     }
 }

@@ -188,7 +188,7 @@ impl ValueType {
                         return Ok(None);
                     };
                     // With the zero that ends a C string.
-                    let mut buffer = Buffer::larger_than_a_value(text.len() + 1);
+                    let mut buffer = Buffer::larger_than_a_value(text.len() + 1)?;
                     let haystack = Haystack::document(text);
                     let Some(len) = f(haystack, &mut buffer[..text.len()])? else {
                         return Ok(None);
