@@ -46,25 +46,45 @@ CREATE FUNCTION fernet_encrypt_trigger() RETURNS trigger
     AS 'MODULE_PATHNAME', 'fernet_encrypt_trigger_wrapper';
 COMMENT ON FUNCTION fernet_encrypt_trigger() IS
     'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
+-- A new parameter: workers. No statement adds one, and DROP would take along what was granted on the
+-- procedure, so it gets the parameters of another one.
+CREATE PROCEDURE fernet_rotate_column_new(
+    relation regclass, column_name name, batch_size integer DEFAULT 10000, strict boolean DEFAULT false,
+    workers integer DEFAULT 0,
+    INOUT rotated bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL,
+    INOUT unknown_key bigint DEFAULT NULL, INOUT not_a_token bigint DEFAULT NULL,
+    INOUT nulls bigint DEFAULT NULL)
+    LANGUAGE c
+    AS 'MODULE_PATHNAME', 'fernet_rotate_column_with_workers_wrapper';
+UPDATE pg_proc AS p
+SET pronargs = n.pronargs, pronargdefaults = n.pronargdefaults, proargtypes = n.proargtypes,
+    proallargtypes = n.proallargtypes, proargmodes = n.proargmodes, proargnames = n.proargnames,
+    proargdefaults = n.proargdefaults, prosrc = n.prosrc
+FROM pg_proc AS n
+WHERE p.oid = 'fernet_rotate_column(regclass, name, integer, boolean, bigint, bigint, bigint, bigint, bigint)'::regprocedure::oid
+  AND n.oid = 'fernet_rotate_column_new(regclass, name, integer, boolean, integer, bigint, bigint, bigint, bigint, bigint)'::regprocedure::oid;
+DROP PROCEDURE fernet_rotate_column_new(
+    regclass, name, integer, boolean, integer, bigint, bigint, bigint, bigint, bigint);
+
 -- From a column of plaintexts to one of tokens, and back.
 CREATE PROCEDURE fernet_encrypt_column(
-    relation regclass, column_name name, batch_size integer DEFAULT 10000,
+    relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
     INOUT encrypted bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old_key bigint DEFAULT NULL,
     INOUT unknown_key bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'fernet_encrypt_column_wrapper';
 COMMENT ON PROCEDURE fernet_encrypt_column(
-    regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+    regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
     'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
 
 CREATE PROCEDURE fernet_decrypt_column(
-    relation regclass, column_name name, batch_size integer DEFAULT 10000,
+    relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
     INOUT decrypted bigint DEFAULT NULL, INOUT in_text bigint DEFAULT NULL, INOUT unknown_key bigint DEFAULT NULL,
     INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'fernet_decrypt_column_wrapper';
 COMMENT ON PROCEDURE fernet_decrypt_column(
-    regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+    regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
     'decrypt the values of a column that are tokens, in batches with a COMMIT after each';
 
 CREATE PROCEDURE fernet_encrypt_shard(

@@ -190,13 +190,14 @@ COMMENT ON FUNCTION fernet_find_columns(integer) IS
 
 CREATE PROCEDURE fernet_rotate_column(
     relation regclass, column_name name, batch_size integer DEFAULT 10000, strict boolean DEFAULT false,
+    workers integer DEFAULT 0,
     INOUT rotated bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL,
     INOUT unknown_key bigint DEFAULT NULL, INOUT not_a_token bigint DEFAULT NULL,
     INOUT nulls bigint DEFAULT NULL)
     LANGUAGE c
-    AS 'MODULE_PATHNAME', 'fernet_rotate_column_wrapper';
+    AS 'MODULE_PATHNAME', 'fernet_rotate_column_with_workers_wrapper';
 COMMENT ON PROCEDURE fernet_rotate_column(
-    regclass, name, integer, boolean, bigint, bigint, bigint, bigint, bigint) IS
+    regclass, name, integer, boolean, integer, bigint, bigint, bigint, bigint, bigint) IS
     're-encrypt the tokens of a column under the first key, in batches with a COMMIT after each';
 
 -- Like fernet_rotate_column, these two return first what they did, and then what they found and left. What
@@ -204,23 +205,23 @@ COMMENT ON PROCEDURE fernet_rotate_column(
 -- has text beside it: fernet_encrypt_column counts it as current or old_key, fernet_decrypt_column as
 -- in_text.
 CREATE PROCEDURE fernet_encrypt_column(
-    relation regclass, column_name name, batch_size integer DEFAULT 10000,
+    relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
     INOUT encrypted bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old_key bigint DEFAULT NULL,
     INOUT unknown_key bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'fernet_encrypt_column_wrapper';
 COMMENT ON PROCEDURE fernet_encrypt_column(
-    regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+    regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
     'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
 
 CREATE PROCEDURE fernet_decrypt_column(
-    relation regclass, column_name name, batch_size integer DEFAULT 10000,
+    relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
     INOUT decrypted bigint DEFAULT NULL, INOUT in_text bigint DEFAULT NULL, INOUT unknown_key bigint DEFAULT NULL,
     INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'fernet_decrypt_column_wrapper';
 COMMENT ON PROCEDURE fernet_decrypt_column(
-    regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+    regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
     'decrypt the values of a column that are tokens, in batches with a COMMIT after each';
 
 CREATE PROCEDURE fernet_rotate_shard(

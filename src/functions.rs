@@ -207,7 +207,7 @@ fn check_age(timestamp: u64, ttl: Interval, at: TimestampWithTimeZone) -> Result
     let expires = PgTryBuilder::new(|| i64::from(made + ttl))
         // Past the range of timestamptz, at the end that the interval points to.
         .catch_when(PgSqlErrorCode::ERRCODE_DATETIME_FIELD_OVERFLOW, |_| {
-            if ttl.is_negative() {
+            if ttl.as_micros() < 0 {
                 i64::MIN
             } else {
                 i64::MAX

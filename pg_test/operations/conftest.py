@@ -5,11 +5,13 @@ from contextlib import ExitStack
 import pytest
 
 from fixtures import rng  # noqa: F401, a fixture
-from edition import install
+from edition import SQL, install
 from postgres import connect, create_database, drop_database
 from tables import CONVERSIONS, NEW, OLD
 
 DATABASE = "pg_fernet_operations"
+# Numbers of background workers that the tests try.
+WORKERS = {0: "alone"} if SQL else {0: "alone", 2: "two workers"}
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +34,23 @@ def sessions(database):
             return session
 
         yield session
+
+
+@pytest.fixture
+def keys_in_database(database):
+    """The keys of the sessions are in the settings of the database, too, where background workers find them."""
+    with connect(database) as admin:
+        admin.execute(f"ALTER DATABASE {database} SET fernet.keys = '{NEW},{OLD}'")
+        yield
+        admin.execute(f"ALTER DATABASE {database} RESET fernet.keys")
+
+
+@pytest.fixture(params=WORKERS, ids=WORKERS.get)
+def workers(request):
+    """How many background workers help with a call."""
+    if request.param:
+        request.getfixturevalue("keys_in_database")
+    return request.param
 
 
 @pytest.fixture(params=CONVERSIONS, ids=lambda conversion: conversion.name)

@@ -1,4 +1,4 @@
-"""Calls that are killed with their session, or with the server, at random moments."""
+"""Calls that are killed with their session, a worker or the server, at random moments."""
 
 import itertools
 import sys
@@ -14,6 +14,8 @@ from tables import DECRYPT, ENCRYPT, NEW, OLD, ROTATE, census, contents, in_back
 
 ROWS = 20_000 // FEWER
 KILLS = 4 if SQL else 20
+# What is killed, and how many background workers help with the call.
+VICTIMS = [("session", 0), ("server", 0), *([] if SQL else [("session", 2), ("worker", 2), ("server", 2)])]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,11 @@ def there_and_back(procedure, cluster):
             yield DECRYPT, DECRYPT.is_new
 
 
+def worker_pids(cluster):
+    with cluster.connect() as db:
+        return [pid for (pid,) in db.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_fernet worker'")]
+
+
 def opens(key, token):
     try:
         return Fernet(key).decrypt(token) is not None
@@ -48,23 +55,23 @@ def opens(key, token):
 
 
 @pytest.mark.parametrize("procedure", ["rotate", "encrypt, decrypt"])
-@pytest.mark.parametrize("victim", ["session", "server"])
-def test_a_new_call_completes_the_job(cluster, rng, victim, procedure):
+@pytest.mark.parametrize("victim, workers", VICTIMS)
+def test_a_new_call_completes_the_job(cluster, rng, victim, workers, procedure):
     with cluster.connect() as db:
         db.execute("DROP TABLE IF EXISTS secrets")
         (ROTATE if procedure == "rotate" else ENCRYPT).fill(db, ROWS)
     conversions = there_and_back(procedure, cluster)
     conversion, is_new = next(conversions)
     done = 0  # how many rows the calls since the last reversal have converted
-    for kill in range(KILLS):
+    for kill in range(KILLS // 2 if workers else KILLS):
         caller = cluster.connect()
         pid = caller.info.backend_pid
-        with in_background(conversion.call, caller, batch_size=200) as call:
+        with in_background(conversion.call, caller, batch_size=200, workers=workers) as call:
             time.sleep(rng.uniform(0, 0.15))
-            if victim == "session":
-                cluster.kill_session(pid)
-            else:
+            if victim == "server":
                 cluster.kill()
+            else:
+                cluster.kill_session(*(worker_pids(cluster) if victim == "worker" else []), pid)
             finished = False
             try:
                 call.result()

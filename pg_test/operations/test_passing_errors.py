@@ -41,6 +41,12 @@ def table(session):
     db.execute("DROP FUNCTION IF EXISTS fail CASCADE")
 
 
+@pytest.fixture(params=["", ", workers => 1"], ids=["alone", "a worker"])
+def call(request):
+    """A rotation, by the session or by a background worker."""
+    return f"CALL fernet_rotate_column('secrets', 'value'{request.param})"
+
+
 def raised(db, statement):
     with pytest.raises(errors.Error) as caught:
         db.execute(statement)
@@ -57,21 +63,21 @@ def is_whole(diag, text):
     return True
 
 
-def test_an_error_of_a_trigger(table, session):
+def test_an_error_of_a_trigger(table, session, call):
     db, text = session
     db.execute(f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $${RAISE.replace('%s', text)}$$")
     db.execute("CREATE TRIGGER fail BEFORE UPDATE ON secrets FOR EACH ROW WHEN (OLD.id = 2) EXECUTE FUNCTION fail()")
-    diag = raised(db, "CALL fernet_rotate_column('secrets', 'value')")
+    diag = raised(db, call)
     assert is_whole(diag, text)
     assert 'SQL statement "UPDATE ONLY public.secrets' in diag.context
 
 
-def test_an_error_of_a_trigger_as_a_batch_is_committed(table, session):
+def test_an_error_of_a_trigger_as_a_batch_is_committed(table, session, call):
     db, text = session
     db.execute(f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $${RAISE.replace('%s', text)}$$")
     db.execute("CREATE CONSTRAINT TRIGGER fail AFTER UPDATE ON secrets DEFERRABLE INITIALLY DEFERRED"
                " FOR EACH ROW EXECUTE FUNCTION fail()")
-    assert is_whole(raised(db, "CALL fernet_rotate_column('secrets', 'value')"), text)
+    assert is_whole(raised(db, call), text)
 
 
 def test_an_error_of_a_view(table, session):
@@ -81,11 +87,11 @@ def test_an_error_of_a_view(table, session):
     assert is_whole(raised(db, "SELECT * FROM fernet_census('failing', 'value')"), text)
 
 
-def test_an_error_of_a_constraint(table, session):
+def test_an_error_of_a_constraint(table, session, call):
     db, text = session
     name = text.replace(" ", "_")
     db.execute(f'ALTER TABLE secrets ADD CONSTRAINT "{name}" CHECK (fernet_key_index(value) = 2) NOT VALID')
-    diag = raised(db, "CALL fernet_rotate_column('secrets', 'value')")
+    diag = raised(db, call)
     assert (diag.sqlstate, diag.schema_name, diag.table_name, diag.constraint_name) == ("23514", "public", "secrets", name)
     assert diag.message_primary == f'new row for relation "secrets" violates check constraint "{name}"'
     assert diag.message_detail.startswith("Failing row contains (")
@@ -94,7 +100,8 @@ def test_an_error_of_a_constraint(table, session):
 def test_an_error_of_ours_has_no_backtrace(table, session):
     db, _ = session
     db.execute("INSERT INTO secrets VALUES (4, 'plain')")
-    for statement in ("CALL fernet_rotate_column('secrets', 'value', strict => true)", "SELECT fernet_rotate('plain')",
+    for statement in ("CALL fernet_rotate_column('secrets', 'value', strict => true)",
+                      "CALL fernet_rotate_column('secrets', 'value', strict => true, workers => 1)", "SELECT fernet_rotate('plain')",
                       "SELECT fernet_decrypt('plain')", "CALL fernet_rotate_column('secrets', 'gone')"):
         diag = raised(db, statement)
         assert diag.message_detail is None and diag.message_hint

@@ -56,7 +56,7 @@ MOVERS = {
 
 @pytest.mark.parametrize("statement", MOVERS.values(), ids=MOVERS)
 @pytest.mark.parametrize("rows", [100, ROWS])
-def test_a_row_that_moves_all_the_time(db, sessions, conversion, statement, rows):
+def test_a_row_that_moves_all_the_time(db, sessions, conversion, statement, rows, workers):
     db.execute("CREATE TABLE secrets (id integer, part integer, value text) PARTITION BY LIST (part)")
     for part in 1, 2:
         db.execute(f"CREATE TABLE secrets_{part} PARTITION OF secrets FOR VALUES IN ({part})")
@@ -66,7 +66,7 @@ def test_a_row_that_moves_all_the_time(db, sessions, conversion, statement, rows
     told = notices(caller, "WARNING")
     with over_and_over(sessions(), statement) as moved:
         start = moved[0]
-        counts = conversion.call(caller)
+        counts = conversion.call(caller, workers=workers)
     print(f"moved {moved[0] - start} times, {counts}, {told}")
     assert moved[0] > start
     left = census(db).get(conversion.before, 0)
@@ -76,13 +76,13 @@ def test_a_row_that_moves_all_the_time(db, sessions, conversion, statement, rows
     assert census(db) == {conversion.after: rows}
 
 
-def test_what_was_not_committed_when_the_call_began(db, sessions, conversion):
+def test_what_was_not_committed_when_the_call_began(db, sessions, conversion, workers):
     conversion.fill(db, 10)
     writer, caller = sessions(), sessions()
     told = notices(caller, "NOTICE")
     writer.execute("BEGIN")
     writer.execute("INSERT INTO secrets VALUES (11, %s)", [conversion.value("late")])
-    with in_background(conversion.call, caller) as call:
+    with in_background(conversion.call, caller, workers=workers) as call:
         # What can be seen is rotated first. Then it says whom it waits for, and has no lock on the table.
         wait_until(lambda: told)
         pid = writer.info.backend_pid
@@ -124,9 +124,10 @@ def test_who_does_not_write_is_not_waited_for(db, sessions, lock):
     other.execute("COMMIT")
 
 
-def test_two_calls_at_once(db, sessions, conversion):
+def test_two_calls_at_once(db, sessions, conversion, workers):
     conversion.fill(db, 20_000)
-    with in_background(conversion.call, sessions(), batch_size=100) as first, in_background(conversion.call, sessions(), batch_size=100) as second:
+    arguments = {"batch_size": 100, "workers": workers}
+    with in_background(conversion.call, sessions(), **arguments) as first, in_background(conversion.call, sessions(), **arguments) as second:
         assert first.result()[conversion.done] + second.result()[conversion.done] == 20_000
     assert census(db) == {conversion.after: 20_000}
 
@@ -470,7 +471,7 @@ def test_a_procedure_goes_on_as_it_began(db, sessions):
     caller = sessions()
     caller.execute("SET default_transaction_isolation = serializable")
     told = notices(caller, "INFO")
-    caller.execute("DO $$ DECLARE n bigint; BEGIN CALL fernet_rotate_column('secrets', 'value', 10, false, n, n, n, n, n);"
+    caller.execute("DO $$ DECLARE n bigint; BEGIN CALL fernet_rotate_column('secrets', 'value', 10, false, 0, n, n, n, n, n);"
                    " RAISE INFO '%', current_setting('transaction_isolation'); END $$")
     assert told == ["serializable"]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from postgres import connect, value
+from tables import NEW, OLD, rotate
 
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +148,26 @@ def test_privileges_outlive_an_update(db, provide):
     finally:
         db.execute("DROP EXTENSION pg_fernet")
         db.execute("DROP ROLE fernet_updated")
+
+
+def test_what_was_granted_on_a_procedure_with_a_new_parameter(db, provide):
+    provide("0.1.0", RELEASES["0.1.0"])
+    db.execute("DROP EXTENSION IF EXISTS pg_fernet; CREATE ROLE fernet_rotator LOGIN")
+    try:
+        db.execute("CREATE EXTENSION pg_fernet VERSION '0.1.0'")
+        db.execute("GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")
+        db.execute("CREATE TABLE secrets (value text); ALTER TABLE secrets OWNER TO fernet_rotator")
+        with connect(DATABASE, keys=[NEW, OLD]) as caller:
+            caller.execute("SET SESSION AUTHORIZATION fernet_rotator")
+            # The new library knows the old declaration.
+            assert rotate(caller)["rotated"] == 0
+            db.execute("ALTER EXTENSION pg_fernet UPDATE")
+            assert rotate(caller, workers=2)["rotated"] == 0
+        dump = subprocess.run(["pg_dump", "-d", DATABASE], check=True, capture_output=True, text=True).stdout
+        [grant] = [line for line in dump.splitlines() if "fernet_rotate_column" in line and line.endswith("TO fernet_rotator;")]
+        assert "workers integer" in grant
+    finally:
+        db.execute("DROP TABLE IF EXISTS secrets; DROP EXTENSION pg_fernet; DROP OWNED BY fernet_rotator; DROP ROLE fernet_rotator")
 
 
 def grants(db):

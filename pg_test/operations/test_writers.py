@@ -15,7 +15,7 @@ from tables import (NEW, OLD, census, contents, fill, full_scans, in_background,
                     rotation_held_at, under, wait_until, waits_for_lock)
 
 # Two million rows, for instance, take some minutes.
-ROWS = int(os.environ.get("PG_FERNET_ROWS", 200_000 // FEWER))
+ROWS = int(os.environ.get("PG_FERNET_ROWS", 20_000 if SQL else 100_000))
 WRITERS = 4
 
 
@@ -59,7 +59,7 @@ class Writer(threading.Thread):
 
 
 @pytest.mark.parametrize("only_new", [True, False], ids=["all write what is new", "some write what is old"])
-def test_nothing_is_lost(db, sessions, conversion, rng, only_new):
+def test_nothing_is_lost(db, sessions, conversion, rng, only_new, workers):
     conversion.fill(db, ROWS)
     scans = full_scans(db)
     stop = threading.Event()
@@ -69,7 +69,7 @@ def test_nothing_is_lost(db, sessions, conversion, rng, only_new):
         writer.start()
     wait_until(lambda: all(writer.written for writer in writers))
     try:
-        counts = conversion.call(sessions(), batch_size=ROWS // 40)
+        counts = conversion.call(sessions(), batch_size=ROWS // 40, workers=workers)
     finally:
         stop.set()
         for writer in writers:
@@ -100,7 +100,7 @@ def test_nothing_is_lost(db, sessions, conversion, rng, only_new):
     assert contents(db) == expected
 
 
-def test_two_calls_beside_writers(db, sessions, rng, conversion):
+def test_two_calls_beside_writers(db, sessions, rng, conversion, workers):
     """Both end with the proof, and each value is what was written last."""
     conversion.fill(db, ROWS)
     stop = threading.Event()
@@ -111,7 +111,8 @@ def test_two_calls_beside_writers(db, sessions, rng, conversion):
     callers = sessions(), sessions()
     told = [notices(caller, "WARNING") for caller in callers]
     try:
-        with in_background(conversion.call, callers[0], batch_size=ROWS // 10) as first, in_background(conversion.call, callers[1], batch_size=ROWS // 7) as second:
+        with in_background(conversion.call, callers[0], batch_size=ROWS // 10, workers=workers) as first, \
+                in_background(conversion.call, callers[1], batch_size=ROWS // 7, workers=workers) as second:
             counts = first.result(), second.result()
     finally:
         stop.set()
@@ -156,14 +157,14 @@ def pgbench(database, key, others, folder):
     assert "ERROR" not in errors, errors
 
 
-def test_nothing_is_lost_beside_pgbench(db, sessions, database, tmp_path):
+def test_nothing_is_lost_beside_pgbench(db, sessions, database, tmp_path, workers):
     fill(db, ROWS)
     db.execute("CREATE TABLE journal (number bigserial, id integer, plaintext text, key text)")
     try:
         with pgbench(database, NEW, [OLD], tmp_path), pgbench(database, OLD, [NEW], tmp_path):
             wait_until(lambda: value(db, "SELECT count(DISTINCT key) FROM journal") == 2)
             start = time.monotonic()
-            counts = rotate(sessions())
+            counts = rotate(sessions(), workers=workers)
             seconds = time.monotonic() - start
         writes = value(db, "SELECT count(*) FROM journal")
         print(f"{counts} in {seconds:.1f} s, {writes} rows written meanwhile")

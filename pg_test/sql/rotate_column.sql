@@ -208,19 +208,19 @@ CALL fernet_rotate_column('secrets', 'value');
 ROLLBACK;
 CREATE FUNCTION in_function() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE a bigint; b bigint; c bigint; d bigint; e bigint;
-BEGIN CALL fernet_rotate_column('part_1', 'value', 10000, false, a, b, c, d, e); END $$;
+BEGIN CALL fernet_rotate_column('part_1', 'value', 10000, false, 0, a, b, c, d, e); END $$;
 SELECT in_function();
 \echo :LAST_ERROR_SQLSTATE
 DO $$
 DECLARE a bigint; b bigint; c bigint; d bigint; e bigint;
-BEGIN CALL fernet_rotate_column('part_1', 'value', 10000, false, a, b, c, d, e); EXCEPTION WHEN division_by_zero THEN NULL; END $$;
+BEGIN CALL fernet_rotate_column('part_1', 'value', 10000, false, 0, a, b, c, d, e); EXCEPTION WHEN division_by_zero THEN NULL; END $$;
 \echo :LAST_ERROR_SQLSTATE
 -- In a procedure that may commit itself, it works, and returns its counts.
 CREATE PROCEDURE in_procedure() LANGUAGE plpgsql AS $$
 DECLARE rotated bigint; current bigint; unknown_key bigint; not_a_token bigint; nulls bigint;
 BEGIN
     INSERT INTO rotation.part_1 SELECT NULL, 1;
-    CALL public.fernet_rotate_column('rotation.part_1', 'value', 10000, false, rotated, current, unknown_key, not_a_token, nulls);
+    CALL public.fernet_rotate_column('rotation.part_1', 'value', 10000, false, 0, rotated, current, unknown_key, not_a_token, nulls);
     RAISE WARNING 'rotated %, current %, null %', rotated, current, nulls;
     ROLLBACK;
 END $$;

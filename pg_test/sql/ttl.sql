@@ -89,6 +89,10 @@ SELECT made, outcome(token, '60 s', '2026-01-01Z') AS "2026",
 FROM extremes ORDER BY made;
 SELECT outcome(token, '60 s', '294276-12-31 23:58:59Z') AS "60 s before", outcome(token, '60 s', '294276-12-31 23:58:58.999999Z') AS earlier
 FROM extremes WHERE made = 9224318015999;
+-- Which end of the range it is past, the whole of the interval tells, not a part of it.
+SELECT ttl, outcome(token, ttl::interval, '294276-12-31 23:59:59Z')
+FROM extremes, (VALUES ('12 mons -1 day'), ('-1 mon 40 days'), ('1 day -23 hours'), ('-12 mons 1 day')) AS ttls (ttl)
+WHERE made = 9224318015999;
 
 -- Rotation keeps all 64 bits. Python reads them back as they were; here, as far as timestamptz goes.
 SET fernet.keys = 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI=,MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';

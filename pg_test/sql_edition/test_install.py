@@ -14,7 +14,7 @@ from psycopg import sql
 
 from owned import EDITION, owned_database, run_psql
 from postgres import ROOT, column, connect, notices, set_keys, value
-from tables import NEW, OLD
+from tables import CONVERSIONS, NEW, OLD
 
 SCRIPT = EDITION / "pg_fernet_sql.sql"
 VERSION = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
@@ -63,6 +63,22 @@ def test_the_same_functions_as_the_native_edition(database, native):
         ours, native = (set(session.execute(of, [schema]).fetchall()) for schema in ("public", "native"))
     assert {row[0] for row in native - ours} == {"fernet_rotate_shard", "fernet_encrypt_shard", "fernet_decrypt_shard"}
     assert {row[0] for row in ours - native} == {"fernet_version"}
+
+
+@pytest.mark.parametrize("conversion", CONVERSIONS, ids=lambda conversion: conversion.name)
+def test_workers_are_taken_and_not_started(db, conversion):
+    set_keys(db, NEW, OLD)
+    conversion.fill(db, 10)
+    try:
+        for workers in "NULL", -1:
+            with pytest.raises(psycopg.errors.DataError, match="workers must (not be null|be at least 0)") as caught:
+                conversion.call(db, workers=workers)
+            assert caught.value.diag.message_hint
+        told = notices(db)
+        assert conversion.call(db, workers=2) == conversion.counts(10)
+        assert told[0] == "no background worker started, since the SQL edition has none"
+    finally:
+        db.execute("DROP TABLE secrets")
 
 
 def test_again_and_away(prepared):

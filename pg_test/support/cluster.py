@@ -102,13 +102,18 @@ class Cluster:
         subprocess.run([*RUN, self.program("pg_ctl"), "stop", "-m", mode, "-D", self.data], cwd="/", capture_output=True)
         self.process.wait()
 
-    def kill_session(self, pid):
-        """Kills a process that serves a session. The server then ends all of them, and recovers."""
+    def kill_session(self, *pids):
+        """Kills a process that serves a session, the first that is still there. The server then ends all of them, and recovers."""
         def recoveries():
             return self.log().count("ready to accept connections")
 
         before = recoveries()
-        os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                break
+            except ProcessLookupError:
+                pass
         wait_until(lambda: recoveries() > before)
 
     def processes(self):
@@ -128,8 +133,15 @@ class Cluster:
             except ProcessLookupError:
                 pass
         self.process.wait()
-        # One that is still on its way out keeps the next server from starting.
-        wait_until(lambda: not any(map(is_alive, others)))
+        # One that is still on its way out keeps the next server from starting, also if it was started too late to be listed.
+        wait_until(lambda: not any(self.has(pid) for pid in os.listdir("/proc") if pid.isdigit()))
+
+    def has(self, pid):
+        """Whether a process is one of the server's, with or without the first one: they work in its folder."""
+        try:
+            return os.readlink(f"/proc/{pid}/cwd") == self.data
+        except OSError:
+            return False
 
     def __enter__(self):
         return self

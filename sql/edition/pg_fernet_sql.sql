@@ -1824,13 +1824,14 @@ DECLARE
 
         -- Refuses arguments, and where it cannot commit.
         CREATE OR REPLACE FUNCTION {self}._fernet_check_call(
-                conversion text, relation regclass, column_name name, batch_size integer, strict boolean) RETURNS void
+                conversion text, relation regclass, column_name name, batch_size integer, strict boolean, workers integer) RETURNS void
             LANGUAGE plpgsql VOLATILE PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
             missing constant text := CASE WHEN strict IS NULL THEN 'strict' WHEN relation IS NULL THEN 'relation'
-                                          WHEN column_name IS NULL THEN 'column_name' WHEN batch_size IS NULL THEN 'batch_size' END;
+                                          WHEN column_name IS NULL THEN 'column_name' WHEN batch_size IS NULL THEN 'batch_size'
+                                          WHEN workers IS NULL THEN 'workers' END;
         BEGIN
             IF missing IS NOT NULL THEN
                 RAISE EXCEPTION USING ERRCODE = '22004', MESSAGE = format('%s must not be null', missing),
@@ -1838,9 +1839,14 @@ DECLARE
             ELSIF batch_size < 1 THEN
                 RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'batch_size must be at least 1',
                     HINT = 'Leave the argument out to get its default.';
+            ELSIF workers < 0 THEN
+                RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'workers must be at least 0',
+                    HINT = 'Leave the argument out to get its default.';
             ELSIF current_setting('transaction_read_only')::boolean THEN
                 RAISE EXCEPTION USING ERRCODE = '25006',
                     MESSAGE = format('cannot execute fernet_%s_column() in a read-only transaction', conversion);
+            ELSIF workers > 0 THEN
+                RAISE NOTICE 'no background worker started, since the SQL edition has none';
             END IF;
         END $$;
 
@@ -2006,6 +2012,7 @@ DECLARE
 
         CREATE OR REPLACE PROCEDURE {self}.fernet_rotate_column(
                 relation regclass, column_name name, batch_size integer DEFAULT 10000, strict boolean DEFAULT false,
+                workers integer DEFAULT 0,
                 INOUT rotated bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL,
                 INOUT unknown_key bigint DEFAULT NULL, INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
             LANGUAGE plpgsql
@@ -2016,7 +2023,7 @@ DECLARE
             old bigint;
             in_text bigint;
         BEGIN
-            PERFORM {self}._fernet_check_call('rotate', relation, column_name, batch_size, strict);
+            PERFORM {self}._fernet_check_call('rotate', relation, column_name, batch_size, strict, workers);
             keys := {self}._fernet_keys();
             PERFORM {self}._fernet_check_table('rotate', relation, column_name);
             IF @.cardinality(keys) @=@ 1 THEN
@@ -2026,11 +2033,11 @@ DECLARE
             CALL {self}._fernet_convert('rotate', relation, column_name, batch_size, strict, keys, NULL,
                                         rotated, current, old, unknown_key, not_a_token, nulls, in_text);
         END $$;
-        COMMENT ON PROCEDURE {self}.fernet_rotate_column(regclass, name, integer, boolean, bigint, bigint, bigint, bigint, bigint) IS
+        COMMENT ON PROCEDURE {self}.fernet_rotate_column(regclass, name, integer, boolean, integer, bigint, bigint, bigint, bigint, bigint) IS
             're-encrypt the tokens of a column under the first key, in batches with a COMMIT after each';
 
         CREATE OR REPLACE PROCEDURE {self}.fernet_encrypt_column(
-                relation regclass, column_name name, batch_size integer DEFAULT 10000,
+                relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
                 INOUT encrypted bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old_key bigint DEFAULT NULL,
                 INOUT unknown_key bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
             LANGUAGE plpgsql
@@ -2041,17 +2048,17 @@ DECLARE
             not_a_token bigint;
             in_text bigint;
         BEGIN
-            PERFORM {self}._fernet_check_call('encrypt', relation, column_name, batch_size, false);
+            PERFORM {self}._fernet_check_call('encrypt', relation, column_name, batch_size, false, workers);
             keys := {self}._fernet_keys();
             obstacle := {self}._fernet_check_table('encrypt', relation, column_name);
             CALL {self}._fernet_convert('encrypt', relation, column_name, batch_size, false, keys, obstacle,
                                         encrypted, current, old_key, unknown_key, not_a_token, nulls, in_text);
         END $$;
-        COMMENT ON PROCEDURE {self}.fernet_encrypt_column(regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+        COMMENT ON PROCEDURE {self}.fernet_encrypt_column(regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
             'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
 
         CREATE OR REPLACE PROCEDURE {self}.fernet_decrypt_column(
-                relation regclass, column_name name, batch_size integer DEFAULT 10000,
+                relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
                 INOUT decrypted bigint DEFAULT NULL, INOUT in_text bigint DEFAULT NULL, INOUT unknown_key bigint DEFAULT NULL,
                 INOUT not_a_token bigint DEFAULT NULL, INOUT nulls bigint DEFAULT NULL)
             LANGUAGE plpgsql
@@ -2062,7 +2069,7 @@ DECLARE
             current bigint;
             old bigint;
         BEGIN
-            PERFORM {self}._fernet_check_call('decrypt', relation, column_name, batch_size, false);
+            PERFORM {self}._fernet_check_call('decrypt', relation, column_name, batch_size, false, workers);
             keys := {self}._fernet_keys();
             obstacle := {self}._fernet_check_table('decrypt', relation, column_name);
             CALL {self}._fernet_convert('decrypt', relation, column_name, batch_size, false, keys, obstacle,
@@ -2070,7 +2077,7 @@ DECLARE
             -- A plaintext may look like a token that no key opens.
             not_a_token := GREATEST(not_a_token @-@ decrypted, 0);
         END $$;
-        COMMENT ON PROCEDURE {self}.fernet_decrypt_column(regclass, name, integer, bigint, bigint, bigint, bigint, bigint) IS
+        COMMENT ON PROCEDURE {self}.fernet_decrypt_column(regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
             'decrypt the values of a column that are tokens, in batches with a COMMIT after each';
 
         -- The tables of a family that have rows, with their blocks.

@@ -56,7 +56,25 @@ impl Reader {
             members: members.into(),
             at: Tid::start_of(0),
             end: None,
-            progress: Progress::new(label, blocks),
+            progress: Progress::new(Some(label), blocks),
+        }
+    }
+
+    /// Reads a range of blocks of one table, and tells nobody how far it is.
+    pub(super) fn of_range(oid: pg_sys::Oid, blocks: Range<u32>) -> Self {
+        let member = Member {
+            oid,
+            // Not looked at: what such a reader has seen is no proof.
+            file: pg_sys::InvalidOid,
+            column: 0,
+            is_temporary: false,
+            blocks: blocks.len() as u32,
+        };
+        Self {
+            members: [member].into(),
+            at: Tid::start_of(blocks.start),
+            end: Some(blocks.end),
+            progress: Progress::new(None, 0),
         }
     }
 

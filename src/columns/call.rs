@@ -25,6 +25,7 @@ use crate::pg::server::{self, Record};
 use crate::pg::spi::Connection;
 use crate::pg::value::Value;
 
+/// As 0.1.0 declares it. Its SQL may still be there with this library.
 #[pg_extern(sql = false)]
 fn fernet_rotate_column(
     relation: Option<pg_sys::Oid>,
@@ -33,9 +34,28 @@ fn fernet_rotate_column(
     strict: Option<bool>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
+    fernet_rotate_column_with_workers(relation, column_name, batch_size, strict, Some(0), fcinfo)
+}
+
+#[pg_extern(sql = false)]
+fn fernet_rotate_column_with_workers(
+    relation: Option<pg_sys::Oid>,
+    column_name: Option<Name>,
+    batch_size: Option<i32>,
+    strict: Option<bool>,
+    workers: Option<i32>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<Record, ErrorReport> {
     let strict = strict.ok_or(Error::Null("strict"))?;
     let conversion = Conversion::Rotate { strict };
-    convert_column(conversion, relation, column_name, batch_size, fcinfo)
+    convert_column(
+        conversion,
+        relation,
+        column_name,
+        batch_size,
+        workers,
+        fcinfo,
+    )
 }
 
 #[pg_extern(sql = false)]
@@ -43,10 +63,18 @@ fn fernet_encrypt_column(
     relation: Option<pg_sys::Oid>,
     column_name: Option<Name>,
     batch_size: Option<i32>,
+    workers: Option<i32>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
     let conversion = Conversion::Encrypt;
-    convert_column(conversion, relation, column_name, batch_size, fcinfo)
+    convert_column(
+        conversion,
+        relation,
+        column_name,
+        batch_size,
+        workers,
+        fcinfo,
+    )
 }
 
 #[pg_extern(sql = false)]
@@ -54,10 +82,18 @@ fn fernet_decrypt_column(
     relation: Option<pg_sys::Oid>,
     column_name: Option<Name>,
     batch_size: Option<i32>,
+    workers: Option<i32>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
     let conversion = Conversion::Decrypt;
-    convert_column(conversion, relation, column_name, batch_size, fcinfo)
+    convert_column(
+        conversion,
+        relation,
+        column_name,
+        batch_size,
+        workers,
+        fcinfo,
+    )
 }
 
 #[pg_extern(sql = false)]
@@ -122,18 +158,22 @@ fn convert_column(
     relation: Option<pg_sys::Oid>,
     column_name: Option<Name>,
     batch_size: Option<i32>,
+    workers: Option<i32>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
     let started = Instant::now();
     let report = with_room_for_errors(|| {
+        let workers = workers.ok_or(Error::Null("workers"))?;
+        let workers = usize::try_from(workers).map_err(|_| Error::Negative("workers"))?;
         let call = Call::new(conversion, relation, column_name, batch_size, fcinfo)?;
         if matches!(conversion, Conversion::Rotate { .. }) && call.keyring.keys().len() == 1 {
             warning::single_key().warn();
         }
         if call.checked.is_sharded {
+            // All at once, each by a process of its own.
             call.convert_shards(&relation::schema_of(fcinfo))
         } else {
-            call.convert()
+            call.convert(workers)
         }
     })?;
     report.tell(conversion, started.elapsed());
@@ -155,7 +195,7 @@ fn convert_shard(
         if theirs[..] != *fingerprint::list(&call.keyring).as_bytes() {
             return Err(Error::OtherKeys);
         }
-        call.convert()
+        call.convert(0)
     })?;
     Ok(Record::new(fcinfo, [report.to_text()]))
 }
@@ -202,7 +242,7 @@ impl Call {
         })
     }
 
-    fn convert(&self) -> Result<Report, Error> {
+    fn convert(&self, workers: usize) -> Result<Report, Error> {
         Pass {
             conversion: self.conversion,
             relation: self.relation,
@@ -212,7 +252,7 @@ impl Call {
             constraint: self.checked.constraint.as_ref(),
             done: 0,
         }
-        .run()
+        .run(workers)
     }
 
     fn convert_shards(&self, schema: &[u8]) -> Result<Report, Error> {

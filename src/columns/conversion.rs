@@ -8,7 +8,7 @@ use crate::pg::value::{Buffer, Values};
 use crate::pg::value_type::Stored;
 use crate::pg::{self, random};
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Conversion {
     /// Tokens under older keys become tokens under the first one. `strict` stops at the first value
     /// without a token, or with one that no key opens.
@@ -119,6 +119,26 @@ impl Conversion {
     /// Tells whether the first value ends the call in which there is something that cannot be done.
     pub(super) fn is_strict(self) -> bool {
         self == Self::Rotate { strict: true }
+    }
+
+    /// Returns what [`of_code`](Self::of_code) knows it by.
+    pub(super) fn code(self) -> &'static str {
+        match self {
+            Self::Rotate { strict: false } => "rotate",
+            Self::Rotate { strict: true } => "rotate_strictly",
+            Self::Encrypt => "encrypt",
+            Self::Decrypt => "decrypt",
+        }
+    }
+
+    pub(super) fn of_code(code: &str) -> Option<Self> {
+        let all = [
+            Self::Rotate { strict: false },
+            Self::Rotate { strict: true },
+            Self::Encrypt,
+            Self::Decrypt,
+        ];
+        all.into_iter().find(|conversion| conversion.code() == code)
     }
 
     /// Returns what it is said to be doing.

@@ -26,7 +26,7 @@ use super::conversion::{Conversion, Found};
 use super::fit::{self, Constraint};
 use super::progress::Report;
 use super::table::{self, Fate, Table, Writer};
-use super::warning;
+use super::{warning, workers};
 use crate::fernet::Keyring;
 use crate::pg::report::notice;
 use crate::pg::row::{Tid, Xid};
@@ -48,15 +48,20 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    pub(super) fn run(mut self) -> Result<Report, Error> {
-        Transaction::end_callers()?;
+    /// Goes through with it, with the help of so many background workers.
+    pub(super) fn run(mut self, workers: usize) -> Result<Report, Error> {
+        Transaction::end_current()?;
         // Where nobody is writing, there is nobody to wait for, and the first look may be the proof.
         let mut has_waited = self.writers(false)?.is_empty();
         let mut label = self.conversion.doing();
+        let mut shared = workers::share(&mut self, workers, label)?;
         let mut started = None;
         let mut unfinished = None;
         for looks in 1.. {
-            let look = self.look(label, true)?;
+            let look = match shared.take() {
+                Some(look) => look,
+                None => self.look(label, true)?,
+            };
             if look.found == 0 && !look.is_outdated && has_waited {
                 return Ok(self.finish(look, None));
             }
@@ -149,25 +154,36 @@ impl Pass<'_> {
                         reader.insert(Reader::new(family, label))
                     }
                 };
-                while let Some(oid) = reader.table() {
-                    // The lock on a table without anything to convert is not needed any longer.
-                    let batch = transaction.undo_unless(
-                        |batch: &Result<Batch, Error>| {
-                            batch.as_ref().is_ok_and(|batch| !batch.rows.is_empty())
-                        },
-                        || self.read(transaction, reader, &mut look, converts),
-                    )?;
-                    if !batch.rows.is_empty() {
-                        self.write(transaction, oid, &batch, &mut look)?;
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
+                self.convert_batch(transaction, reader, &mut look, converts)
             })?;
             if is_done {
                 return Ok(look);
             }
         }
+    }
+
+    /// Reads on until there is a batch, and writes that. Tells whether the reader is at its end.
+    pub(super) fn convert_batch(
+        &mut self,
+        transaction: &Transaction,
+        reader: &mut Reader,
+        look: &mut Look,
+        converts: bool,
+    ) -> Result<bool, Error> {
+        while let Some(oid) = reader.table() {
+            // The lock on a table without anything to convert is not needed any longer.
+            let batch = transaction.undo_unless(
+                |batch: &Result<Batch, Error>| {
+                    batch.as_ref().is_ok_and(|batch| !batch.rows.is_empty())
+                },
+                || self.read(transaction, reader, look, converts),
+            )?;
+            if !batch.rows.is_empty() {
+                self.write(transaction, oid, &batch, look)?;
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Reads the table that the reader is at, up to its end or until there is a batch.

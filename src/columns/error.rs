@@ -17,6 +17,10 @@ pub(crate) enum Error {
     Null(&'static str),
     /// An argument that counts rows is not positive.
     LessThanOne(&'static str),
+    /// An argument that counts something else is less than nothing.
+    Negative(&'static str),
+    /// A background worker does not find the keys of the session that has started it.
+    KeysOfSession,
     /// A procedure that commits was called where it may not.
     InTransaction,
     /// There is no relation of that oid.
@@ -152,6 +156,17 @@ impl From<Error> for Report {
                 Code::ERRCODE_INVALID_PARAMETER_VALUE,
                 format!("{argument} must be at least 1"),
                 "Leave the argument out to get its default.",
+            ),
+            Error::Negative(argument) => Self::new(
+                Code::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("{argument} must be at least 0"),
+                "Leave the argument out to get its default.",
+            ),
+            Error::KeysOfSession => Self::new(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "background workers have other keys than the session",
+                "They are not given keys. Put them into a file, and set fernet.keys_file and not \
+                 fernet.keys; or call it without workers.",
             ),
             Error::InTransaction => Self::new(
                 Code::ERRCODE_INVALID_TRANSACTION_TERMINATION,
@@ -392,6 +407,8 @@ mod tests {
             Error::Server(pg::Error::OutOfMemory),
             Error::Null("relation"),
             Error::LessThanOne("batch_size"),
+            Error::Negative("workers"),
+            Error::KeysOfSession,
             Error::InTransaction,
             Error::NoRelation(pg_sys::Oid::from(1234)),
             Error::NoRows {

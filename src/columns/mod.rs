@@ -7,6 +7,7 @@
 //! | `find`       | `fernet_find_columns`: finds the columns that hold tokens |
 //! | `call`       | `CALL fernet_rotate_column` and its kin: their arguments, and their calls on other nodes |
 //! | `convert`    | the pass: the looks, the writing, the proof |
+//! | `workers`    | the first look, shared by background workers |
 //! | `conversion` | what is done to a value |
 //! | `trigger`    | `fernet_encrypt_trigger`: encrypts what is written |
 //! | `batch`      | rows read and to be written, in memory |
@@ -32,5 +33,6 @@ mod table;
 mod tally;
 mod trigger;
 mod warning;
+mod workers;
 
 use error::Error;

@@ -11,7 +11,8 @@ use crate::pg::report::notice;
 
 /// Where a look is in what it reads.
 pub(crate) struct Progress {
-    label: &'static str,
+    /// What is being done. Without it, nobody is told.
+    label: Option<&'static str>,
     started: Instant,
     told: Instant,
     rows: u64,
@@ -21,7 +22,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(label: &'static str, blocks_in_all: u64) -> Self {
+    pub(crate) fn new(label: Option<&'static str>, blocks_in_all: u64) -> Self {
         let started = Instant::now();
         Self {
             label,
@@ -37,13 +38,20 @@ impl Progress {
     pub(crate) fn advance(&mut self, block: u32) {
         self.rows += 1;
         // To look at the clock for each row would take as long as some rows do.
-        if !self.rows.is_multiple_of(256) || self.told.elapsed() < Duration::from_secs(1) {
-            return;
+        if self.rows.is_multiple_of(256) {
+            self.tell(self.rows, self.blocks + u64::from(block));
         }
-        self.told = Instant::now();
-        let (blocks, time) = (self.blocks + u64::from(block), self.started.elapsed());
-        let description = describe(self.rows, blocks, self.blocks_in_all, time);
-        notice(format!("{}: {description}", self.label));
+    }
+
+    /// Tells how far it is, if that was not told in the last second.
+    pub(crate) fn tell(&mut self, rows: u64, blocks: u64) {
+        if let Some(label) = self.label
+            && self.told.elapsed() >= Duration::from_secs(1)
+        {
+            self.told = Instant::now();
+            let description = describe(rows, blocks, self.blocks_in_all, self.started.elapsed());
+            notice(format!("{label}: {description}"));
+        }
     }
 
     /// A table has come to its end.

@@ -37,6 +37,8 @@ pub(crate) struct Member {
     pub(crate) file: pg_sys::Oid,
     /// The number of the column in it. One that is made again under the name has another.
     pub(crate) column: i16,
+    /// Whether it is of this session only. Then no other process can read it.
+    pub(crate) is_temporary: bool,
     /// About how many blocks it takes.
     pub(crate) blocks: u32,
 }
@@ -51,7 +53,8 @@ pub(crate) fn family(
         SELECT c.oid, c.relfilenode,
                CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint END,
                (SELECT a.attnum::integer FROM pg_attribute AS a
-                WHERE a.attrelid = c.oid AND a.attname::text = $2 AND NOT a.attisdropped)
+                WHERE a.attrelid = c.oid AND a.attname::text = $2 AND NOT a.attisdropped),
+               c.relpersistence = 't'
         FROM family JOIN pg_class AS c ON c.oid = family.member
         ORDER BY c.oid";
     let query = [FAMILY.as_bytes(), MEMBERS.as_bytes()];
@@ -67,6 +70,7 @@ pub(crate) fn family(
             // A table has less than 2^32 blocks; one that is gone by now has none.
             blocks: row.find::<i64>(3).unwrap_or(0) as u32,
             column: row.find::<i32>(4).unwrap_or(0) as i16,
+            is_temporary: row.get(5),
         })
     })
 }

@@ -19,8 +19,9 @@ use crate::pg::value_type::Plaintext;
 #[pg_extern(sql = false)]
 fn fernet_encrypt_trigger(fcinfo: pg_sys::FunctionCallInfo) -> Result<Row, ErrorReport> {
     let trigger = Trigger::of(fcinfo).ok_or(Error::NotATrigger)?;
-    Ok(with_room_for_errors(|| {
-        without_line_of_copy(|| encrypt(&trigger))
+    // In this order: after an error, the latter sets the list of contexts back to what it found.
+    Ok(without_line_of_copy(|| {
+        with_room_for_errors(|| encrypt(&trigger))
     })?)
 }
 

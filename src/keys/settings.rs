@@ -13,7 +13,7 @@ use super::{Error, cache, error, file, secret};
 use crate::fernet::Keyring;
 use crate::pg::log::Masking;
 use crate::pg::setting::{self, Setting, Stored};
-use crate::pg::{Report, log, server};
+use crate::pg::{Report, log, server, worker};
 
 /// Where the keys come from.
 pub(super) enum Source<'a> {
@@ -59,6 +59,11 @@ pub(crate) fn init() {
     if server::in_a_statement() {
         warn_of_readable_keys();
     }
+}
+
+/// Tells whether a setting holds keys, which do not leave the process.
+pub(crate) fn is_secret(setting: &CStr) -> bool {
+    setting == Keys::NAME
 }
 
 /// Calls `f` with the first of the settings that is set.
@@ -180,8 +185,9 @@ thread_local! {
 
 /// Warns, once in a session, if any role can read the keys.
 pub(super) fn warn_of_readable_keys() {
-    // What a parallel worker would tell, its leader does.
-    if !WERE_READABLE.get() || TOLD.get() || server::in_parallel_worker() {
+    // What a worker would tell, the process does that has started it.
+    let is_worker = server::in_parallel_worker() || worker::is_worker();
+    if !WERE_READABLE.get() || TOLD.get() || is_worker {
         return;
     }
     TOLD.set(true);

@@ -21,6 +21,10 @@ pub(crate) enum Error {
     NoRandomness,
     /// Somebody has cancelled the wait for a synchronous standby.
     ReplicationCancelled,
+    /// A background worker has ended before its time.
+    LostWorker,
+    /// Another version of the library has started this worker.
+    OtherLibrary,
     /// The relation has no column of that name.
     NoColumn { column: String, relation: String },
     /// The column's type can hold no tokens.
@@ -67,6 +71,16 @@ impl From<Error> for Report {
             )
             .with_detail(
                 "The last batch is committed here, but may not have been replicated to the standby.",
+            ),
+            Error::LostWorker => Self::new(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "a background worker has ended before its work was done",
+                "The server log may say why. Call it again: it goes on where it ended.",
+            ),
+            Error::OtherLibrary => Self::new(
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "pg_fernet was replaced after the session had loaded it",
+                "Begin a new session, or restart the server if it preloads the library.",
             ),
             Error::NoColumn { column, relation } => Self::new(
                 Code::ERRCODE_UNDEFINED_COLUMN,
@@ -147,6 +161,8 @@ mod tests {
             Error::OutOfMemory,
             Error::NoRandomness,
             Error::ReplicationCancelled,
+            Error::LostWorker,
+            Error::OtherLibrary,
             Error::NoColumn {
                 column: column(),
                 relation: relation(),

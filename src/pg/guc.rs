@@ -1,6 +1,8 @@
-//! Changes of settings for a while.
+//! Changes of the server's settings, for a while or in another process.
 
-use std::ffi::CStr;
+use std::cell::Cell;
+use std::ffi::{CStr, CString};
+use std::slice;
 
 use pgrx::prelude::*;
 
@@ -22,6 +24,8 @@ pub(super) enum Until {
     Commit,
     /// The end of the innermost nest level of settings.
     Level,
+    /// The end of the session, if the transaction is committed.
+    Exit,
 }
 
 /// Changes a setting that every role may change.
@@ -30,6 +34,7 @@ pub(super) fn set_config(name: &CStr, value: &CStr, until: Until) {
     let action = match until {
         Until::Commit => GucAction::GUC_ACTION_LOCAL,
         Until::Level => GucAction::GUC_ACTION_SAVE,
+        Until::Exit => GucAction::GUC_ACTION_SET,
     };
     // SAFETY: name and value are C strings, which the server copies.
     unsafe {
@@ -44,4 +49,152 @@ pub(super) fn set_config(name: &CStr, value: &CStr, until: Until) {
             false,
         );
     }
+}
+
+/// Writes down, for [`restore`], the settings of the session and its roles, as C strings: of a setting its name,
+/// its value, and where that is from; an empty string; two roles.
+///
+/// What concerns one transaction, and the encoding of the client, is left out.
+pub(super) fn of_session(is_private: impl Fn(&CStr) -> bool) -> Vec<u8> {
+    use pg_sys::GucContext;
+    let mut texts = Vec::new();
+    let mut add = |text: &CStr| texts.extend_from_slice(text.to_bytes_with_nul());
+    // SAFETY: all settings, each with a name. A value lasts until the next one is asked for.
+    unsafe {
+        for &setting in all() {
+            let (setting, name) = (&*setting, CStr::from_ptr((*setting).name));
+            let may_be_set = matches!(
+                setting.context,
+                GucContext::PGC_SUSET | GucContext::PGC_USERSET
+            );
+            // RESET ALL leaves transactions alone, too, and roles, which are below.
+            let is_of_session = setting.flags as u32 & pg_sys::GUC_NO_RESET_ALL == 0;
+            if may_be_set && is_of_session && name != c"client_encoding" && !is_private(name) {
+                let value = pg_sys::GetConfigOption(setting.name, true, false);
+                if !value.is_null() {
+                    add(name);
+                    add(CStr::from_ptr(value));
+                    add(&Origin::of(setting).to_text());
+                }
+            }
+        }
+        add(c"");
+        add(name_of_role(pg_sys::GetSessionUserId()));
+        let role = pg_sys::GetCurrentRoleId();
+        add(if role == pg_sys::InvalidOid {
+            c"none"
+        } else {
+            name_of_role(role)
+        });
+    }
+    texts
+}
+
+thread_local! {
+    static IS_RESTORING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Tells whether settings are being taken over from another process, as they are there.
+pub(super) fn is_restoring() -> bool {
+    IS_RESTORING.get()
+}
+
+/// Sets what [`of_session`] has written down, of which `next` returns the strings one by one.
+pub(super) fn restore<'a>(mut next: impl FnMut() -> &'a CStr) {
+    IS_RESTORING.set(true);
+    loop {
+        let name = next();
+        if name.is_empty() {
+            break;
+        }
+        let (value, origin) = (next(), Origin::parse(next()));
+        origin.expect("it is as it was written").set(name, value);
+    }
+    IS_RESTORING.set(false);
+    // Also where they are those of the login: the settings of the user may have another role.
+    set_config(c"session_authorization", next(), Until::Exit);
+    set_config(c"role", next(), Until::Exit);
+}
+
+/// Who has set a value, and how.
+///
+/// Any role can set what may belong to a library that is not loaded yet. When the library is loaded, the server
+/// decides by this whether the role was allowed to.
+struct Origin {
+    context: pg_sys::GucContext::Type,
+    source: pg_sys::GucSource::Type,
+    role: pg_sys::Oid,
+}
+
+impl Origin {
+    fn of(setting: &pg_sys::config_generic) -> Self {
+        Self {
+            context: setting.scontext,
+            source: setting.source,
+            role: setting.srole,
+        }
+    }
+
+    fn to_text(&self) -> CString {
+        let text = format!("{} {} {}", self.context, self.source, self.role.to_u32());
+        CString::new(text).expect("digits and spaces hold no zero byte")
+    }
+
+    /// Reads what [`to_text`](Self::to_text) has written.
+    fn parse(text: &CStr) -> Option<Self> {
+        let mut parts = text.to_str().ok()?.splitn(3, ' ');
+        let mut next = || parts.next()?.parse().ok();
+        Some(Self {
+            context: next()?,
+            source: next()?,
+            role: next()?.into(),
+        })
+    }
+
+    /// Sets a value that has this origin in another session.
+    fn set(&self, name: &CStr, value: &CStr) {
+        use pg_sys::{GucAction, GucSource};
+        // This login may have found other settings of the role or the database than that session has: its own
+        // take precedence. What the server has accepted from the configuration may not be valid in this database.
+        let (source, level) = if self.source < GucSource::PGC_S_CLIENT {
+            (GucSource::PGC_S_CLIENT, PgLogLevel::DEBUG3)
+        } else {
+            (self.source, PgLogLevel::ERROR)
+        };
+        // SAFETY: C strings, which the server copies.
+        unsafe {
+            pg_sys::set_config_option_ext(
+                name.as_ptr(),
+                value.as_ptr(),
+                self.context,
+                source,
+                self.role,
+                GucAction::GUC_ACTION_SET,
+                true,
+                level as i32,
+                false,
+            );
+        }
+    }
+}
+
+/// Returns all settings.
+fn all() -> &'static [*mut pg_sys::config_generic] {
+    // SAFETY: the server has an array of that many, which is there until a setting is defined.
+    #[cfg(feature = "pg15")]
+    let (settings, count) = unsafe { (pg_sys::get_guc_variables(), pg_sys::GetNumConfigOptions()) };
+    #[cfg(not(feature = "pg15"))]
+    let (settings, count) = {
+        let mut count = 0;
+        // SAFETY: the server makes such an array, in memory that lasts as long as the statement.
+        (unsafe { pg_sys::get_guc_variables(&raw mut count) }, count)
+    };
+    // SAFETY: see above.
+    unsafe { slice::from_raw_parts(settings, count as usize) }
+}
+
+/// Returns the name of a role, in memory that lasts as long as the transaction.
+fn name_of_role(role: pg_sys::Oid) -> &'static CStr {
+    // SAFETY: a C string; without such a role, an error is raised.
+    unsafe { CStr::from_ptr(pg_sys::GetUserNameFromId(role, false)) }
 }

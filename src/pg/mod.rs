@@ -18,14 +18,17 @@
 //! | `transaction`    | commits, and waiting for the transactions of others |
 //! | `subtransaction` | subtransactions, and the errors that end them |
 //! | `setting`        | settings of our own, and their hooks |
-//! | `guc`            | changes of the server's settings for a while |
+//! | `guc`            | changes of the server's settings, for a while or in another process |
 //! | `server`         | what else the server is asked for |
+//! | `worker`         | background workers that do a part of a statement |
+//! | `segment`        | the memory that they share with it |
 //! | `process`        | programs that the server runs, with all their descendants |
 //! | `random`         | initialisation vectors |
 //! | `memory`         | what Rust allocates, with a reserve for where the system has no more |
 //! | `log`            | the server log: messages before they are written |
 //! | `literal`        | string literals in SQL, and in messages about it |
 //! | `report`         | errors, warnings and notices as the server has them |
+//! | `unguarded`      | what raises no error |
 //! | `error`          | what the server, or the operating system, does not give |
 
 mod array;
@@ -45,6 +48,7 @@ pub(crate) mod random;
 pub(crate) mod relation;
 pub(crate) mod report;
 pub(crate) mod row;
+mod segment;
 pub(crate) mod server;
 pub(crate) mod setting;
 pub(crate) mod slot;
@@ -52,8 +56,10 @@ pub(crate) mod spi;
 pub(crate) mod subtransaction;
 pub(crate) mod transaction;
 pub(crate) mod trigger;
+mod unguarded;
 pub(crate) mod value;
 pub(crate) mod value_type;
+pub(crate) mod worker;
 
 pub(crate) use error::Error;
 pub(crate) use report::Report;

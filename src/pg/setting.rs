@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::memory::with_room_for_errors;
 use super::report::Report;
-use super::server;
+use super::{guc, server};
 
 pub(crate) type Stored = GucSetting<Option<CString>>;
 
@@ -68,7 +68,7 @@ pub(crate) fn define<S: Setting>() {
     }
     // The server drops, with a warning, what it would have refused from whoever set it.
     if before.is_some_and(|before| with_value::<S, _>(|value| value != Some(&before[..]))) {
-        // So that parallel workers know, and neither a rollback nor a reload makes up for it.
+        // So that workers know, and neither a rollback nor a reload makes up for it.
         // SAFETY: name and value are C strings, which the server copies.
         unsafe {
             pg_sys::set_config_option(
@@ -150,8 +150,9 @@ unsafe extern "C-unwind" fn check<S: Setting>(
         return true;
     };
     let is_told = source >= PGC_S_CLIENT || source == PGC_S_FILE && server::is_altering_system();
-    // A parallel worker takes over what its leader has.
-    if is_told && !IS_DEFINING.get() && !server::in_parallel_worker() {
+    // A worker takes over what the process has that has started it.
+    let is_taken_over = server::in_parallel_worker() || guc::is_restoring();
+    if is_told && !IS_DEFINING.get() && !is_taken_over {
         refuse(report);
         return false;
     }

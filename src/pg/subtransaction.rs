@@ -71,7 +71,6 @@ impl Failure {
             ERRCODE_INSUFFICIENT_RESOURCES, ERRCODE_OPERATOR_INTERVENTION,
             ERRCODE_TRANSACTION_ROLLBACK,
         };
-        let class = |code| code & 0xfff; // of a SQLSTATE, its first two characters
         match self {
             Self::OfServer(_) => [
                 ERRCODE_TRANSACTION_ROLLBACK,
@@ -79,9 +78,19 @@ impl Failure {
                 ERRCODE_OPERATOR_INTERVENTION,
             ]
             .iter()
-            .any(|&ending| class(ending as i32) == class(self.code())),
+            .any(|&ending| self.is_of_class(ending)),
             Self::Ours(_) => true,
         }
+    }
+
+    /// Tells whether the server lacks memory, shared memory or room on a disk.
+    pub(super) fn is_lack_of_resources(&self) -> bool {
+        self.is_of_class(PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES)
+    }
+
+    fn is_of_class(&self, code: PgSqlErrorCode) -> bool {
+        let class = |code| code & 0xfff; // of a SQLSTATE, its first two characters
+        class(code as i32) == class(self.code())
     }
 
     fn code(&self) -> i32 {

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ops::Deref;
+use std::ptr;
 use std::time::Duration;
 
 use pgrx::prelude::*;
@@ -10,7 +11,7 @@ use super::error::with_error_context;
 use super::guc::{Until, set_config, with_settings};
 use super::spi::Connection;
 use super::subtransaction::in_subtransaction;
-use super::{Error, server};
+use super::{Error, server, worker};
 
 /// A transaction of a procedure, READ COMMITTED whatever the default is, with one snapshot for all
 /// that it reads.
@@ -27,8 +28,8 @@ impl Deref for Transaction {
 }
 
 impl Transaction {
-    /// Ends the transaction that the procedure was called in.
-    pub(crate) fn end_callers() -> Result<(), Error> {
+    /// Ends the transaction that the procedure was called in, or that the last commit has begun.
+    pub(crate) fn end_current() -> Result<(), Error> {
         Self::connect().commit()
     }
 
@@ -71,8 +72,20 @@ impl Transaction {
     /// Calls `f`, which writes to rows. If it meets one that somebody has locked, or that has moved
     /// to another partition, undoes what it did and returns `None`.
     pub(crate) fn attempt<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
-        // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice.
-        match in_subtransaction(|_| true, || with_lock_timeout(Duration::from_millis(10), f)) {
+        // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice. Workers also
+        // wait for each other, where the table grows: what is given up then has to be written again.
+        let is_worker = worker::is_worker();
+        let time = Duration::from_millis(if is_worker { 100 } else { 10 });
+        let write = || {
+            let result = f();
+            if is_worker {
+                // When it commits, a worker could wait for longer: for another one, or for a lock of the session
+                // that waits for the workers.
+                fire_deferred_triggers();
+            }
+            result
+        };
+        match in_subtransaction(|_| true, || with_lock_timeout(time, write)) {
             Ok(result) => Some(result),
             Err(failure) if UNAVAILABLE.iter().any(|&code| failure.is(code)) => {
                 server::end_if_timed_out();
@@ -134,6 +147,17 @@ impl VirtualXid {
             Err(failure) => failure.raise(),
         }
     }
+}
+
+/// Does now what triggers would do at the commit.
+fn fire_deferred_triggers() {
+    let mut all_immediate = pg_sys::ConstraintsSetStmt {
+        type_: pg_sys::NodeTag::T_ConstraintsSetStmt,
+        constraints: ptr::null_mut(),
+        deferred: false,
+    };
+    // SAFETY: as of SET CONSTRAINTS ALL IMMEDIATE, which the server only reads.
+    unsafe { pg_sys::AfterTriggerSetState(&raw mut all_immediate) };
 }
 
 /// Calls `f` with another `lock_timeout`; zero is none.

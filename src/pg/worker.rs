@@ -1,0 +1,388 @@
+//! Background workers that do a part of a statement of this process's: in its database, as its role, with
+//! its libraries and settings.
+//!
+//! What they need is in a segment of shared memory, and so is a queue for each, through which its errors and
+//! notices come. Whatever ends the statement, this process lets go of the segment, and before that it ends the
+//! workers: none outlives the statement.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::segment::{Part, QUEUE_SIZE, Segment};
+use super::subtransaction::in_subtransaction;
+use super::{Error, guc};
+
+// What the bindings lack, or have only with a guard that is of no use in a handler of signals.
+unsafe extern "C-unwind" {
+    fn die(signal: c_int);
+    fn pq_redirect_to_shm_mq(segment: *mut pg_sys::dsm_segment, queue: *mut pg_sys::shm_mq_handle);
+    fn pq_parse_errornotice(message: pg_sys::StringInfo, error: *mut pg_sys::ErrorData);
+}
+
+/// Workers that were started, and what is shared with them. They end when this is dropped.
+pub(crate) struct Workers<T> {
+    segment: Segment,
+    shared: NonNull<T>,
+    /// The queues of those that have not said yet that they are done.
+    queues: Vec<*mut pg_sys::shm_mq_handle>,
+    handles: Box<Handles>,
+    /// What the server allocates for these, and for one message.
+    memory: pg_sys::MemoryContext,
+    memory_of_message: pg_sys::MemoryContext,
+}
+
+type Handles = Vec<*mut pg_sys::BackgroundWorkerHandle>;
+
+/// What a worker has to know before it has connected to the database.
+#[repr(C)]
+struct Header {
+    database: pg_sys::Oid,
+    /// Who has logged in, whatever the role is now.
+    user: pg_sys::Oid,
+    has_ended: AtomicBool,
+}
+
+/// What a worker says once it is done, in the place of an error or a notice.
+static DONE: u8 = b'X';
+
+impl<T: Sync> Workers<T> {
+    /// Starts `count` workers, or as many as the server can have, and calls the function of this library in
+    /// each, which calls [`run`]. The server shows the statement as theirs; that of the caller may hold secrets.
+    /// Settings of the session that are private are not handed over.
+    ///
+    /// To be called with no transaction of this process's that they could have to wait for.
+    ///
+    /// # Errors
+    /// If the server lacks the shared memory: what it says of that.
+    pub(crate) fn start(
+        function: &CStr,
+        count: usize,
+        shared: T,
+        statement: &CStr,
+        task: &CStr,
+        is_private: impl Fn(&CStr) -> bool,
+    ) -> Result<Self, String> {
+        let settings = guc::of_session(is_private);
+        let texts = [statement, task].map(CStr::to_bytes_with_nul);
+        let texts = [texts.concat(), settings].concat();
+        // SAFETY: no arguments, no side effects.
+        let libraries = unsafe { pg_sys::EstimateLibraryStateSpace() };
+        let sizes = [
+            size_of::<Header>(),
+            size_of::<T>(),
+            libraries,
+            texts.len(),
+            QUEUE_SIZE * count,
+        ];
+        let segment = match in_subtransaction(|_| true, || Segment::new(sizes)) {
+            Ok(segment) => segment,
+            Err(failure) if failure.is_lack_of_resources() => return Err(failure.message()),
+            Err(failure) => failure.raise(),
+        };
+        // SAFETY: each part is given the size that the segment was made for.
+        unsafe {
+            segment.find::<Header>(Part::Header).write(Header {
+                database: pg_sys::MyDatabaseId,
+                user: pg_sys::GetAuthenticatedUserId(),
+                has_ended: AtomicBool::new(false),
+            });
+            let shared_part = segment.find::<T>(Part::Shared);
+            shared_part.write(shared);
+            pg_sys::SerializeLibraryState(libraries, segment.find(Part::Libraries));
+            ptr::copy_nonoverlapping(texts.as_ptr(), segment.find(Part::Texts), texts.len());
+            let queues = segment.find::<c_void>(Part::Queues);
+
+            let memory = memory_context(pg_sys::TopMemoryContext);
+            let mut workers = Self {
+                segment,
+                shared: NonNull::new(shared_part).expect("it is in the segment"),
+                queues: Vec::with_capacity(count),
+                handles: Box::new(Vec::with_capacity(count)),
+                memory,
+                memory_of_message: memory_context(memory),
+            };
+            // The queues are attached to later, so that they go first: a worker that nobody listens to any more
+            // does not wait for that before it ends.
+            let handles = &raw mut *workers.handles;
+            pg_sys::on_dsm_detach(segment.as_ptr(), Some(end), pg_sys::Datum::from(handles));
+
+            let segment_handle = pg_sys::dsm_segment_handle(segment.as_ptr());
+            let context = pg_sys::MemoryContextSwitchTo(memory);
+            for number in 0..count {
+                let queue = pg_sys::shm_mq_create(queues.byte_add(number * QUEUE_SIZE), QUEUE_SIZE);
+                pg_sys::shm_mq_set_receiver(queue, pg_sys::MyProc);
+                let Some(handle) = register(function, segment_handle, number) else {
+                    break;
+                };
+                workers.handles.push(handle);
+                let queue = pg_sys::shm_mq_attach(queue, segment.as_ptr(), handle);
+                workers.queues.push(queue);
+            }
+            pg_sys::MemoryContextSwitchTo(context);
+            Ok(workers)
+        }
+    }
+
+    /// Returns how many were started.
+    pub(crate) fn count(&self) -> usize {
+        self.handles.len()
+    }
+
+    pub(crate) fn shared(&self) -> &T {
+        // SAFETY: in the segment, which lasts as long as `self`. It is `Sync`, as between threads.
+        unsafe { self.shared.as_ref() }
+    }
+
+    /// Passes on to the client what the workers have said since, errors included. Tells whether any of them is
+    /// still at work.
+    ///
+    /// # Errors
+    /// If one has ended before its time, and said nothing.
+    pub(crate) fn pass_on(&mut self) -> Result<bool, Error> {
+        let mut at = 0;
+        while let Some(&queue) = self.queues.get(at) {
+            let (mut len, mut data) = (0, ptr::null_mut());
+            // SAFETY: the queue is attached to. A message lasts until the next one is received.
+            let message = unsafe {
+                match pg_sys::shm_mq_receive(queue, &raw mut len, &raw mut data, true) {
+                    pg_sys::shm_mq_result::SHM_MQ_SUCCESS => {
+                        slice::from_raw_parts(data.cast::<u8>(), len)
+                    }
+                    pg_sys::shm_mq_result::SHM_MQ_WOULD_BLOCK => {
+                        at += 1;
+                        continue;
+                    }
+                    _ => return Err(Error::LostWorker),
+                }
+            };
+            match message.split_first() {
+                Some((&kind, _)) if kind == DONE => {
+                    self.queues.swap_remove(at);
+                }
+                Some((b'E' | b'N', text)) => self.report(text),
+                // There is nothing else that such a worker would tell a client.
+                _ => {}
+            }
+        }
+        Ok(!self.queues.is_empty())
+    }
+
+    /// Raises the error, or tells the client what else is in the message.
+    fn report(&self, message: &[u8]) {
+        // SAFETY: the message is one for a client, in the encoding of the database. What is made of it is in
+        // memory that is there until the next one; the server copies that.
+        unsafe {
+            pg_sys::MemoryContextReset(self.memory_of_message);
+            let context = pg_sys::MemoryContextSwitchTo(self.memory_of_message);
+            let mut text = pg_sys::StringInfoData::default();
+            pg_sys::initStringInfo(&raw mut text);
+            pg_sys::appendBinaryStringInfo(
+                &raw mut text,
+                message.as_ptr().cast(),
+                message.len() as i32,
+            );
+            let mut error = pg_sys::ErrorData::default();
+            pg_guard_ffi_boundary(|| pq_parse_errornotice(&raw mut text, &raw mut error));
+            pg_sys::MemoryContextSwitchTo(context);
+            // What ends the worker ends the statement, and not the session.
+            error.elevel = error.elevel.min(PgLogLevel::ERROR as i32);
+            pg_sys::ThrowErrorData(&raw mut error);
+        }
+    }
+}
+
+impl<T> Drop for Workers<T> {
+    fn drop(&mut self) {
+        // SAFETY: nothing refers to the segment any more. To let go of it calls `end`, with the handles that
+        // are still there; also while an error is being raised, as the server itself does it then.
+        unsafe {
+            pg_sys::dsm_detach(self.segment.as_ptr());
+            pg_sys::MemoryContextDelete(self.memory);
+        }
+    }
+}
+
+/// Ends the workers, and waits until they have ended. Called before this process lets go of the segment, if
+/// need be because it ends itself.
+#[pg_guard]
+unsafe extern "C-unwind" fn end(segment: *mut pg_sys::dsm_segment, handles: pg_sys::Datum) {
+    // SAFETY: the segment is still mapped, and the handles live until then. Nobody may cancel this wait: that
+    // would be an error while another one is handled.
+    unsafe {
+        if let Some(segment) = Segment::of(segment) {
+            let header = &*segment.find::<Header>(Part::Header);
+            header.has_ended.store(true, Ordering::Relaxed);
+        }
+        let handles = &*handles.cast_mut_ptr::<Handles>();
+        for &handle in handles {
+            pg_sys::TerminateBackgroundWorker(handle);
+        }
+        pg_sys::InterruptHoldoffCount += 1;
+        for &handle in handles {
+            pg_sys::WaitForBackgroundWorkerShutdown(handle);
+        }
+        pg_sys::InterruptHoldoffCount -= 1;
+    }
+}
+
+/// Registers the worker with that number, or returns `None` if the server cannot have more.
+fn register(
+    function: &CStr,
+    segment: pg_sys::dsm_handle,
+    number: usize,
+) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
+    let mut worker = pg_sys::BackgroundWorker {
+        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION)
+            as i32,
+        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
+        bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
+        bgw_main_arg: pg_sys::Datum::from(number << 32 | segment as usize),
+        bgw_notify_pid: super::server::process_id(),
+        ..Default::default()
+    };
+    let name = format!("pg_fernet worker of process {}", worker.bgw_notify_pid);
+    write_name(&mut worker.bgw_name, name.as_bytes());
+    write_name(&mut worker.bgw_type, b"pg_fernet worker");
+    write_name(&mut worker.bgw_library_name, b"pg_fernet");
+    write_name(&mut worker.bgw_function_name, function.to_bytes());
+    let mut handle = ptr::null_mut();
+    // SAFETY: the server copies the worker.
+    let is_registered =
+        unsafe { pg_sys::RegisterDynamicBackgroundWorker(&raw mut worker, &raw mut handle) };
+    is_registered.then_some(handle)
+}
+
+/// Writes a name into a longer field of zeroes.
+fn write_name(field: &mut [c_char], name: &[u8]) {
+    for (to, &from) in field.iter_mut().zip(name) {
+        *to = from as c_char;
+    }
+}
+
+/// What a worker is given.
+pub(crate) struct Given<'a, T> {
+    pub(crate) shared: &'a T,
+    pub(crate) task: &'a CStr,
+    has_ended: &'a AtomicBool,
+}
+
+impl<T> Given<'_, T> {
+    /// Tells whether the process that has started the worker does not need it any more. If the postmaster is gone,
+    /// that process may be, too, and had no time to say so.
+    pub(crate) fn is_over(&self) -> bool {
+        // SAFETY: no arguments, no side effects.
+        self.has_ended.load(Ordering::Relaxed) || unsafe { !pg_sys::PostmasterIsAliveInternal() }
+    }
+}
+
+/// Does the work of a worker, in a transaction as a procedure is called in. `T` must be what its starter
+/// shares.
+///
+/// # Safety
+/// To be called by the function of a worker, with the argument that it has.
+pub(crate) unsafe fn run<T: Sync, E>(
+    argument: pg_sys::Datum,
+    work: impl FnOnce(Given<'_, T>) -> Result<(), E>,
+) where
+    E: Into<ErrorReport>,
+{
+    IS_WORKER.set(true);
+    // SAFETY: nothing else is done in this process. The segment stays mapped until it ends.
+    unsafe {
+        on_sigterm(die);
+        pg_sys::BackgroundWorkerUnblockSignals();
+        let segment = pg_sys::dsm_attach(argument.value() as u32);
+        if segment.is_null() {
+            return; // nobody waits for this worker
+        }
+        let Some(segment) = Segment::of(segment) else {
+            return ErrorReport::from(Error::OtherLibrary).report(PgLogLevel::ERROR);
+        };
+        let header = &*segment.find::<Header>(Part::Header);
+        let queues = segment.find::<c_void>(Part::Queues);
+        let queue = queues.byte_add((argument.value() >> 32) * QUEUE_SIZE);
+        pg_sys::shm_mq_set_sender(queue.cast(), pg_sys::MyProc);
+        let queue = pg_sys::shm_mq_attach(queue.cast(), segment.as_ptr(), ptr::null_mut());
+        // From here on, the starter hears of errors.
+        pg_guard_ffi_boundary(|| pq_redirect_to_shm_mq(segment.as_ptr(), queue));
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(
+            header.database,
+            header.user,
+            MAY_CONNECT,
+        );
+        pg_sys::SetClientEncoding(pg_sys::GetDatabaseEncoding());
+
+        let mut texts = segment.find::<c_char>(Part::Texts).cast_const();
+        let mut next_text = || {
+            let text = CStr::from_ptr(texts);
+            texts = texts.add(text.count_bytes() + 1);
+            text
+        };
+        let (statement, task) = (next_text(), next_text());
+        pg_sys::debug_query_string = statement.as_ptr();
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, statement.as_ptr());
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        // Before the settings, since they may be those of a library.
+        pg_sys::RestoreLibraryState(segment.find(Part::Libraries));
+        guc::restore(next_text);
+        pg_sys::CommitTransactionCommand();
+
+        pg_sys::StartTransactionCommand();
+        let given = Given {
+            shared: &*segment.find::<T>(Part::Shared),
+            task,
+            has_ended: &header.has_ended,
+        };
+        if let Err(error) = work(given) {
+            error.into().report(PgLogLevel::ERROR);
+        }
+        pg_sys::CommitTransactionCommand();
+        pg_sys::shm_mq_send(queue, 1, (&raw const DONE).cast(), false, true);
+    }
+}
+
+thread_local! {
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Tells whether this process is such a worker.
+pub(crate) fn is_worker() -> bool {
+    IS_WORKER.get()
+}
+
+/// Who has logged in may have been refused that since. Servers before 17 do not know the second.
+const MAY_CONNECT: u32 = pg_sys::BGWORKER_BYPASS_ALLOWCONN | 2;
+
+/// Lets the process end at the next point where it may.
+unsafe fn on_sigterm(handler: unsafe extern "C-unwind" fn(c_int)) {
+    // SAFETY: the handler is the server's own.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::pqsignal(libc::SIGTERM, Some(handler));
+        #[cfg(feature = "pg18")]
+        pg_sys::pqsignal_be(libc::SIGTERM, Some(handler));
+    }
+}
+
+/// # Safety
+/// The parent must be a memory context.
+unsafe fn memory_context(parent: pg_sys::MemoryContext) -> pg_sys::MemoryContext {
+    // SAFETY: the caller says that the parent is one; the name is constant.
+    unsafe {
+        pg_sys::AllocSetContextCreateInternal(
+            parent,
+            c"pg_fernet workers".as_ptr(),
+            pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+        )
+    }
+}
