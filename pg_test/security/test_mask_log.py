@@ -340,6 +340,17 @@ def test_literals(logged, session, setting, is_shown):
         assert b"don't" in log[kind]
 
 
+def test_literals_that_were_prepared(logged, session):
+    """What EXECUTE runs is a detail of the message."""
+    text = "secret-of-somebody"
+    session.execute("SET fernet.mask_log = literals; SET auto_explain.log_min_duration = -1")
+    statement = "PREPARE p AS SELECT 1 WHERE 'x' LIKE'{text}' OR 'x' = TEXT'{text}'; EXECUTE p; DEALLOCATE p"
+    log = logged.logged(lambda: logged.run(session, {statement: None}, text=text))
+    for kind in FORMATS:
+        assert b"prepare: PREPARE p AS SELECT 1 WHERE '***' LIKE'***' OR" in log[kind]
+        assert not shows(log[kind], text)
+
+
 @pytest.mark.parametrize("name", ["o'n", "'", "o'n: x'", '"', "E'\\", "$$", "--"])
 def test_literals_behind_a_name(logged, session, name):
     """That of a prepared statement is logged as it is."""
