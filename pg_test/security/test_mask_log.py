@@ -516,7 +516,8 @@ def test_it_keeps_no_memory(session, secret, setting):
 def test_out_of_memory(logged, secret, setting, expression, error):
     """Where there is no memory for the masked text, or for the line, there is an error or another text, and the session
     goes on."""
-    statement = f"SELECT {expression.format(secret)} /* {'x' * MEGABYTE} */"
+    # More than the library has in reserve.
+    statement = f"SELECT {expression.format(secret)} /* {'x' * 2 * MEGABYTE} */"
     refused = []
 
     def attempt():
