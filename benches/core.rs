@@ -1,5 +1,5 @@
 //! The core beside the `fernet` crate, and beside its floor: the primitives that a rotation cannot
-//! do without, on the same bytes, each alone.
+//! do without, on the same bytes, in turn and each alone.
 
 use std::hint::black_box;
 
@@ -10,7 +10,9 @@ use base64::engine::general_purpose::PAD;
 use cbc::cipher::{BlockModeDecrypt as _, BlockModeEncrypt as _, InnerIvInit as _, KeyInit as _};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fernet::{Fernet, MultiFernet};
-use hmac::{Hmac, Mac as _};
+use hmac::block_api::HmacCore;
+use hmac::digest::block_api::{Buffer, FixedOutputCore as _, UpdateCore as _};
+use hmac::digest::{CtOutput, Output};
 use pg_fernet::fernet::{BLOCK, Keyring, Token, sealed_len};
 use sha2::Sha256;
 
@@ -51,37 +53,76 @@ fn rotate(criterion: &mut Criterion) {
     }
 }
 
-/// What each step of a rotation takes alone. `scripts/bench` adds them up.
+/// What a rotation takes that has nothing but its steps, each on what the one before has left, and what
+/// each of them takes alone.
 fn floor(criterion: &mut Criterion, size: usize, token: &[u8]) {
     let engine = Simd::url_safe(PAD);
-    let mac = Hmac::<Sha256>::new_from_slice(&[1; 16]).expect("a key");
+    let mac = HmacCore::<Sha256>::new_from_slice(&[1; 16]).expect("a key");
+    let hmac = |signed: &[u8]| {
+        let (mut mac, mut hmac) = (mac.clone(), Output::<HmacCore<Sha256>>::default());
+        let mut buffer = Buffer::<HmacCore<Sha256>>::default();
+        buffer.digest_blocks(signed, |blocks| mac.update_blocks(blocks));
+        mac.finalize_fixed_core(&mut buffer, &mut hmac);
+        CtOutput::<HmacCore<Sha256>>::new(hmac)
+    };
     let encryptor = Aes128Enc::new(&[2; 16].into());
     let decryptor = Aes128Dec::new(&[2; 16].into());
     let iv = Block::from(IV);
+    let decrypt = |bytes: &mut [u8]| {
+        let (blocks, _) = Block::slice_as_chunks_mut(bytes);
+        cbc::Decryptor::inner_iv_init(&decryptor, &iv).decrypt_blocks(blocks);
+    };
+    let encrypt = |bytes: &mut [u8]| {
+        let (blocks, _) = Block::slice_as_chunks_mut(bytes);
+        cbc::Encryptor::inner_iv_init(&encryptor, &iv).encrypt_blocks(blocks);
+    };
     let binary = engine.decode(token).expect("base64");
-    let mut decoded = vec![0; token.len()];
+    let mut decoded = binary.clone();
     let mut encoded = vec![0; token.len()];
-    let mut blocks = vec![Block::default(); (binary.len() - 57) / BLOCK];
+    let signed = ..binary.len() - 32;
+    let ciphertext = 25..binary.len() - 32;
 
     let mut group = criterion.benchmark_group(format!("floor/{size}"));
+    group.bench_function("in turn", |bencher| {
+        bencher.iter(|| {
+            engine
+                .decode_slice(black_box(token), &mut decoded)
+                .expect("base64");
+            let is_own = hmac(&decoded[signed])
+                == CtOutput::new(decoded[signed.end..].try_into().expect("32 bytes"));
+            decrypt(&mut decoded[ciphertext.clone()]);
+            encrypt(&mut decoded[ciphertext.clone()]);
+            let hmac = hmac(&decoded[signed]);
+            decoded[signed.end..].copy_from_slice(hmac.as_bytes());
+            engine.encode_slice(&decoded, &mut encoded).expect("room");
+            is_own
+        });
+    });
     group.bench_function("base64 decode", |bencher| {
         bencher.iter(|| engine.decode_slice(black_box(token), &mut decoded));
     });
     group.bench_function("hmac", |bencher| {
-        bencher.iter(|| mac.clone().chain_update(black_box(&binary)).finalize());
+        bencher.iter(|| hmac(black_box(&binary[signed])));
     });
     group.bench_function("cbc decrypt", |bencher| {
-        bencher.iter(|| {
-            cbc::Decryptor::inner_iv_init(&decryptor, &iv).decrypt_blocks(black_box(&mut blocks));
-        });
+        bencher.iter(|| decrypt(black_box(&mut decoded[ciphertext.clone()])));
     });
     group.bench_function("cbc encrypt", |bencher| {
-        bencher.iter(|| {
-            cbc::Encryptor::inner_iv_init(&encryptor, &iv).encrypt_blocks(black_box(&mut blocks));
-        });
+        bencher.iter(|| encrypt(black_box(&mut decoded[ciphertext.clone()])));
     });
     group.bench_function("base64 encode", |bencher| {
         bencher.iter(|| engine.encode_slice(black_box(&binary), &mut encoded));
+    });
+    group.finish();
+}
+
+/// What the system's generator takes for as many initialisation vectors as are fetched at a time.
+fn vectors(criterion: &mut Criterion) {
+    const VECTORS: usize = 256;
+    let mut bytes = [0; VECTORS * BLOCK];
+    let mut group = criterion.benchmark_group(format!("vectors/{VECTORS}"));
+    group.bench_function("getrandom", |bencher| {
+        bencher.iter(|| getrandom::fill(black_box(&mut bytes)));
     });
     group.finish();
 }
@@ -118,5 +159,5 @@ fn seal_and_open(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, rotate, seal_and_open);
+criterion_group!(benches, rotate, seal_and_open, vectors);
 criterion_main!(benches);

@@ -1,8 +1,10 @@
 use aes::{Aes128Dec, Aes128Enc, Block};
 use cbc::cipher::block_padding::{Padding as _, Pkcs7};
 use cbc::cipher::{BlockModeDecrypt as _, BlockModeEncrypt as _, InnerIvInit as _, KeyInit as _};
-use hmac::{Hmac, Mac as _};
-use sha2::{Digest as _, Sha256};
+use hmac::block_api::HmacCore;
+use hmac::digest::block_api::{Buffer, FixedOutputCore as _, UpdateCore as _};
+use hmac::digest::{CtOutput, Digest as _, Output};
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::codec;
@@ -11,10 +13,13 @@ use super::token::{BLOCK, HMAC, IV, Token};
 /// Size of a key in bytes: one half signs, the other encrypts.
 const KEY: usize = 32;
 
+/// HMAC without a buffer of its own.
+type Mac = HmacCore<Sha256>;
+
 /// A Fernet key, ready to use: the HMAC state and both key schedules are computed, and wiped when
 /// the key is dropped. The bytes of the key itself are not kept.
 pub struct Key {
-    mac: Hmac<Sha256>,
+    mac: Mac,
     encryptor: Aes128Enc,
     decryptor: Aes128Dec,
     fingerprint: [u8; 8],
@@ -32,7 +37,7 @@ impl Key {
         let (signing, encryption) = bytes.split_at(KEY / 2);
         let encryptor = Aes128Enc::new_from_slice(encryption).ok()?;
         Some(Self {
-            mac: Hmac::new_from_slice(signing).ok()?,
+            mac: Mac::new_from_slice(signing).ok()?,
             decryptor: Aes128Dec::from(&encryptor),
             encryptor,
             fingerprint: *Sha256::digest(&bytes[..]).first_chunk()?,
@@ -47,23 +52,23 @@ impl Key {
 
     /// Tells, in constant time, whether the token's HMAC was made with this key.
     pub(super) fn authenticates(&self, token: &Token<'_>) -> bool {
-        let mac = self.mac.clone().chain_update(token.signed());
-        mac.verify_slice(token.hmac()).is_ok()
+        self.sign(token.signed()) == CtOutput::new((*token.hmac()).into())
     }
 
-    /// Returns the HMAC of a token's other bytes.
-    pub(super) fn sign(&self, signed: &[u8]) -> [u8; HMAC] {
-        self.mac
-            .clone()
-            .chain_update(signed)
-            .finalize()
-            .into_bytes()
-            .into()
+    /// Returns the HMAC of a token's other bytes, which is compared in constant time. `Hmac` would do the
+    /// same with a clone of a buffer that is still empty.
+    pub(super) fn sign(&self, signed: &[u8]) -> CtOutput<Mac> {
+        let mut mac = self.mac.clone();
+        let mut buffer = Buffer::<Mac>::default();
+        let mut hmac = Output::<Mac>::default();
+        buffer.digest_blocks(signed, |blocks| mac.update_blocks(blocks));
+        mac.finalize_fixed_core(&mut buffer, &mut hmac);
+        CtOutput::new(hmac)
     }
 
     /// Returns the HMAC of nothing: the same for two keys exactly if their signing halves are.
     pub(super) fn signing_id(&self) -> [u8; HMAC] {
-        self.sign(&[])
+        self.sign(&[]).into_bytes().into()
     }
 
     /// Returns the plaintext's length, or `None` if the padding is wrong under this key. Looks at

@@ -174,7 +174,7 @@ impl Keyring {
         buf[IV_AT..CIPHERTEXT_AT].copy_from_slice(iv);
         first.encrypt(iv, &mut buf[CIPHERTEXT_AT..signed]);
         let hmac = first.sign(&buf[..signed]);
-        buf[signed..len].copy_from_slice(&hmac);
+        buf[signed..len].copy_from_slice(hmac.as_bytes());
         codec::encode_in_place(buf, len)
     }
 }

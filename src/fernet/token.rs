@@ -122,7 +122,8 @@ impl<'a> Token<'a> {
         &self.buf[..self.len - HMAC]
     }
 
-    pub(super) fn hmac(&self) -> &[u8] {
-        &self.buf[self.len - HMAC..self.len]
+    pub(super) fn hmac(&self) -> &[u8; HMAC] {
+        let hmac = self.buf[..self.len].last_chunk();
+        hmac.expect("a token ends in its HMAC")
     }
 }

@@ -6,6 +6,7 @@ use pgrx::prelude::*;
 
 use super::Error;
 use super::memory::with_room_for_errors;
+use super::unguarded;
 use super::value::{Buffer, MAX_VALUE, Value};
 
 /// Calls `f` with the UTF-8 form of a text argument.
@@ -65,14 +66,13 @@ pub(crate) fn printable(text: &[u8]) -> String {
 }
 
 fn database_encoding() -> c_int {
-    // SAFETY: no arguments, no side effects.
-    unsafe { pg_sys::GetDatabaseEncoding() }
+    unguarded::GetDatabaseEncoding()
 }
 
 /// Tells whether the bytes are text in UTF-8 as the server takes it: without a zero byte.
 fn is_valid_utf8(bytes: &[u8]) -> bool {
     // SAFETY: pointer and length are those of a slice of less than 1 GB.
-    unsafe { pg_sys::pg_verify_mbstr(UTF8, bytes.as_ptr().cast(), bytes.len() as c_int, true) }
+    unsafe { unguarded::pg_verify_mbstr(UTF8, bytes.as_ptr().cast(), bytes.len() as c_int, true) }
 }
 
 /// Converts text and returns it with its length, or `None` where a character has no equivalent.

@@ -28,6 +28,7 @@
 //! | `log`            | the server log: messages before they are written |
 //! | `literal`        | string literals in SQL, and in messages about it |
 //! | `report`         | errors, warnings and notices as the server has them |
+//! | `unguarded`      | what raises no error |
 //! | `error`          | what the server, or the operating system, does not give |
 
 mod array;
@@ -55,6 +56,7 @@ pub(crate) mod spi;
 pub(crate) mod subtransaction;
 pub(crate) mod transaction;
 pub(crate) mod trigger;
+mod unguarded;
 pub(crate) mod value;
 pub(crate) mod value_type;
 pub(crate) mod worker;

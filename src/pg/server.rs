@@ -10,6 +10,8 @@ use pgrx::callconv::{BoxRet, FcInfo};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use super::unguarded;
+
 /// Returns the id of this server process.
 pub(crate) fn process_id() -> i32 {
     // SAFETY: set once after the fork, and read by a single thread.
@@ -19,8 +21,7 @@ pub(crate) fn process_id() -> i32 {
 /// Returns a number that another statement of the client does not share: the time it started. Each
 /// FETCH of the client's, and each Execute message for a part of a portal's rows, is a statement.
 pub(crate) fn statement() -> pg_sys::TimestampTz {
-    // SAFETY: no arguments, no side effects.
-    unsafe { pg_sys::GetCurrentStatementStartTimestamp() }
+    unguarded::GetCurrentStatementStartTimestamp()
 }
 
 /// Waits until `fd` is readable, and tells whether it is; no longer than `time`. Ends the statement

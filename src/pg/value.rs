@@ -12,7 +12,7 @@ use pgrx::prelude::*;
 use zeroize::zeroize_bytes;
 
 use super::memory::with_room_for_errors;
-use super::{Error, random};
+use super::{Error, random, unguarded};
 use crate::fernet::{Keyring, sealed_len};
 
 /// The most bytes in a value: with its header it must fit into what `palloc` gives.
@@ -60,8 +60,11 @@ impl FromDatum for Value<'_> {
         // SAFETY: the caller's datum is a varlena that lives as long as the call; a detoasted copy
         // is in the memory context of the call, and lives as long, too.
         unsafe {
-            let stored = datum.cast_mut_ptr();
-            let varlena = with_room_for_errors(|| pg_sys::pg_detoast_datum_packed(stored));
+            let mut varlena = datum.cast_mut_ptr();
+            // Most values are neither compressed nor elsewhere: the server would return them as they are.
+            if pgrx::varatt_is_4b_c(varlena) || pgrx::varatt_is_1b_e(varlena) {
+                varlena = with_room_for_errors(|| pg_sys::pg_detoast_datum_packed(varlena));
+            }
             let bytes = pgrx::varlena_to_byte_slice(varlena);
             Some(Self { datum, bytes })
         }
@@ -105,7 +108,7 @@ impl Buffer {
         use pg_sys::{MCXT_ALLOC_HUGE, MCXT_ALLOC_NO_OOM, MCXT_ALLOC_ZERO};
         let flags = (MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO | MCXT_ALLOC_NO_OOM) as c_int;
         // SAFETY: the server returns memory, or null where there is none.
-        let memory = unsafe { pg_sys::palloc_extended(capacity + pg_sys::VARHDRSZ, flags) };
+        let memory = unsafe { unguarded::palloc_extended(capacity + pg_sys::VARHDRSZ, flags) };
         let varlena = NonNull::new(memory.cast()).ok_or(Error::OutOfMemory)?;
         Ok(Self { varlena, capacity })
     }
@@ -250,6 +253,6 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         zeroize_bytes(self);
         // SAFETY: the memory came from the server, and nothing refers to it any more.
-        unsafe { pg_sys::pfree(self.varlena.as_ptr().cast()) };
+        unsafe { unguarded::pfree(self.varlena.as_ptr().cast()) };
     }
 }
