@@ -2087,7 +2087,7 @@ DECLARE
                     END IF;
                     NEW := @.jsonb_populate_record(NEW, @.jsonb_build_object(TG_ARGV[number]::@.name, look.changed));
                 ELSIF look.due @=@ 1 THEN
-                    PERFORM {self}._fernet_refuse(look.refusal);
+                    PERFORM {self}._fernet_refuse(look.refusal, at => {self}._fernet_place(TG_RELID, TG_ARGV[number]::@.name));
                 ELSIF look.refusal IS NOT NULL THEN
                     -- What no key opens, or is beside a token, may stay where it is, so that the row's other columns can change.
                     IF TG_OP @=@ 'UPDATE' THEN
