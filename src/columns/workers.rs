@@ -270,6 +270,7 @@ fn convert(given: Given<'_, Shared>) -> Result<(), Error> {
         batch_size: task.batch_size,
         keyring: &keyring,
         constraint: None,
+        checked: None,
         done: 0,
     };
     let shared = given.shared;
