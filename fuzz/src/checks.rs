@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::rules::{self, Key};
 use crate::codec;
 use crate::fernet::{Error, Haystack, IV, Keyring, Token, count_tokens, sealed_len};
-use crate::mask::{mask_keys, mask_literals};
+use crate::mask::{is_named, mask_keys, mask_literals};
 use crate::pg::literal::Syntax;
 
 /// Keys for the fuzzer to choose from: that of the vectors, one of its own, and two that share the
@@ -38,6 +38,12 @@ pub fn decode(data: &[u8]) {
         assert_eq!(Some(&buf[..len]), expected.as_deref());
         assert_eq!(rules::encode(&buf[..len]).as_bytes(), data, "canonical");
     }
+    let mut chars = data.to_vec();
+    chars.retain(|&byte| byte == b'\\' || codec::is_char(byte));
+    let mut buf = vec![0; Token::decoded_len_max(chars.len())];
+    let unpadded = codec::decode_unpadded(&chars, &mut buf).map(|len| &buf[..len]);
+    chars.extend(b"==");
+    assert_eq!(unpadded, rules::decode(&chars).as_deref());
     if let Some(decoded) = &expected {
         let mut buf = vec![0; decoded.len()];
         let (len, end) = codec::decode_lenient(data, &mut buf).unwrap();
@@ -253,7 +259,7 @@ pub fn mask(data: &[u8]) {
         statement: if is_statement { 0 } else { text.len() },
         has_escapes,
     };
-    let keys_masked = mask_keys(&text, is_named_beside).unwrap();
+    let keys_masked = mask_keys(&text, syntax, is_named_beside).unwrap();
     let all_masked = mask_literals(&text, syntax, is_named_beside).unwrap();
     for masked in [&keys_masked, &all_masked] {
         // Not the text itself once more, unless it is masked already.
@@ -264,6 +270,11 @@ pub fn mask(data: &[u8]) {
         }
         assert_lacks(&masked, &text, rules::keys_in(&text));
     }
+    if is_statement {
+        let secrets = rules::short_in_literals(statement, has_escapes);
+        assert_lacks(keys_masked.as_ref().unwrap_or(&text), &text, secrets);
+    }
+    assert!(is_named(&text) || rules::named(&text).is_none());
     let literals = rules::literals(statement, has_escapes);
     let is_whole = |literal: &[u8]| literal.as_ptr_range().end < statement.as_ptr_range().end;
     if is_statement || literals.iter().all(|literal| is_whole(literal)) {

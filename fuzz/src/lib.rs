@@ -5,7 +5,7 @@
 mod codec;
 #[path = "../../src/fernet/mod.rs"]
 pub mod fernet;
-#[path = "../../src/keys/mask.rs"]
+#[path = "../../src/keys/mask/mod.rs"]
 mod mask;
 #[path = "../../src/pg"]
 mod pg {

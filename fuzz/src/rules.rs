@@ -6,6 +6,7 @@ use aes::cipher::{Array, BlockCipherDecrypt as _, BlockCipherEncrypt as _, KeyIn
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use hmac::{Hmac, Mac as _};
+use memchr::memmem;
 use sha2::Sha256;
 
 use std::ops::Range;
@@ -369,10 +370,11 @@ fn xor(left: &[u8], right: &[u8]) -> Vec<u8> {
 /// Finds keys in a text, and behind `fernet.keys` pieces of keys.
 pub fn keys_in(text: &[u8]) -> Vec<&[u8]> {
     let mut found = Vec::new();
-    let mut is_named = false;
+    let named = named(text).unwrap_or(text.len());
     let mut at = 0_usize;
     for mut run in text.split(|&byte| digit(byte).is_none()) {
-        let before = text[at.saturating_sub(8)..at].to_ascii_lowercase();
+        let (before, behind) = (&text[..at], &text[at + run.len()..]);
+        let is_named = at >= named;
         at += run.len() + 1;
         // An escape in front of a key is not part of it: a letter, and its digits.
         let escape = run.len().saturating_sub(43);
@@ -383,20 +385,52 @@ pub fn keys_in(text: &[u8]) -> Vec<&[u8]> {
         {
             run = &run[escape..];
         }
-        is_named |= run.eq_ignore_ascii_case(b"keys")
-            && before.ends_with(b"fernet.")
-            && !before.ends_with(b"/fernet.");
-        let is_key = run.len() == 43
-            && run.iter().any(u8::is_ascii_lowercase)
-            && run.iter().any(u8::is_ascii_uppercase);
-        let all = |is: fn(&u8) -> bool| run.iter().all(|byte| is(byte) || b"_-".contains(byte));
-        let is_word = all(u8::is_ascii_lowercase) || all(u8::is_ascii_uppercase);
+        // With one `=` behind it, it is base64, or else there is a key at its end.
+        let is_odd = run.len() > 43 && run.len() % 4 != 3;
+        let is_padded = behind.starts_with(b"=") && !behind.starts_with(b"==");
+        let has_token = memmem::find(run, b"gAAAA").is_some();
+        let is_glued = is_odd && is_padded && !has_token;
+        let has_both_cases =
+            run.iter().any(u8::is_ascii_lowercase) && run.iter().any(u8::is_ascii_uppercase);
         let is_token = run.len() > 97 && run.starts_with(b"gAAAA");
-        if is_key || is_named && run.len() > 11 && !is_word && !is_token {
+        if run.len() == 43 && has_both_cases || is_named && is_long(run) && !is_token {
             found.push(run);
+        } else if is_glued && has_both_cases {
+            found.push(&run[run.len() - 43..]);
         }
     }
     found
+}
+
+/// Finds, in the literals of a statement that begin behind `fernet.keys`, what is too short to be a piece of
+/// a key, or words.
+pub fn short_in_literals(statement: &[u8], has_escapes: bool) -> Vec<&[u8]> {
+    let named = named(statement).unwrap_or(statement.len());
+    let behind = statement[named..].as_ptr();
+    literals(statement, has_escapes)
+        .into_iter()
+        .filter(|literal| literal.as_ptr() >= behind)
+        .flat_map(|literal| literal.split(|&byte| byte != b'\\' && digit(byte).is_none()))
+        .filter(|run| !run.contains(&b'\\') && !is_long(run))
+        .collect()
+}
+
+/// Returns where `fernet.keys` ends, if it is in a text. With a slash before or behind it, it is a path.
+pub fn named(text: &[u8]) -> Option<usize> {
+    let text = text.to_ascii_lowercase();
+    let name = b"fernet.keys";
+    memmem::find_iter(&text, name)
+        .find(|&at| {
+            let behind = text.get(at + name.len());
+            !text[..at].ends_with(b"/")
+                && behind.is_none_or(|&byte| byte != b'\\' && digit(byte).is_none())
+        })
+        .map(|at| at + name.len())
+}
+
+fn is_long(run: &[u8]) -> bool {
+    let all = |is: fn(&u8) -> bool| run.iter().all(|byte| is(byte) || b"_-".contains(byte));
+    run.len() > 11 && !all(u8::is_ascii_lowercase) && !all(u8::is_ascii_uppercase)
 }
 
 /// Tells whether a key is in a text, with nothing around it that could belong to it.

@@ -8,7 +8,7 @@ use std::path::Path;
 pub mod checks;
 #[path = "../../src/fernet/codec.rs"]
 mod codec;
-#[path = "../../src/keys/mask.rs"]
+#[path = "../../src/keys/mask/mod.rs"]
 mod mask;
 #[path = "../../fuzz/src/rules.rs"]
 pub mod rules;

@@ -129,7 +129,7 @@ def test_encodings(encoding, plaintext):
                 token = value(db, f"SELECT value::bytea FROM {table}")
                 assert Fernet(NEW).decrypt(token.strip()).decode() == plaintext
             if encoding == "SQL_ASCII":
-                with pytest.raises(errors.CharacterNotInRepertoire):
+                with pytest.raises(errors.CharacterNotInRepertoire, match='UTF-8: column "value" of public.secrets'):
                     db.execute(r"INSERT INTO secrets VALUES (2, E'gr\xf6\xdfe')")
     finally:
         drop_database("fernet_trigger")

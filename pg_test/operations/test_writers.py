@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 from cryptography.fernet import Fernet
+from psycopg import errors
 
 from edition import FEWER, SQL
-from postgres import notices, value
-from tables import (NEW, OLD, census, contents, fill, full_scans, in_background, in_line, rotate,
+from postgres import major_version, notices, value
+from tables import (DECRYPT, ENCRYPT, NEW, OLD, census, contents, fill, full_scans, in_background, in_line, rotate,
                     rotation_held_at, under, wait_until, waits_for_lock)
 
 # Two million rows, for instance, take some minutes.
@@ -409,6 +410,72 @@ def test_a_partition_that_goes_takes_its_bad_values_along(db, sessions):
         counts = call.result()
     # What was rotated in it is not under the first key: it is gone.
     assert counts["not_a_token"] == 0 and counts["rotated"] == 10 and not told
+
+
+# What may not take tokens, and what it takes to have it.
+CHANGES = {
+    "unique index": "CREATE UNIQUE INDEX ON secrets (value)",
+    "expression": "CREATE INDEX ON secrets (lower(value))",
+    "check": "ALTER TABLE secrets ADD CHECK (length(value) < 1000)",
+    "generated column": "ALTER TABLE secrets ADD length integer GENERATED ALWAYS AS (length(value)) STORED",
+    "policy": "CREATE POLICY shown ON secrets USING (value <> '')",
+    "domain": "ALTER DOMAIN of_secrets ADD CHECK (length(VALUE) < 1000)",
+}
+
+
+@pytest.fixture
+def table_of_plaintexts(db):
+    ENCRYPT.fill(db, 3000)
+    db.execute("CREATE DOMAIN of_secrets AS text; ALTER TABLE secrets ALTER value TYPE of_secrets")
+    yield
+    db.execute("DROP DOMAIN of_secrets CASCADE")
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_was_being_added_when_the_call_began(db, sessions, table_of_plaintexts, change):
+    """The snapshot of the statement is older than the wait for the lock."""
+    other, caller = sessions(), sessions()
+    other.execute("BEGIN")
+    other.execute("LOCK TABLE secrets")
+    other.execute(change)
+    with in_background(ENCRYPT.call, caller) as call:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        other.execute("COMMIT")
+        with pytest.raises(errors.DependentObjectsStillExist):
+            call.result()
+    assert census(db) == {"not a token": 3000}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_added_between_two_batches(db, sessions, table_of_plaintexts, change):
+    with rotation_held_at(db, sessions(), 1000, ENCRYPT, batch_size=100) as (call, go_on):
+        with in_line(db, sessions(), change):
+            go_on()
+        with pytest.raises(errors.DependentObjectsStillExist) as refused:
+            call.result()
+    assert 'column "value" of public.secrets is in ' in refused.value.diag.message_primary
+    # As after any error, the batches before it stay.
+    assert census(db) == {"current": 1000, "not a token": 2000}
+
+
+def test_a_child_with_a_constraint_that_is_added_meanwhile(db, sessions):
+    ENCRYPT.fill(db, 1000)
+    db.execute("CREATE TABLE more (id integer PRIMARY KEY, value text UNIQUE)")
+    db.execute("INSERT INTO more VALUES (1001, 'secret')")
+    with rotation_held_at(db, sessions(), 500, ENCRYPT, batch_size=100) as (call, go_on):
+        db.execute("ALTER TABLE more INHERIT secrets")
+        go_on()
+        with pytest.raises(errors.DependentObjectsStillExist, match="more_value_key"):
+            call.result()
+    assert census(db) == {"current": 1000, "not a token": 1}
+    db.execute("DROP TABLE more")
+
+
+@pytest.mark.skipif(major_version() < 18, reason="it came with PostgreSQL 18")
+def test_a_constraint_that_is_not_enforced(db):
+    DECRYPT.fill(db, 10)
+    db.execute("ALTER TABLE secrets ADD CHECK (fernet_is_token(value)) NOT ENFORCED")
+    assert DECRYPT.call(db) == DECRYPT.counts(10)
 
 
 def test_temporary_children_of_others_are_passed_over(db, sessions):

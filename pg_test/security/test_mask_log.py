@@ -47,7 +47,7 @@ KEYS = {
     "SET fernet.keys = '{key},{piece}'": "22023",
     "SELECT set_config('fernet.keys', %s, false) IS NOT NULL": None,
     "SELECT set_config('fernet.keys', %s, false) IS NOT NULL, 1 / (random() * 0)::int": "22012",
-    "DO $$ BEGIN EXECUTE 'SET fernet.keys = ''{key},x'''; END $$": "22023",
+    "DO $$ BEGIN EXECUTE 'SET fernet.keys = ''{key},{piece}'''; END $$": "22023",
     "DO $$ BEGIN RAISE WARNING '%', '{key}' USING DETAIL = '{key}', HINT = '{key}'; END $$": None,
     "DO $$ BEGIN RAISE LOG 'ä € {key} ä €'; END $$": None,
     "DO $$ BEGIN RAISE '{key}'; END $$": "P0001",
@@ -214,13 +214,13 @@ def test_tokens_stay(logged, session, secret):
     "SELECT set_config('fernet.keys', %s, false) IS NOT NULL",
     "SELECT set_config('fernet.keys', %s, false) IS NOT NULL, 1 / (random() * 0)::int",
 ])
-@pytest.mark.parametrize("gap", [" ", "\n", "\t", ". ", ";"])
+@pytest.mark.parametrize("gap", [" ", "\n", "\t", ". ", ";", ":", "'\n'", "' || '"])
 def test_keys_with_gaps(logged, session, secret, statement, gap):
-    """The server accepts them."""
+    """The server accepts them, but for an operator in SET."""
     broken = gap.join(secret[start:start + 4] for start in range(0, len(secret), 4))
 
     def run():
-        with suppress(psycopg.errors.DivisionByZero):
+        with suppress(psycopg.errors.DivisionByZero, psycopg.errors.SyntaxError):
             session.execute(statement.replace("{}", broken), [broken] if "%s" in statement else None)
 
     log = logged.logged(run)
@@ -229,45 +229,33 @@ def test_keys_with_gaps(logged, session, secret, statement, gap):
         assert not any(part.encode() in log[kind] for part in broken.split(gap) if len(part) == 4), kind
 
 
-@pytest.mark.parametrize("length", [12, 20, 42, 43, 60])
-def test_keys_in_parameters_that_are_cut(logged, session, length):
+PARAMETERS = {"SELECT set_config('fernet.keys', %s, false) IS NOT NULL": None, "SELECT length(%s), 1 / (random() * 0)::int": "22012"}
+ROW = {"CREATE TEMP TABLE refusing (x int, list text, CHECK (x > 0))": None, "INSERT INTO refusing VALUES (0, %s)": "23514"}
+
+
+@pytest.mark.parametrize(("length", "statements", "shown"), [
+    *((length, PARAMETERS, b"***...") for length in (12, 20, 42, 43, 60)),
+    (-1, ROW, b"(0, ***,***...)"),
+])
+def test_keys_that_are_cut(logged, session, length, statements, shown):
+    """By the length of parameters in the log, or that of a row in an error."""
     keys = f"{key()},{key()}"
     session.execute(f"SET log_parameter_max_length = {length}; SET log_parameter_max_length_on_error = {length}")
-
-    def run():
-        session.execute("SELECT set_config('fernet.keys', %s, false) IS NOT NULL", [keys])
-        with pytest.raises(psycopg.errors.DivisionByZero):
-            session.execute("SELECT length(%s), 1 / (random() * 0)::int", [keys])
-
-    log = logged.logged(run)
+    log = logged.logged(lambda: logged.run(session, statements, keys=keys))
     for kind in FORMATS:
-        assert b"***..." in log[kind]
-        assert not shows(log[kind], keys)
-
-
-def test_keys_in_a_row_that_is_cut(logged, session):
-    keys = f"{key()},{key()}"
-    session.execute("CREATE TEMP TABLE refusing (x int, list text, CHECK (x > 0))")
-
-    def run():
-        with pytest.raises(psycopg.errors.CheckViolation):
-            session.execute("INSERT INTO refusing VALUES (0, %s)", [keys])
-
-    log = logged.logged(run)
-    for kind in FORMATS:
-        assert b"(0, ***,***...)" in log[kind]
+        assert shown in log[kind]
         assert not shows(log[kind], keys)
 
 
 def test_keys_beside_escapes(logged, session, secret):
-    """In a URL, in JSON, in a literal, and those once more in a plan in JSON."""
+    """In a URL, in JSON, in a literal, and those once more in a plan in JSON. Also with other base64 before it."""
     secret = "Ab/" + secret[3:]
     escaped = secret.replace("/", "\\/")
     session.execute("SET auto_explain.log_format = json")
     log = logged.logged(lambda: session.execute(
-        rf"""SELECT 'keys%3D{secret}%2C{secret}', '{{"\u0022{escaped}": "{escaped}"}}', E'\x27{secret}\n{secret}'""".encode()))
+        rf"""SELECT 'keys%3D{secret}%2C{secret}', '{{"\u0022{escaped}": "{escaped}"}}', E'\x27{secret}\n{secret}', 'https://vault/v1/{secret}'""".encode()))
     for kind in FORMATS:
-        assert log[kind].count(b"***") >= 6, kind
+        assert log[kind].count(b"***") >= 7, kind
         assert secret[3:20].encode() not in log[kind]
 
 
@@ -338,6 +326,17 @@ def test_literals(logged, session, setting, is_shown):
         assert bool(shown) == is_shown, shown
         assert b"it's" in log[kind]
         assert b"don't" in log[kind]
+
+
+def test_literals_that_were_prepared(logged, session):
+    """What EXECUTE runs is a detail of the message."""
+    text = "secret-of-somebody"
+    session.execute("SET fernet.mask_log = literals; SET auto_explain.log_min_duration = -1")
+    statement = "PREPARE p AS SELECT 1 WHERE 'x' LIKE'{text}' OR 'x' = TEXT'{text}'; EXECUTE p; DEALLOCATE p"
+    log = logged.logged(lambda: logged.run(session, {statement: None}, text=text))
+    for kind in FORMATS:
+        assert b"prepare: PREPARE p AS SELECT 1 WHERE '***' LIKE'***' OR" in log[kind]
+        assert not shows(log[kind], text)
 
 
 @pytest.mark.parametrize("name", ["o'n", "'", "o'n: x'", '"', "E'\\", "$$", "--"])
@@ -505,7 +504,8 @@ def test_it_keeps_no_memory(session, secret, setting):
 def test_out_of_memory(logged, secret, setting, expression, error):
     """Where there is no memory for the masked text, or for the line, there is an error or another text, and the session
     goes on."""
-    statement = f"SELECT {expression.format(secret)} /* {'x' * MEGABYTE} */"
+    # More than the library has in reserve.
+    statement = f"SELECT {expression.format(secret)} /* {'x' * 2 * MEGABYTE} */"
     refused = []
 
     def attempt():

@@ -1493,6 +1493,94 @@ DECLARE
             RETURN obstacle;
         END $$;
 
+        -- Returns what the values of a column decide on, what is in their way first. See src/columns/fit.rs. What PostgreSQL 14
+        -- lacks is NULL: the row filters of publications.
+        CREATE OR REPLACE FUNCTION {self}._fernet_dependents(relation regclass, number integer, encrypts boolean)
+            RETURNS TABLE (name text, is_in_the_way boolean)
+            LANGUAGE sql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            WITH RECURSIVE domain (oid) AS (
+                SELECT atttypid FROM pg_attribute WHERE attrelid = relation AND attnum = number
+                UNION ALL
+                SELECT t.typbasetype FROM domain AS d JOIN pg_type AS t USING (oid) WHERE t.typtype = 'd'
+            ), line (oid, column_number) AS (
+                SELECT relation::oid, number
+                UNION
+                SELECT up.attrelid, up.attnum::integer
+                FROM line AS l
+                JOIN pg_attribute AS a ON (a.attrelid, a.attnum) = (l.oid, l.column_number)
+                JOIN pg_inherits AS i ON i.inhrelid = l.oid
+                JOIN pg_attribute AS up ON (up.attrelid, up.attname) = (i.inhparent, a.attname)
+            ), enforced AS (
+                SELECT c.*
+                FROM (SELECT * FROM pg_constraint WHERE conrelid = relation
+                      UNION ALL
+                      SELECT c.* FROM domain AS d JOIN pg_constraint AS c ON c.contypid = d.oid) AS c
+                WHERE coalesce((to_jsonb(c) ->> 'conenforced')::boolean, true)
+            ), index AS (
+                SELECT CASE WHEN c.oid IS NULL THEN format('index %s', i.indexrelid::regclass)
+                            ELSE format('constraint %I of %s', c.conname, c.conrelid::regclass) END AS name,
+                       indisunique OR indisexclusion AS is_constraint, i.*
+                FROM pg_index AS i
+                LEFT JOIN enforced AS c ON c.conindid = i.indexrelid AND c.contype IN ('p', 'u', 'x')
+                WHERE i.indrelid = relation
+            ), expression (name, tree, variable) AS (
+                SELECT format('constraint %I of %s', conname,
+                              CASE conrelid WHEN 0 THEN 'domain ' || contypid::regtype ELSE conrelid::regclass::text END),
+                       conbin::text, CASE conrelid WHEN 0 THEN 'COERCETODOMAINVALUE' ELSE format(':varattno (0|%s) ', number) END
+                FROM enforced
+                WHERE contype = 'c' AND (convalidated OR NOT encrypts)
+                UNION ALL
+                SELECT format('generated column %I of %s', a.attname, a.attrelid::regclass), d.adbin::text, format(':varattno %s ', number)
+                FROM pg_attribute AS a JOIN pg_attrdef AS d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)
+                WHERE a.attrelid = relation AND a.attgenerated <> ''
+                UNION ALL
+                SELECT name, concat(indexprs, indpred), format(':varattno (0|%s) ', number)
+                FROM index
+                UNION ALL
+                SELECT format('statistics %s.%I', s.stxnamespace::regnamespace, s.stxname), s.stxexprs::text, format(':varattno (0|%s) ', l.column_number)
+                FROM line AS l JOIN pg_statistic_ext AS s ON s.stxrelid = l.oid
+                UNION ALL
+                SELECT format('the row filter of publication %I', p.pubname), to_jsonb(r) ->> 'prqual', format(':varattno (0|%s) ', l.column_number)
+                FROM line AS l JOIN pg_publication_rel AS r ON r.prrelid = l.oid JOIN pg_publication AS p ON p.oid = r.prpubid
+                UNION ALL
+                -- A policy may have subqueries, in which the numbers are those of other columns.
+                SELECT format('policy %I of %s', p.polname, p.polrelid::regclass), concat(p.polqual, p.polwithcheck), ':varattno 0 '
+                FROM line AS l JOIN pg_policy AS p ON p.polrelid = l.oid
+            )
+            SELECT name, true
+            FROM expression
+            WHERE regexp_replace(tree, '[{]NULLTEST :arg [{][^{}]*[}][^{}]*[}]', '', 'g') ~ variable
+            UNION ALL
+            SELECT format('policy %I of %s', p.polname, p.polrelid::regclass), true
+            FROM line AS l
+            JOIN pg_depend AS d ON (d.refclassid, d.refobjid, d.refobjsubid) = ('pg_class'::regclass, l.oid, l.column_number)
+            JOIN pg_policy AS p ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
+            UNION ALL
+            -- What a foreign key refers to has a unique index.
+            SELECT format('constraint %I of %s', conname, conrelid::regclass), true
+            FROM enforced
+            WHERE contype = 'f' AND number = ANY (conkey)
+            UNION ALL
+            SELECT name, is_constraint
+            FROM index
+            WHERE CASE WHEN is_constraint THEN EXISTS (SELECT FROM generate_series(0, indnkeyatts - 1) AS n WHERE indkey[n] = number)
+                       ELSE encrypts AND indkey[0] = number AND NOT (SELECT relispartition FROM pg_class WHERE oid = indexrelid) END
+            ORDER BY 2 DESC, 1
+        $$;
+
+        -- Says what may not take new values of a column, if there is anything.
+        CREATE OR REPLACE FUNCTION {self}._fernet_obstacle(encrypts boolean, relation regclass, column_name name, number integer) RETURNS text
+            LANGUAGE sql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT format('column "%s" of %s is in %s', column_name, relation, d.name)
+            FROM {self}._fernet_dependents(relation, number, encrypts) AS d
+            WHERE d.is_in_the_way
+            LIMIT 1
+        $$;
+
         -- Refuses a column that cannot take what its values are to be encrypted or decrypted to. Returns what may not take new
         -- values, if there are any: whoever has a constraint that only tokens satisfy can still have the proof. See
         -- src/columns/fit.rs.
@@ -1515,49 +1603,13 @@ DECLARE
             ELSIF encrypts AND target.max_chars < 100 THEN
                 PERFORM {self}._fernet_refuse_column('too short', format('column "%s" of %s', column_name, relation));
             END IF;
-            FOR dependent IN
-                WITH RECURSIVE domain (oid) AS (
-                    SELECT atttypid FROM pg_attribute WHERE attrelid = relation AND attnum = target.number
-                    UNION ALL
-                    SELECT t.typbasetype FROM domain AS d JOIN pg_type AS t USING (oid) WHERE t.typtype = 'd')
-                SELECT format('constraint %I of %s', c.conname,
-                              CASE c.conrelid WHEN 0 THEN 'domain ' || c.contypid::regtype ELSE c.conrelid::regclass::text END) AS name,
-                       true AS is_in_the_way
-                FROM pg_constraint AS c
-                WHERE c.contype = 'c' AND (c.convalidated OR NOT encrypts)
-                      AND (c.conrelid = relation AND c.conkey && ARRAY[target.number, 0]::smallint[] OR c.contypid IN (SELECT oid FROM domain))
-                   -- What a foreign key refers to has a unique index.
-                   OR c.contype = 'f' AND c.conrelid = relation AND target.number = ANY (c.conkey)
-                UNION ALL
-                SELECT format('generated column %I of %s', a.attname, a.attrelid::regclass), true
-                FROM pg_attribute AS a JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-                WHERE a.attrelid = relation AND a.attgenerated <> '' AND d.adbin::text ~ format(' :varattno %s ', target.number)
-                UNION ALL
-                SELECT CASE WHEN c.oid IS NULL THEN format('index %s', i.indexrelid::regclass)
-                            ELSE format('constraint %I of %s', c.conname, c.conrelid::regclass) END,
-                       u.is_in_the_way
-                FROM pg_index AS i
-                LEFT JOIN pg_constraint AS c ON c.conindid = i.indexrelid AND c.contype IN ('p', 'u', 'x')
-                CROSS JOIN LATERAL (
-                    SELECT EXISTS (SELECT FROM generate_series(0, i.indnkeyatts - 1) AS n WHERE i.indkey[n] = target.number),
-                           -- The whole row is 0.
-                           concat(i.indexprs, i.indpred) ~ format(' :varattno (0|%s) ', target.number)
-                ) AS column_is (key, computed)
-                CROSS JOIN LATERAL (
-                    SELECT (i.indisunique OR i.indisexclusion) AND key OR computed) AS u (is_in_the_way)
-                WHERE i.indrelid = relation
-                  -- One of a partition is made of that of its table.
-                  AND (u.is_in_the_way
-                       OR encrypts AND target.number = ANY (i.indkey) AND NOT (SELECT relispartition FROM pg_class WHERE oid = i.indexrelid))
-                ORDER BY 2 DESC, 1
-            LOOP
-                IF dependent.is_in_the_way THEN
-                    obstacle := coalesce(obstacle, format('column "%s" of %s is in %s', column_name, relation, dependent.name));
-                ELSE
+            obstacle := {self}._fernet_obstacle(encrypts, relation, column_name, target.number);
+            IF obstacle IS NULL THEN
+                FOR dependent IN SELECT d.name FROM {self}._fernet_dependents(relation, target.number, encrypts) AS d LOOP
                     RAISE WARNING USING MESSAGE = format('%s finds no plaintext once it is encrypted', dependent.name),
-                        HINT = 'Drop it. To look values up, keep a keyed hash of each in a column of its own.';
-                END IF;
-            END LOOP;
+                        HINT = 'If it is there to look values up, drop it, and keep a keyed hash of each in a column of its own.';
+                END LOOP;
+            END IF;
             RETURN obstacle;
         END $$;
 
@@ -1592,7 +1644,7 @@ DECLARE
         CREATE OR REPLACE FUNCTION {self}._fernet_read_batch(
                 conversion text, relation regclass, column_name name, keys bytea[], batch_size integer, strict boolean,
                 starts tid, end_block bigint, OUT next tid, OUT block bigint, OUT row_count bigint, OUT due_rows bigint, OUT locked bigint, OUT has_code boolean,
-                OUT ids tid[], OUT writers xid[], OUT new_values text[], OUT dues bigint[], OUT statement text)
+                OUT ids tid[], OUT writers xid[], OUT new_values text[], OUT dues bigint[], OUT statement text, OUT obstacle text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
             SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET row_security = off
             SET synchronize_seqscans = off SET enable_seqscan = off SET enable_tidscan = on
@@ -1686,6 +1738,10 @@ DECLARE
                 END IF;
             END IF;
             locked := due_rows - cardinality(ids);
+            IF due_rows > 0 AND conversion <> 'rotate' THEN
+                -- Somebody may have made it since the call began. Who makes it now waits for the lock on the table.
+                obstacle := {self}._fernet_obstacle(conversion = 'encrypt', relation, column_name, target.number);
+            END IF;
             -- Then what is written need not be what is in the table.
             has_code := (SELECT c.relhasrules FROM pg_class AS c WHERE c.oid = relation) OR EXISTS (
                 SELECT FROM pg_trigger WHERE tgrelid = relation AND NOT tgisinternal AND tgtype & 16 <> 0);
@@ -1786,15 +1842,18 @@ DECLARE
                 round(tally.row_count / greatest(seconds, 0.001))::bigint);
             IF cardinality(tally.bad) > 0 THEN
                 RAISE WARNING USING
-                    MESSAGE = format('left as they are: %s that no key opens, %s', {self}._fernet_counted(tally.unknown_key, 'token'),
-                                     CASE WHEN is_rotation THEN {self}._fernet_counted(other, 'value') || ' without a token'
-                                          ELSE {self}._fernet_counted(other, 'token') || ' among other text' END),
+                    MESSAGE = 'left as they are: ' || concat_ws(', ',
+                        CASE WHEN tally.unknown_key > 0 THEN {self}._fernet_counted(tally.unknown_key, 'token') || ' that no key opens' END,
+                        CASE WHEN other = 0 THEN NULL WHEN is_rotation THEN {self}._fernet_counted(other, 'value') || ' without a token'
+                             ELSE {self}._fernet_counted(other, 'token') || ' among other text' END),
                     DETAIL = array_to_string(tally.bad, '; ')
                         || CASE WHEN cardinality(tally.bad) = 5 AND tally.unknown_key + other > 5 THEN '; and others.' ELSE '.' END,
-                    HINT = 'Append the missing key to the list of keys. ' || CASE WHEN is_rotation
-                        THEN 'A value without a token may be plaintext, or something that is not meant to be encrypted, such as the hash '
-                             'of a password.'
-                        ELSE 'What stands beside a token is neither encrypted nor decrypted: only the application knows what it is.' END;
+                    HINT = concat_ws(' ',
+                        CASE WHEN tally.unknown_key > 0 THEN 'Append the missing key to the list of keys.' END,
+                        CASE WHEN other = 0 THEN NULL WHEN is_rotation
+                             THEN 'A value without a token may be plaintext, or something that is not meant to be encrypted, such as the '
+                                  'hash of a password.'
+                             ELSE 'What stands beside a token is neither encrypted nor decrypted: only the application knows what it is.' END);
             END IF;
             IF unfinished IS NOT NULL THEN
                 RAISE WARNING USING MESSAGE = unfinished,
@@ -1908,9 +1967,10 @@ DECLARE
                         batch := {self}._fernet_read_batch(
                             conversion, members[member], column_name, keys, CASE WHEN obstacle IS NULL THEN batch_size ELSE 1 END,
                             strict, place, end_block);
+                        obstacle := COALESCE(obstacle, batch.obstacle);
                         IF batch.due_rows @>@ 0 AND obstacle IS NOT NULL THEN
                             RAISE EXCEPTION USING ERRCODE = '2BP01', MESSAGE = obstacle,
-                                HINT = 'What is encrypted or decrypted may not satisfy it. Drop it first; afterwards, see whether it can '
+                                HINT = 'What holds for a plaintext may not hold for its token. Drop it first; afterwards, see whether it can '
                                        'be made again.';
                         END IF;
                         IF @.cardinality(batch.ids) @>@ 0 THEN
@@ -2135,7 +2195,7 @@ DECLARE
                     END IF;
                     NEW := @.jsonb_populate_record(NEW, @.jsonb_build_object(TG_ARGV[number]::@.name, look.changed));
                 ELSIF look.due @=@ 1 THEN
-                    PERFORM {self}._fernet_refuse(look.refusal);
+                    PERFORM {self}._fernet_refuse(look.refusal, at => {self}._fernet_place(TG_RELID, TG_ARGV[number]::@.name));
                 ELSIF look.refusal IS NOT NULL THEN
                     -- What no key opens, or is beside a token, may stay where it is, so that the row's other columns can change.
                     IF TG_OP @=@ 'UPDATE' THEN

@@ -250,6 +250,7 @@ impl Call {
             batch_size: self.batch_size as usize,
             keyring: &self.keyring,
             constraint: self.checked.constraint.as_ref(),
+            checked: None,
             done: 0,
         }
         .run(workers)

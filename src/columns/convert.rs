@@ -28,6 +28,7 @@ use super::progress::Report;
 use super::table::{self, Fate, Table, Writer};
 use super::{warning, workers};
 use crate::fernet::Keyring;
+use crate::pg::catalogs;
 use crate::pg::report::notice;
 use crate::pg::row::{Tid, Xid};
 use crate::pg::server;
@@ -43,6 +44,8 @@ pub(super) struct Pass<'a> {
     pub(super) keyring: &'a Keyring,
     /// What refuses the first value to which there is something to do.
     pub(super) constraint: Option<&'a Constraint>,
+    /// The table that was last found to take new values, and how often the catalogs had changed by then.
+    pub(super) checked: Option<(pg_sys::Oid, u64)>,
     /// How many tokens were rotated, or values encrypted or decrypted, and are so because of this call.
     pub(super) done: i64,
 }
@@ -313,6 +316,18 @@ impl Pass<'_> {
     ) -> Result<(), Error> {
         let table =
             Table::open(transaction, oid, self.column_name)?.ok_or(Error::NoRelation(oid))?;
+        // Who changes the table from now on waits until this transaction has ended.
+        let checked = Some((oid, catalogs::changes()));
+        if self.checked != checked {
+            fit::check_again(
+                transaction,
+                &table.relation,
+                &table.column,
+                self.column_name,
+                self.conversion,
+            )?;
+            self.checked = checked;
+        }
         // Does not wait for a row, or only for a moment: who else locks it now has been faster.
         let update = |batch: &Batch, rows: &dyn Fn(&NewRow) -> bool| {
             let mut values = table.new_values(transaction);

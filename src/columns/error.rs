@@ -229,7 +229,7 @@ impl From<Error> for Report {
             }) => Self::new(
                 Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
                 format!("column \"{column}\" of {relation} is in {name}"),
-                "What is encrypted or decrypted may not satisfy it. Drop it first; afterwards, see \
+                "What holds for a plaintext may not hold for its token. Drop it first; afterwards, see \
                  whether it can be made again.",
             ),
             Error::HiddenRows { relation } => Self::new(
@@ -307,7 +307,8 @@ impl From<Error> for Report {
             ),
             Error::Trigger(error) => Self {
                 hint: "Name columns of the table, of type text, varchar, char, citext or bytea: CREATE TRIGGER \
-                       ... EXECUTE FUNCTION fernet_encrypt_trigger('column', 'another').",
+                       ... EXECUTE FUNCTION fernet_encrypt_trigger('column', 'another')."
+                    .into(),
                 ..Self::from(*error)
             },
             Error::TooLong {
@@ -402,6 +403,9 @@ mod tests {
         let reasons = [pg::Error::NotText, pg::Error::NotUtf8, pg::Error::TooLarge];
         let rows =
             reasons.map(|reason| Error::of_row(reason, || "(0,1) of public.connection".into()));
+        let of_trigger = Error::of_row(pg::Error::NotUtf8, || {
+            "column \"value\" of public.connection".into()
+        });
         let errors = [
             Error::Keys(keys::Error::Unset),
             Error::Server(pg::Error::OutOfMemory),
@@ -479,6 +483,7 @@ mod tests {
                 .chain(not_tables)
                 .chain(values)
                 .chain(rows)
+                .chain([of_trigger])
                 .map(Report::from),
         );
     }

@@ -15,13 +15,28 @@ use crate::pg::encoding;
 use crate::pg::relation::{Column, Lock, Relation};
 use crate::pg::spi::{Argument, Connection};
 
-/// What may not take new values: a constraint, an index or a generated column.
+/// What may not take new values: a constraint, an index, a policy or the like.
 #[derive(Clone, Debug)]
 pub(crate) struct Constraint {
     pub(super) column: String,
     pub(super) relation: String,
     /// What it is, and its name, for a message.
     pub(super) name: String,
+}
+
+impl Constraint {
+    fn among(
+        dependents: &[Dependent],
+        relation: &Relation<'_>,
+        column_name: &CStr,
+    ) -> Option<Self> {
+        let dependent = dependents.iter().find(|d| d.is_in_the_way)?;
+        Some(Self {
+            column: encoding::printable(column_name.to_bytes()),
+            relation: relation.printable_name(),
+            name: dependent.name.clone(),
+        })
+    }
 }
 
 /// Refuses what cannot be encrypted or decrypted in a table that can be rotated. Returns what refuses
@@ -33,12 +48,10 @@ pub(super) fn check(
     column_name: &CStr,
     conversion: Conversion,
 ) -> Result<Option<Constraint>, Error> {
-    let encrypts = match conversion {
+    if matches!(conversion, Conversion::Rotate { .. }) {
         // A token has the length of the one before.
-        Conversion::Rotate { .. } => return Ok(None),
-        Conversion::Encrypt => true,
-        Conversion::Decrypt => false,
-    };
+        return Ok(None);
+    }
     let relation = Relation::open(connection, oid, Lock::Write).ok_or(Error::NoRelation(oid))?;
     let column = relation.column(column_name)?;
     let printable_name = || encoding::printable(column_name.to_bytes());
@@ -57,29 +70,36 @@ pub(super) fn check(
     let takes_a_token = column
         .max_chars()
         .is_none_or(|max| Some(max) >= sealed_len(0));
-    if encrypts && !takes_a_token {
+    if conversion == Conversion::Encrypt && !takes_a_token {
         return Err(Error::TooShort {
             column: printable_name(),
             relation: relation.printable_name(),
         });
     }
-    let mut constraint = None;
-    for Dependent {
-        name,
-        is_in_the_way,
-    } in dependents(connection, &relation, &column, encrypts)
-    {
-        if is_in_the_way {
-            constraint.get_or_insert_with(|| Constraint {
-                column: printable_name(),
-                relation: relation.printable_name(),
-                name,
-            });
-        } else {
-            warning::useless(&name).warn();
+    let dependents = dependents(connection, &relation, &column, conversion);
+    let constraint = Constraint::among(&dependents, &relation, column_name);
+    if constraint.is_none() {
+        for index in dependents {
+            warning::useless(&index.name).warn();
         }
     }
     Ok(constraint)
+}
+
+/// Refuses to write to a table if something has come to it since [`check`] that may not take the values. What
+/// a writer's lock keeps out cannot come before the transaction ends.
+pub(super) fn check_again(
+    connection: &Connection,
+    relation: &Relation<'_>,
+    column: &Column,
+    column_name: &CStr,
+    conversion: Conversion,
+) -> Result<(), Error> {
+    let dependents = dependents(connection, relation, column, conversion);
+    match Constraint::among(&dependents, relation, column_name) {
+        Some(constraint) => Err(Error::Constrained(constraint)),
+        None => Ok(()),
+    }
 }
 
 /// Refuses a token of that length if the column is too short for it.
@@ -102,72 +122,115 @@ pub(super) fn check_token(
 struct Dependent {
     /// What it is, and its name, for a message.
     name: String,
-    /// Whether new values may be refused.
+    /// Whether it may refuse new values, or show other rows for them.
     is_in_the_way: bool,
 }
 
-/// Returns the constraints that a column is in, those of the domain that is its type, its indexes, and
-/// the columns that are generated from it.
+/// Returns what the values of a column decide on, as it is now, and not as the snapshot of the statement shows
+/// it: the caller may have waited for somebody who was changing the table. What is in the way comes first.
 ///
-/// A CHECK constraint that is NOT VALID does not hold for the rows that are there: it may be there for
-/// the tokens that are to come, and is let through for these. What an index computes of a value may fail
-/// for another, and a predicate on it may no longer hold.
+/// These are its constraints and those of the domain that is its type; indexes, generated columns and extended
+/// statistics, of which the expressions may fail for another value; and policies and the row filters of
+/// publications, also of what the table inherits from, which would show other rows.
+///
+/// What an expression asks of the value, but for whether it is NULL, may not hold for another one. A CHECK
+/// constraint that is NOT VALID does not hold for the rows that are there: it may be there for the tokens
+/// that are to come, and is let through for these.
 fn dependents(
     connection: &Connection,
     relation: &Relation<'_>,
     column: &Column,
-    encrypts: bool,
+    conversion: Conversion,
 ) -> Vec<Dependent> {
+    // conenforced is a column from PostgreSQL 18 on. In a partition, an index is made of that of its table.
     const DEPENDENTS: &str = "
         WITH RECURSIVE domain (oid) AS (
             SELECT atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum = $2
             UNION ALL
             SELECT t.typbasetype FROM domain AS d JOIN pg_type AS t USING (oid) WHERE t.typtype = 'd'
+        ), line (oid, number) AS (
+            SELECT $1, $2
+            UNION
+            SELECT up.attrelid, up.attnum::integer
+            FROM line AS l
+            JOIN pg_attribute AS a ON (a.attrelid, a.attnum) = (l.oid, l.number)
+            JOIN pg_inherits AS i ON i.inhrelid = l.oid
+            JOIN pg_attribute AS up ON (up.attrelid, up.attname) = (i.inhparent, a.attname)
+        ), enforced AS (
+            SELECT c.*
+            FROM (SELECT * FROM pg_constraint WHERE conrelid = $1
+                  UNION ALL
+                  SELECT c.* FROM domain AS d JOIN pg_constraint AS c ON c.contypid = d.oid) AS c
+            WHERE coalesce((to_jsonb(c) ->> 'conenforced')::boolean, true)
+        ), index AS (
+            SELECT CASE WHEN c.oid IS NULL THEN format('index %s', i.indexrelid::regclass)
+                        ELSE format('constraint %I of %s', c.conname, c.conrelid::regclass) END AS name,
+                   indisunique OR indisexclusion AS is_constraint, i.*
+            FROM pg_index AS i
+            LEFT JOIN enforced AS c ON c.conindid = i.indexrelid AND c.contype IN ('p', 'u', 'x')
+            WHERE i.indrelid = $1
+        ), expression (name, tree, variable) AS (
+            SELECT format('constraint %I of %s', conname,
+                          CASE conrelid WHEN 0 THEN 'domain ' || contypid::regtype ELSE conrelid::regclass::text END),
+                   conbin::text, CASE conrelid WHEN 0 THEN 'COERCETODOMAINVALUE' ELSE format(':varattno (0|%s) ', $2) END
+            FROM enforced
+            WHERE contype = 'c' AND (convalidated OR NOT $3)
+            UNION ALL
+            SELECT format('generated column %I of %s', a.attname, a.attrelid::regclass), d.adbin::text, format(':varattno %s ', $2)
+            FROM pg_attribute AS a JOIN pg_attrdef AS d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)
+            WHERE a.attrelid = $1 AND a.attgenerated <> ''
+            UNION ALL
+            SELECT name, concat(indexprs, indpred), format(':varattno (0|%s) ', $2)
+            FROM index
+            UNION ALL
+            SELECT format('statistics %s.%I', s.stxnamespace::regnamespace, s.stxname), s.stxexprs::text, format(':varattno (0|%s) ', l.number)
+            FROM line AS l JOIN pg_statistic_ext AS s ON s.stxrelid = l.oid
+            UNION ALL
+            SELECT format('the row filter of publication %I', p.pubname), r.prqual::text, format(':varattno (0|%s) ', l.number)
+            FROM line AS l JOIN pg_publication_rel AS r ON r.prrelid = l.oid JOIN pg_publication AS p ON p.oid = r.prpubid
+            UNION ALL
+            -- A policy may have subqueries, in which the numbers are those of other columns.
+            SELECT format('policy %I of %s', p.polname, p.polrelid::regclass), concat(p.polqual, p.polwithcheck), ':varattno 0 '
+            FROM line AS l JOIN pg_policy AS p ON p.polrelid = l.oid
         )
-        SELECT format('constraint %I of %s', c.conname,
-                      CASE c.conrelid WHEN 0 THEN 'domain ' || c.contypid::regtype ELSE c.conrelid::regclass::text END),
-               true
-        FROM pg_constraint AS c
-        WHERE c.contype = 'c' AND (c.convalidated OR NOT $3)
-              AND (c.conrelid = $1 AND c.conkey && ARRAY[$2, 0]::smallint[]
-                   OR c.contypid IN (SELECT oid FROM domain))
-           -- What a foreign key refers to has a unique index.
-           OR c.contype = 'f' AND c.conrelid = $1 AND $2 = ANY (c.conkey)
+        SELECT name, true
+        FROM expression
+        WHERE regexp_replace(tree, '[{]NULLTEST :arg [{][^{}]*[}][^{}]*[}]', '', 'g') ~ variable
         UNION ALL
-        SELECT format('generated column %I of %s', a.attname, a.attrelid::regclass), true
-        FROM pg_attribute AS a JOIN pg_attrdef AS d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)
-        WHERE a.attrelid = $1 AND a.attgenerated <> '' AND d.adbin::text ~ format(' :varattno %s ', $2)
+        SELECT format('policy %I of %s', p.polname, p.polrelid::regclass), true
+        FROM line AS l
+        JOIN pg_depend AS d ON (d.refclassid, d.refobjid, d.refobjsubid) = ('pg_class'::regclass, l.oid, l.number)
+        JOIN pg_policy AS p ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
         UNION ALL
-        SELECT CASE WHEN c.oid IS NULL THEN format('index %s', i.indexrelid::regclass)
-                    ELSE format('constraint %I of %s', c.conname, c.conrelid::regclass) END,
-               is_in_the_way
-        FROM pg_index AS i
-        LEFT JOIN pg_constraint AS c ON c.conindid = i.indexrelid AND c.contype IN ('p', 'u', 'x')
-        CROSS JOIN LATERAL (
-            SELECT EXISTS (SELECT FROM generate_series(0, i.indnkeyatts - 1) AS n WHERE i.indkey[n] = $2),
-                   -- pg_depend does not tell the whole row, which is 0, from a column that is a key as well.
-                   concat(i.indexprs, i.indpred) ~ format(' :varattno (0|%s) ', $2)
-        ) AS column_is (key, computed)
-        CROSS JOIN LATERAL (
-            SELECT (i.indisunique OR i.indisexclusion) AND key OR computed
-        ) AS u (is_in_the_way)
-        WHERE i.indrelid = $1
-          AND (is_in_the_way
-               -- One of a partition is made of that of its table.
-               OR $3 AND $2 = ANY (i.indkey)
-                  AND NOT (SELECT relispartition FROM pg_class WHERE oid = i.indexrelid))
+        -- What a foreign key refers to has a unique index.
+        SELECT format('constraint %I of %s', conname, conrelid::regclass), true
+        FROM enforced
+        WHERE contype = 'f' AND $2 = ANY (conkey)
+        UNION ALL
+        SELECT name, is_constraint
+        FROM index
+        WHERE CASE WHEN is_constraint THEN EXISTS (SELECT FROM generate_series(0, indnkeyatts - 1) AS n WHERE indkey[n] = $2)
+                   ELSE $3 AND indkey[0] = $2 AND NOT (SELECT relispartition FROM pg_class WHERE oid = indexrelid) END
         ORDER BY 2 DESC, 1";
-    connection.with_pinned_search_path(|| {
-        let types = [pg_sys::OIDOID, pg_sys::INT4OID, pg_sys::BOOLOID];
-        let plan = connection.prepare(&[DEPENDENTS.as_bytes()], types);
-        let arguments = [
-            Argument::oid(relation.oid()),
-            Argument::i32(column.number.into()),
-            Argument::bool(encrypts),
-        ];
-        plan.open(arguments).collect(|row| Dependent {
-            name: row.printable(1),
-            is_in_the_way: row.get(2),
+    let encrypts = match conversion {
+        // A token has the length of the one before.
+        Conversion::Rotate { .. } => return Vec::new(),
+        Conversion::Encrypt => true,
+        Conversion::Decrypt => false,
+    };
+    connection.with_latest_snapshot(|| {
+        connection.with_pinned_search_path(|| {
+            let types = [pg_sys::OIDOID, pg_sys::INT4OID, pg_sys::BOOLOID];
+            let plan = connection.prepare(&[DEPENDENTS.as_bytes()], types);
+            let arguments = [
+                Argument::oid(relation.oid()),
+                Argument::i32(column.number.into()),
+                Argument::bool(encrypts),
+            ];
+            plan.open(arguments).collect(|row| Dependent {
+                name: row.printable(1),
+                is_in_the_way: row.get(2),
+            })
         })
     })
 }

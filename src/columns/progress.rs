@@ -161,14 +161,7 @@ impl Report {
                 ""
             };
             let places = format!("{}{more}.", self.bad.join("; "));
-            match conversion {
-                Conversion::Rotate { .. } => {
-                    warning::left_as_they_are(unknown_key, other, places).warn();
-                }
-                Conversion::Encrypt | Conversion::Decrypt => {
-                    warning::left_in_text(unknown_key, other, places).warn();
-                }
-            }
+            warning::left_as_they_are(conversion, unknown_key, other, places).warn();
         }
         if let Some(reason) = &self.unfinished {
             warning::unfinished(conversion, reason, self.left).warn();

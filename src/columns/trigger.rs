@@ -119,7 +119,8 @@ impl Column {
                 }
             }
             let seal = |plaintext: &[u8]| Value::token_of(plaintext, &keyring);
-            let token = self.plaintext.of_value(value, seal)??;
+            let token = self.plaintext.of_value(value, seal).flatten();
+            let token = token.map_err(|error| Error::of_row(error, place))?;
             self.fit(token, trigger).map(Some)
         })
     }

@@ -12,32 +12,34 @@ pub(super) fn single_key() -> Report {
     )
 }
 
-/// Values were not rotated, the first of which are at `places`.
-pub(super) fn left_as_they_are(unknown_key: i64, not_a_token: i64, places: String) -> Report {
-    Report::warning(
-        format!(
-            "left as they are: {} that no key opens, {} without a token",
-            counted(unknown_key, "token"),
-            counted(not_a_token, "value")
+/// Tokens that no key opens, and so many others, are left as they are, the first of which are at `places`.
+pub(super) fn left_as_they_are(
+    conversion: Conversion,
+    unknown_key: i64,
+    other: i64,
+    places: String,
+) -> Report {
+    let unknown_key = (unknown_key > 0).then(|| {
+        (
+            format!("{} that no key opens", counted(unknown_key, "token")),
+            "Append the missing key to the list of keys.",
+        )
+    });
+    let other = (other > 0).then(|| match conversion {
+        Conversion::Rotate { .. } => (
+            format!("{} without a token", counted(other, "value")),
+            "A value without a token may be plaintext, or something that is not meant to be encrypted, \
+             such as the hash of a password.",
         ),
-        "Append the missing key to the list of keys. A value without a token may be plaintext, or \
-         something that is not meant to be encrypted, such as the hash of a password.",
-    )
-    .with_detail(places)
-}
-
-/// Values were neither encrypted nor decrypted, the first of which are at `places`.
-pub(super) fn left_in_text(unknown_key: i64, in_text: i64, places: String) -> Report {
-    Report::warning(
-        format!(
-            "left as they are: {} that no key opens, {} among other text",
-            counted(unknown_key, "token"),
-            counted(in_text, "token")
+        Conversion::Encrypt | Conversion::Decrypt => (
+            format!("{} among other text", counted(other, "token")),
+            "What stands beside a token is neither encrypted nor decrypted: only the application knows \
+             what it is.",
         ),
-        "Append the missing key to the list of keys. What stands beside a token is neither encrypted \
-         nor decrypted: only the application knows what it is.",
-    )
-    .with_detail(places)
+    });
+    let (left, hints): (Vec<_>, Vec<_>) = unknown_key.into_iter().chain(other).unzip();
+    let message = format!("left as they are: {}", left.join(", "));
+    Report::warning(message, hints.join(" ")).with_detail(places)
 }
 
 /// The last look saw so many tokens or values to which something is still to be done.
@@ -84,11 +86,11 @@ pub(super) fn unfinished(conversion: Conversion, reason: &str, left: i64) -> Rep
     .with_detail(format!("{left}, not counting what could not be seen."))
 }
 
-/// Nobody will find plaintexts by that index any more.
+/// Nobody will find plaintexts by that index any more, whose first column is to be encrypted.
 pub(super) fn useless(index: &str) -> Report {
     Report::warning(
         format!("{index} finds no plaintext once it is encrypted"),
-        "Drop it. To look values up, keep a keyed hash of each in a column of its own.",
+        "If it is there to look values up, drop it, and keep a keyed hash of each in a column of its own.",
     )
 }
 
@@ -136,13 +138,25 @@ mod tests {
     use crate::pg::report::assert_documented;
 
     #[test]
+    fn nothing_is_said_of_what_there_is_none_of() {
+        let left = |unknown_key, other| {
+            let report = left_as_they_are(Conversion::Decrypt, unknown_key, other, String::new());
+            (report.message, report.hint)
+        };
+        let (unknown_key, append) = left(2, 0);
+        assert_eq!(unknown_key, "left as they are: 2 tokens that no key opens");
+        let (in_text, beside) = left(0, 1);
+        assert_eq!(in_text, "left as they are: 1 token among other text");
+        assert!(!append.contains("beside") && !beside.contains("Append"));
+        assert_eq!(left(2, 1).1, format!("{append} {beside}"));
+    }
+
+    #[test]
     fn all_are_documented() {
         let table = "public.connection";
         let writer = "process 1234, which has written to public.connection or locked it";
         assert_documented([
             single_key(),
-            left_as_they_are(2, 1, "no key opens (0,1) of public.connection.".into()),
-            left_in_text(2, 1, "no key opens (0,1) of public.connection.".into()),
             unfinished(Conversion::Encrypt, &gave_up_waiting(writer), 3),
             unfinished(Conversion::Decrypt, GAVE_UP_LOOKING, 3),
             useless("index public.connection_password_idx"),
@@ -154,6 +168,8 @@ mod tests {
             Conversion::Decrypt,
         ];
         assert_documented(conversions.map(|conversion| still_left(conversion, 3)));
+        let left = |conversion| left_as_they_are(conversion, 2, 1, "(0,1) of it.".into());
+        assert_documented(conversions.map(left));
         use Obstacle::*;
         assert_documented(
             [Foreign, Unlogged, NotReadable, HiddenRows].map(|obstacle| left_out(table, obstacle)),

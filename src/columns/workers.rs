@@ -24,7 +24,7 @@ use crate::pg::relation::{self, Lock, Relation};
 use crate::pg::report::notice;
 use crate::pg::server;
 use crate::pg::transaction::Transaction;
-use crate::pg::worker::{self, Given, Workers};
+use crate::pg::worker::{Given, Workers, background_worker};
 
 /// How many blocks a worker takes at the least, and at the most.
 const BLOCKS: Range<u64> = 32..2048;
@@ -250,13 +250,9 @@ fn tables(transaction: &Transaction, pass: &Pass<'_>) -> Tables {
     Tables(tables.collect())
 }
 
-/// What the server calls in a worker.
-#[pg_guard]
-#[unsafe(no_mangle)]
-pub extern "C-unwind" fn fernet_convert_in_worker(argument: pg_sys::Datum) {
-    // SAFETY: the server passes the worker's argument on, and `Shared` is what `share` shares.
-    unsafe { worker::run(argument, |given| with_room_for_errors(|| convert(given))) }
-}
+background_worker!(fernet_convert_in_worker, |given: Given<'_, Shared>| {
+    with_room_for_errors(|| convert(given))
+});
 
 fn convert(given: Given<'_, Shared>) -> Result<(), Error> {
     let task = Task::parse(given.task).expect("it is as it was written");
@@ -274,6 +270,7 @@ fn convert(given: Given<'_, Shared>) -> Result<(), Error> {
         batch_size: task.batch_size,
         keyring: &keyring,
         constraint: None,
+        checked: None,
         done: 0,
     };
     let shared = given.shared;

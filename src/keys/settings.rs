@@ -46,7 +46,7 @@ pub(crate) fn init() {
         is_about_secrets: is_named,
         mask: |text, syntax, is_named_beside| match MASK_LOG.get() {
             MaskLog::Off => Ok(None),
-            MaskLog::Keys => mask_keys(text, is_named_beside),
+            MaskLog::Keys => mask_keys(text, syntax, is_named_beside),
             MaskLog::Literals => mask_literals(text, syntax, is_named_beside),
         },
     });

@@ -5,6 +5,7 @@ use std::collections::TryReserveError;
 use std::ffi::{CStr, c_char};
 use std::{array, mem, ptr, thread};
 
+use memchr::memchr;
 use pgrx::prelude::*;
 
 use super::literal::Syntax;
@@ -69,6 +70,7 @@ unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
 /// the statement that is run.
 const TEXTS: usize = 7;
 const MESSAGE: usize = 0;
+const DETAIL: usize = 1;
 const INTERNAL_QUERY: usize = 5;
 const STATEMENT: usize = 6;
 
@@ -98,7 +100,7 @@ impl Masked {
         let (originals, contents, syntaxes) = unsafe {
             let originals = texts(error);
             let contents = originals.map(|text| bytes(text));
-            (originals, contents, syntaxes(&contents))
+            (originals, contents, syntaxes(error, &contents))
         };
         let are_about_secrets = contents.map(masking.is_about_secrets);
         let mut masked = [const { None }; TEXTS];
@@ -214,14 +216,16 @@ unsafe fn bytes<'a>(text: *const c_char) -> &'a [u8] {
 }
 
 /// Tells how the texts are to be read. A message with which the server logs a statement ends with it, be it
-/// a simple one, or one that is prepared or executed under some name.
+/// a simple one, or one that is prepared or executed under some name. Of a simple one with EXECUTE, the
+/// detail has the statement that was prepared, behind a word in the language of the log.
 ///
 /// # Safety
-/// The statement that is run must be a C string.
-unsafe fn syntaxes(texts: &[&[u8]; TEXTS]) -> [Syntax; TEXTS] {
+/// `error` must be valid, its message's identifier null or a C string, as is the statement that is run.
+unsafe fn syntaxes(error: *const pg_sys::ErrorData, texts: &[&[u8]; TEXTS]) -> [Syntax; TEXTS] {
     // SAFETY: see above; globals that only this process changes.
-    let (statement, has_escapes) = unsafe {
+    let (message, statement, has_escapes) = unsafe {
         (
+            bytes((*error).message_id),
             bytes(pg_sys::debug_query_string),
             !pg_sys::standard_conforming_strings,
         )
@@ -229,6 +233,9 @@ unsafe fn syntaxes(texts: &[&[u8]; TEXTS]) -> [Syntax; TEXTS] {
     array::from_fn(|at| Syntax {
         statement: match at {
             MESSAGE if texts[at].ends_with(statement) => texts[at].len() - statement.len(),
+            DETAIL if message.ends_with(b"statement: %s") => {
+                memchr(b':', texts[at]).unwrap_or_default()
+            }
             INTERNAL_QUERY | STATEMENT => 0,
             _ => texts[at].len(),
         },

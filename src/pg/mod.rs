@@ -11,6 +11,7 @@
 //! | `name`           | names, in and out |
 //! | `encoding`       | from the encoding of the database to UTF-8, and back |
 //! | `relation`       | relations: open, inspect, name |
+//! | `catalogs`       | whether somebody has changed the catalogs |
 //! | `row`, `slot`    | versions of rows; one, read or locked by its place |
 //! | `spi`            | queries |
 //! | `new_values`     | new values for rows, as a table that queries can read |
@@ -32,6 +33,7 @@
 //! | `error`          | what the server, or the operating system, does not give |
 
 mod array;
+pub(crate) mod catalogs;
 pub(crate) mod document;
 pub(crate) mod domain;
 pub(crate) mod encoding;

@@ -1,5 +1,6 @@
 //! Errors, warnings and notices as the server has them.
 
+use std::borrow::Cow;
 use std::io;
 
 use pgrx::pg_sys::panic::ErrorReport;
@@ -15,25 +16,25 @@ pub(crate) struct Report {
     pub(crate) message: String,
     pub(crate) detail: Option<String>,
     /// The next step.
-    pub(crate) hint: &'static str,
+    pub(crate) hint: Cow<'static, str>,
 }
 
 impl Report {
     pub(crate) fn new(
         sqlstate: PgSqlErrorCode,
         message: impl Into<String>,
-        hint: &'static str,
+        hint: impl Into<Cow<'static, str>>,
     ) -> Self {
         Self {
             sqlstate,
             message: message.into(),
             detail: None,
-            hint,
+            hint: hint.into(),
         }
     }
 
     /// Says what is no error.
-    pub(crate) fn warning(message: impl Into<String>, hint: &'static str) -> Self {
+    pub(crate) fn warning(message: impl Into<String>, hint: impl Into<Cow<'static, str>>) -> Self {
         Self::new(PgSqlErrorCode::ERRCODE_WARNING, message, hint)
     }
 

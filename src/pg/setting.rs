@@ -171,7 +171,7 @@ unsafe extern "C-unwind" fn assign<S: Setting>(_new_value: *const c_char, _extra
 /// Says why a value is refused, in words of our own: the server's would show it.
 fn refuse(report: Report) {
     let message = CString::new(report.message).unwrap_or_default();
-    let hint = CString::new(report.hint).unwrap_or_default();
+    let hint = CString::new(&*report.hint).unwrap_or_default();
     // SAFETY: the server reads these once the hook has returned; pstrdup'ed memory lasts that long.
     with_room_for_errors(|| unsafe {
         pg_sys::GUC_check_errcode(report.sqlstate as c_int);

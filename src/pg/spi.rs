@@ -60,6 +60,16 @@ impl Connection {
         with_settings(&[(c"search_path", c"pg_catalog, pg_temp")], f)
     }
 
+    /// Calls `f`, whose cursors see what is committed by now.
+    pub(crate) fn with_latest_snapshot<R>(&self, f: impl FnOnce() -> R) -> R {
+        // SAFETY: the active snapshot is a copy, and is popped below; an error pops it as well.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+        let result = f();
+        // SAFETY: pushed above, and whatever was pushed since has been popped.
+        unsafe { pg_sys::PopActiveSnapshot() };
+        result
+    }
+
     /// Calls `f`, whose queries join by looking up rows one by one.
     pub(crate) fn with_nested_loops<R>(&self, f: impl FnOnce() -> R) -> R {
         with_settings(

@@ -282,6 +282,20 @@ impl<T> Given<'_, T> {
     }
 }
 
+/// Defines the function that the server calls in a worker, and what it does with what it is [`Given`], whose `T`
+/// must be what its starter shares.
+macro_rules! background_worker {
+    ($function:ident, $work:expr) => {
+        #[pg_guard]
+        #[unsafe(no_mangle)]
+        extern "C-unwind" fn $function(argument: pg_sys::Datum) {
+            // SAFETY: the server passes the worker's argument on.
+            unsafe { $crate::pg::worker::run(argument, $work) }
+        }
+    };
+}
+pub(crate) use background_worker;
+
 /// Does the work of a worker, in a transaction as a procedure is called in. `T` must be what its starter
 /// shares.
 ///

@@ -1,0 +1,190 @@
+//! String literals in SQL, and in messages about it, as the server's own scanner finds them.
+
+mod read;
+
+use std::collections::TryReserveError;
+use std::iter;
+use std::ops::Range;
+
+use memchr::{memchr, memchr2, memmem};
+
+use read::{FILLER, Reading, read};
+
+/// How a text is to be read.
+#[derive(Clone, Copy)]
+pub(crate) struct Syntax {
+    /// Where SQL begins in it, which then reaches to its end. What is before that, or all of it, is told
+    /// about something, in any language, and there may be SQL in it.
+    pub(crate) statement: usize,
+    /// Whether `\` escapes a quote in every literal: not with `standard_conforming_strings`.
+    pub(crate) has_escapes: bool,
+}
+
+/// Finds what stands between the quotes of literals: of parameters, too, as the server logs them, and
+/// the bodies of functions and DO, between dollars. A literal without an end reaches to that of the text.
+///
+/// Where a text can be read in more than one way, what is a literal in any of them is found. So ranges may
+/// overlap, and are in no order.
+pub(crate) fn literals(text: &[u8], syntax: Syntax) -> Result<Vec<Range<usize>>, TryReserveError> {
+    let mut found = Found(Vec::new());
+    let (told, statement) = text.split_at(syntax.statement);
+    found.in_message(told)?;
+    found.in_statement(statement, told.len(), syntax.has_escapes)?;
+    Ok(found.0)
+}
+
+struct Found(Vec<Range<usize>>);
+
+impl Found {
+    /// The setting may have changed since the server read the statement. It has then run it, and so found
+    /// an end to each literal.
+    fn in_statement(
+        &mut self,
+        text: &[u8],
+        at: usize,
+        has_escapes: bool,
+    ) -> Result<(), TryReserveError> {
+        self.add(read(text, Reading::sql(has_escapes)), at)?;
+        self.if_all_end(text, at, !has_escapes)
+    }
+
+    /// SQL in a message may be between double quotes, or not, and may have such quotes of its own. Plans in
+    /// JSON and YAML have it with its line breaks and backslashes escaped. Of the literals in a message,
+    /// some may have escapes, while parameters never do.
+    fn in_message(&mut self, text: &[u8]) -> Result<(), TryReserveError> {
+        if memchr2(b'\'', b'$', text).is_none() {
+            return Ok(());
+        }
+        let text = &unescape_xml(text)?;
+        let unescaped = unescape_json(text)?;
+        for has_escapes in [false, true] {
+            for is_strict in [false, true] {
+                let how = Reading {
+                    is_sql: false,
+                    is_strict,
+                    has_escapes,
+                };
+                self.add(read(text, how), 0)?;
+            }
+            if let Some(quote) = memchr(b'"', text) {
+                self.if_all_end(&text[quote + 1..], quote + 1, has_escapes)?;
+            }
+            for quoted in quoted(text) {
+                self.if_all_end(&unescaped[quoted.clone()], quoted.start, has_escapes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what is found in SQL, unless it has a literal without an end.
+    fn if_all_end(
+        &mut self,
+        text: &[u8],
+        at: usize,
+        has_escapes: bool,
+    ) -> Result<(), TryReserveError> {
+        let read = || read(text, Reading::sql(has_escapes));
+        if read().all(|literal| literal.end < text.len()) {
+            self.add(read(), at)?;
+        }
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        literals: impl Iterator<Item = Range<usize>>,
+        at: usize,
+    ) -> Result<(), TryReserveError> {
+        for literal in literals.filter(|literal| !literal.is_empty()) {
+            self.0.try_reserve(1)?;
+            self.0.push(at + literal.start..at + literal.end);
+        }
+        Ok(())
+    }
+}
+
+/// Finds what is between double quotes, as JSON has them: one behind a backslash is none.
+pub(crate) fn quoted(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let mut at = 0;
+    iter::from_fn(move || {
+        let start = at + memchr(b'"', text.get(at..)?)? + 1;
+        let mut end = start;
+        loop {
+            match text.get(end..) {
+                Some([b'\\', _, ..]) => end += 2,
+                Some([b'"', ..]) | Some([]) | None => break,
+                Some(_) => end += 1,
+            }
+        }
+        let end = end.min(text.len());
+        at = end + 1;
+        Some(start..end)
+    })
+}
+
+/// Puts what the escapes of JSON stand for in their places, so that nothing else moves.
+fn unescape_json(text: &[u8]) -> Result<Vec<u8>, TryReserveError> {
+    let mut unescaped = copy(text)?;
+    let mut at = 0;
+    while let Some(backslash) = text.get(at..).and_then(|rest| memchr(b'\\', rest)) {
+        at += backslash;
+        if let [escape, character, ..] = &mut unescaped[at..] {
+            *escape = FILLER;
+            match character {
+                b'n' => *character = b'\n',
+                b'r' => *character = b'\r',
+                b't' | b'f' => *character = b' ',
+                _ => {}
+            }
+        }
+        at += 2;
+    }
+    Ok(unescaped)
+}
+
+/// The same for that of XML which the server writes for a white space.
+fn unescape_xml(text: &[u8]) -> Result<Vec<u8>, TryReserveError> {
+    const RETURN: &[u8] = b"&#x0d;";
+    let mut unescaped = copy(text)?;
+    for at in memmem::find_iter(text, RETURN) {
+        let escape = &mut unescaped[at..at + RETURN.len()];
+        escape.fill(FILLER);
+        escape[0] = b'\r';
+    }
+    Ok(unescaped)
+}
+
+fn copy(text: &[u8]) -> Result<Vec<u8>, TryReserveError> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(text.len())?;
+    copy.extend_from_slice(text);
+    Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The setting is another one now than it was when the server read the statement.
+    #[test]
+    fn statements_read_with_another_setting() {
+        let ranges = |text: &str, has_escapes| {
+            let syntax = Syntax {
+                statement: 0,
+                has_escapes,
+            };
+            let mut ranges = literals(text.as_bytes(), syntax).expect("memory");
+            ranges.sort_unstable_by_key(|range| range.start);
+            ranges.dedup();
+            ranges
+        };
+        // Both ways to read it have an end: `a\'b` is a literal in one, `a\` in the other.
+        let old = r"SELECT 'a\'b''c'";
+        for has_escapes in [false, true] {
+            assert!(ranges(old, has_escapes).contains(&(8..15)), "{has_escapes}");
+        }
+        let new = r"SELECT 'a' LIKE $1 ESCAPE '\' ORDER BY 1, 'b' LIKE 'c' ESCAPE '\'";
+        let exact: Vec<_> = read(new.as_bytes(), Reading::sql(false)).collect();
+        assert_eq!(ranges(new, false), exact);
+    }
+}
