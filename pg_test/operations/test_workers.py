@@ -216,6 +216,19 @@ def test_a_setting_that_the_login_could_not_make(db, database):
         db.execute(f"ALTER DATABASE {database} RESET default_text_search_config")
 
 
+def test_settings_that_depend_on_each_other(db, database, journal):
+    fill(db, 1000)
+    journal("current_setting('log_parser_stats')")
+    db.execute(f"ALTER DATABASE {database} SET log_statement_stats = on")
+    try:
+        with connect(database) as caller:
+            caller.execute("SET log_statement_stats = off; SET log_parser_stats = on")
+            assert rotate(caller, workers=1)["rotated"] == 1000
+        assert db.execute("SELECT DISTINCT noted FROM journal").fetchall() == [(["on"],)]
+    finally:
+        db.execute(f"ALTER DATABASE {database} RESET log_statement_stats")
+
+
 def test_a_setting_of_a_library_that_is_not_loaded_yet(db, database, journal):
     """The server lets any role set it, and drops it when the library is loaded if the role may not."""
     db.execute("CREATE ROLE fernet_rotator LOGIN; GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")

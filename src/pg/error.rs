@@ -57,7 +57,7 @@ impl From<Error> for Report {
             Error::OutOfMemory => Self::new(
                 Code::ERRCODE_OUT_OF_MEMORY,
                 "out of memory",
-                "Configure fewer keys, or pass a smaller batch_size.",
+                "Give the server more memory, configure fewer keys, or pass a smaller batch_size.",
             ),
             Error::NoRandomness => Self::new(
                 Code::ERRCODE_INTERNAL_ERROR,

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
-use std::slice;
+use std::{ptr, slice};
 
 use pgrx::prelude::*;
 
@@ -54,7 +54,7 @@ pub(super) fn set_config(name: &CStr, value: &CStr, until: Until) {
 /// Writes down, for [`restore`], the settings of the session and its roles, as C strings: of a setting its name,
 /// its value, and where that is from; an empty string; two roles.
 ///
-/// What concerns one transaction, and the encoding of the client, is left out.
+/// What concerns one transaction, or the client, is left out.
 pub(super) fn of_session(is_private: impl Fn(&CStr) -> bool) -> Vec<u8> {
     use pg_sys::GucContext;
     let mut texts = Vec::new();
@@ -67,15 +67,14 @@ pub(super) fn of_session(is_private: impl Fn(&CStr) -> bool) -> Vec<u8> {
                 setting.context,
                 GucContext::PGC_SUSET | GucContext::PGC_USERSET
             );
-            // RESET ALL leaves transactions alone, too, and roles, which are below.
-            let is_of_session = setting.flags as u32 & pg_sys::GUC_NO_RESET_ALL == 0;
-            if may_be_set && is_of_session && name != c"client_encoding" && !is_private(name) {
-                let value = pg_sys::GetConfigOption(setting.name, true, false);
-                if !value.is_null() {
-                    add(name);
-                    add(CStr::from_ptr(value));
-                    add(&Origin::of(setting).to_text());
-                }
+            if may_be_set
+                && !NOT_OF_SESSION.contains(&name)
+                && !is_private(name)
+                && let Some(value) = value_of(setting)
+            {
+                add(name);
+                add(&value);
+                add(&Origin::of(setting).to_text());
             }
         }
         add(c"");
@@ -90,6 +89,34 @@ pub(super) fn of_session(is_private: impl Fn(&CStr) -> bool) -> Vec<u8> {
     texts
 }
 
+/// What is of one transaction, or of the client; and roles, which are written down separately.
+const NOT_OF_SESSION: [&CStr; 7] = [
+    c"transaction_isolation",
+    c"transaction_read_only",
+    c"transaction_deferrable",
+    c"client_encoding",
+    c"seed",
+    c"session_authorization",
+    c"role",
+];
+
+/// Returns a value as it can be set.
+///
+/// # Safety
+/// The setting must be one of the server's list.
+unsafe fn value_of(setting: &pg_sys::config_generic) -> Option<CString> {
+    // SAFETY: the server tells the kind of a setting. A value lasts until the next one is asked for.
+    unsafe {
+        if setting.vartype == pg_sys::config_type::PGC_REAL {
+            // The server would show six digits of it.
+            let real = &*ptr::from_ref(setting).cast::<pg_sys::config_real>();
+            return CString::new(format!("{:?}", *real.variable)).ok();
+        }
+        let value = pg_sys::GetConfigOption(setting.name, true, false);
+        (!value.is_null()).then(|| CStr::from_ptr(value).to_owned())
+    }
+}
+
 thread_local! {
     static IS_RESTORING: Cell<bool> = const { Cell::new(false) };
 }
@@ -102,13 +129,21 @@ pub(super) fn is_restoring() -> bool {
 /// Sets what [`of_session`] has written down, of which `next` returns the strings one by one.
 pub(super) fn restore<'a>(mut next: impl FnMut() -> &'a CStr) {
     IS_RESTORING.set(true);
+    let mut refused = Vec::new();
     loop {
         let name = next();
         if name.is_empty() {
             break;
         }
         let (value, origin) = (next(), Origin::parse(next()));
-        origin.expect("it is as it was written").set(name, value);
+        let origin = origin.expect("it is as it was written");
+        if !origin.set(name, value, PgLogLevel::DEBUG3) {
+            refused.push((name, value, origin));
+        }
+    }
+    // What a setting may be, another one may decide, which is there by now.
+    for (name, value, origin) in refused {
+        origin.set(name, value, PgLogLevel::ERROR);
     }
     IS_RESTORING.set(false);
     // Also where they are those of the login: the settings of the user may have another role.
@@ -151,19 +186,20 @@ impl Origin {
         })
     }
 
-    /// Sets a value that has this origin in another session.
-    fn set(&self, name: &CStr, value: &CStr) {
+    /// Sets a value that has this origin in another session. If it is refused, reports that at this level and
+    /// returns false.
+    fn set(&self, name: &CStr, value: &CStr, level: PgLogLevel) -> bool {
         use pg_sys::{GucAction, GucSource};
         // This login may have found other settings of the role or the database than that session has: its own
         // take precedence. What the server has accepted from the configuration may not be valid in this database.
         let (source, level) = if self.source < GucSource::PGC_S_CLIENT {
             (GucSource::PGC_S_CLIENT, PgLogLevel::DEBUG3)
         } else {
-            (self.source, PgLogLevel::ERROR)
+            (self.source, level)
         };
         // SAFETY: C strings, which the server copies.
         unsafe {
-            pg_sys::set_config_option_ext(
+            let done = pg_sys::set_config_option_ext(
                 name.as_ptr(),
                 value.as_ptr(),
                 self.context,
@@ -174,6 +210,7 @@ impl Origin {
                 level as i32,
                 false,
             );
+            done != 0
         }
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! An allocation of the server's raises an error. But pgrx copies that error first, in the context that has
 //! just got no memory, and tries again until the server has had five errors in a row, which is a PANIC.
-//! [`with_room_for_errors`] gives a part of the reserve back as soon as there is an error of that kind.
+//! [`with_room_for_errors`] gives a part of the reserve back as soon as there is an error.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::{c_int, c_void};
@@ -23,17 +23,19 @@ use super::error::with_error_context;
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator::new();
 
-/// A part of the reserve, and the most that is taken from it at once. To copy an error the server may want
-/// a block of a megabyte. Nobody writes to it, so it is address space without memory behind it.
+/// A part of the reserve. To copy an error the server may want a block of a megabyte. Nobody writes to it, so it
+/// is address space without memory behind it.
 const PART: Layout = match Layout::from_size_align(5 << 18, 16) {
     Ok(layout) => layout,
     Err(_) => unreachable!(),
 };
 
+const PARTS: usize = 3;
+
 /// The system's allocator, with a reserve.
 struct Allocator {
     /// In parts, so that something is left for raising the error that the first of them calls for.
-    reserve: [AtomicPtr<u8>; 3],
+    reserve: [AtomicPtr<u8>; PARTS],
     is_whole: AtomicBool,
 }
 
@@ -51,6 +53,13 @@ pub(crate) fn with_room_for_errors<R>(f: impl FnOnce() -> R) -> R {
     with_error_context(Some(make_room), null_mut(), f)
 }
 
+/// Raises an error if there are not so many bytes, for what the server and pgrx allocate piece by piece.
+pub(super) fn ensure_room(len: usize) {
+    if Vec::<u8>::new().try_reserve_exact(len).is_err() {
+        out_of_memory();
+    }
+}
+
 pub(super) fn out_of_memory() -> ! {
     with_error_context(Some(make_room), null_mut(), || {
         ErrorReport::from(Error::OutOfMemory).report(PgLogLevel::ERROR);
@@ -58,11 +67,21 @@ pub(super) fn out_of_memory() -> ! {
     unreachable!("the error was raised")
 }
 
-/// The server calls this while it raises an error, before anybody catches it.
+/// The server calls this with each message, and so with an error before anybody catches it. Another error than
+/// for lack of memory has to be copied, too.
 #[pg_guard]
 unsafe extern "C-unwind" fn make_room(_arg: *mut c_void) {
-    // SAFETY: an error is being raised, and has its code.
-    if unsafe { pg_sys::geterrcode() } == PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY as c_int {
+    // SAFETY: a message is being made, and has its code.
+    let class = unsafe { pg_sys::geterrcode() } & 0xfff; // the first two characters
+    let of_no_error = [
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        PgSqlErrorCode::ERRCODE_WARNING,
+        PgSqlErrorCode::ERRCODE_NO_DATA,
+    ];
+    if of_no_error
+        .iter()
+        .all(|&code| code as c_int & 0xfff != class)
+    {
         ALLOCATOR.give_back();
     }
 }
@@ -70,7 +89,7 @@ unsafe extern "C-unwind" fn make_room(_arg: *mut c_void) {
 impl Allocator {
     const fn new() -> Self {
         Self {
-            reserve: [const { AtomicPtr::new(null_mut()) }; 3],
+            reserve: [const { AtomicPtr::new(null_mut()) }; PARTS],
             is_whole: AtomicBool::new(false),
         }
     }
@@ -109,7 +128,8 @@ impl Allocator {
     fn with_reserve(&self, size: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
         loop {
             let memory = allocate();
-            if !memory.is_null() || size > PART.size() || !self.give_back() {
+            let is_too_much = size > PARTS * PART.size();
+            if !memory.is_null() || is_too_much || !self.give_back() {
                 return memory;
             }
         }
@@ -164,7 +184,7 @@ mod tests {
         assert_eq!(requests(1, 2), (1, false), "there is no reserve yet");
         assert!(allocator.fill());
         assert_eq!(
-            requests(PART.size() + 1, 2),
+            requests(3 * PART.size() + 1, 2),
             (1, false),
             "it would not help"
         );
@@ -172,6 +192,10 @@ mod tests {
         assert_eq!(requests(1, 2), (2, true));
         assert!(!allocator.is_whole.load(Ordering::Relaxed));
         assert!(allocator.fill());
-        assert_eq!(requests(PART.size(), 9), (4, false), "it has three parts");
+        assert_eq!(
+            requests(3 * PART.size(), 9),
+            (4, false),
+            "it has three parts"
+        );
     }
 }

@@ -15,6 +15,7 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use super::memory::ensure_room;
 use super::segment::{Part, QUEUE_SIZE, Segment};
 use super::subtransaction::in_subtransaction;
 use super::{Error, guc};
@@ -176,6 +177,8 @@ impl<T: Sync> Workers<T> {
 
     /// Raises the error, or tells the client what else is in the message.
     fn report(&self, message: &[u8]) {
+        // For the text, what is parsed of it, the server's copies, and pgrx's.
+        ensure_room(6 * message.len());
         // SAFETY: the message is one for a client, in the encoding of the database. What is made of it is in
         // memory that is there until the next one; the server copies that.
         unsafe {
@@ -250,7 +253,7 @@ fn register(
     let name = format!("pg_fernet worker of process {}", worker.bgw_notify_pid);
     write_name(&mut worker.bgw_name, name.as_bytes());
     write_name(&mut worker.bgw_type, b"pg_fernet worker");
-    write_name(&mut worker.bgw_library_name, b"pg_fernet");
+    write_name(&mut worker.bgw_library_name, LIBRARY);
     write_name(&mut worker.bgw_function_name, function.to_bytes());
     let mut handle = ptr::null_mut();
     // SAFETY: the server copies the worker.
@@ -258,6 +261,14 @@ fn register(
         unsafe { pg_sys::RegisterDynamicBackgroundWorker(&raw mut worker, &raw mut handle) };
     is_registered.then_some(handle)
 }
+
+/// As in the definitions of the functions. From 18 on, an extension may be elsewhere, where dynamic_library_path
+/// leads.
+const LIBRARY: &[u8] = if cfg!(feature = "pg18") {
+    b"pg_fernet"
+} else {
+    b"$libdir/pg_fernet"
+};
 
 /// Writes a name into a longer field of zeroes.
 fn write_name(field: &mut [c_char], name: &[u8]) {
