@@ -99,8 +99,13 @@ def authenticator(keys, token):
 
 
 def tokens_inside(value):
-    """What may be a token somewhere in a value: from each gAAA to the end of the base64 characters, with its padding."""
-    found = [padded(characters[start.start():], equals) for characters, equals in RUN.findall(value) for start in re.finditer(b"gAAA", characters)]
+    """What may be a token somewhere in a value: from each gAAA to the end of the base64 characters, with its padding, or to a
+    / or + among them, which may be somebody else's."""
+    found = []
+    for characters, equals in RUN.findall(value):
+        for start in (match.start() for match in re.finditer(b"gAAA", characters)):
+            ends = [match.start() for match in re.finditer(rb"[/+]", characters) if match.start() > start]
+            found += [padded(characters[start:end], b"") for end in ends] + [padded(characters[start:], equals)]
     return [token for token in found if token]
 
 
