@@ -505,7 +505,7 @@ def test_out_of_memory(logged, secret, setting, expression, error):
     """Where there is no memory for the masked text, or for the line, there is an error or another text, and the session
     goes on."""
     # More than the library has in reserve.
-    statement = f"SELECT {expression.format(secret)} /* {'x' * 2 * MEGABYTE} */"
+    statement = f"SELECT {expression.format(secret)} /* {'x' * 5 * MEGABYTE} */"
     refused = []
 
     def attempt():

@@ -87,15 +87,15 @@ CALLS = {
     "fernet_generate_key()": "SELECT pg_catalog.octet_length(fernet.fernet_generate_key())",
     "fernet_census(regclass,name)": "SELECT * FROM fernet.fernet_census('fernet.secrets', 'token')",
     "fernet_find_columns(integer)": "SELECT relation::pg_catalog.oid, column_name, sampled, tokens FROM fernet.fernet_find_columns()",
-    "fernet_rotate_column(regclass,name,integer,boolean,bigint,bigint,bigint,bigint,bigint)":
+    "fernet_rotate_column(regclass,name,integer,boolean,integer,bigint,bigint,bigint,bigint,bigint)":
         "CALL fernet.fernet_rotate_column('fernet.secrets', 'token')",
     "fernet_rotate_shard(regclass,name,integer,boolean,text,text)":
         "CALL fernet.fernet_rotate_shard('fernet.secrets', 'token', 10, false, {fingerprints})",
-    "fernet_encrypt_column(regclass,name,integer,bigint,bigint,bigint,bigint,bigint)":
+    "fernet_encrypt_column(regclass,name,integer,integer,bigint,bigint,bigint,bigint,bigint)":
         "CALL fernet.fernet_encrypt_column('fernet.secrets', 'token')",
     "fernet_encrypt_shard(regclass,name,integer,text,text)":
         "CALL fernet.fernet_encrypt_shard('fernet.secrets', 'token', 10, {fingerprints})",
-    "fernet_decrypt_column(regclass,name,integer,bigint,bigint,bigint,bigint,bigint)":
+    "fernet_decrypt_column(regclass,name,integer,integer,bigint,bigint,bigint,bigint,bigint)":
         "CALL fernet.fernet_decrypt_column('fernet.secrets', 'token')",
     "fernet_decrypt_shard(regclass,name,integer,text,text)":
         "CALL fernet.fernet_decrypt_shard('fernet.secrets', 'token', 10, {fingerprints})",

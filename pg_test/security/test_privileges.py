@@ -38,11 +38,11 @@ fernet_decrypt_bytea(bytea)                             x       .      .        
 fernet_decrypt_bytea(bytea,interval,timestamptz)        x       .      .        .        .       .      .      .       .
 fernet_decrypt_bytea(text)                              x       .      .        .        .       .      .      .       .
 fernet_decrypt_bytea(text,interval,timestamptz)         x       .      .        .        .       .      .      .       .
-fernet_decrypt_column(regclass,name,integer)            x       .      .        x        .       .      .      .       .
+fernet_decrypt_column(regclass,name,integer,integer)    x       .      .        x        .       .      .      .       .
 fernet_decrypt_shard(regclass,name,integer,text,text)   x       .      .        x        .       .      .      .       .
 fernet_encrypt(bytea)                                   x       .      .        .        .       .      .      .       .
 fernet_encrypt(text)                                    x       .      .        .        .       .      .      .       .
-fernet_encrypt_column(regclass,name,integer)            x       .      .        .        .       .      .      .       .
+fernet_encrypt_column(regclass,name,integer,integer)    x       .      .        .        .       .      .      .       .
 fernet_encrypt_shard(regclass,name,integer,text,text)   x       .      .        .        .       .      .      .       .
 fernet_encrypt_trigger()                                x       .      .        .        .       .      .      .       .
 fernet_find_columns(integer)                            x       .      .        .        x       .      .      .       .
@@ -58,7 +58,7 @@ fernet_rotate(bytea)                                    x       .      x        
 fernet_rotate(json)                                     x       .      x        .        .       .      .      .       .
 fernet_rotate(jsonb)                                    x       .      x        .        .       .      .      .       .
 fernet_rotate(text)                                     x       .      x        .        .       .      .      .       .
-fernet_rotate_column(regclass,name,integer,boolean)     x       .      .        .        x       .      .      .       .
+fernet_rotate_column(regclass,name,integer,boolean,integer) x       .      .        .        x       .      .      .       .
 fernet_rotate_shard(regclass,name,integer,boolean,text,text) x  .      .        .        x       .      .      .       .
 fernet_timestamp(bytea)                                 x       .      .        .        .       .      .      .       .
 fernet_timestamp(text)                                  x       .      .        .        .       .      .      .       .
