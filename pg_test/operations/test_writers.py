@@ -419,16 +419,16 @@ CHANGES = {
     "check": "ALTER TABLE secrets ADD CHECK (length(value) < 1000)",
     "generated column": "ALTER TABLE secrets ADD length integer GENERATED ALWAYS AS (length(value)) STORED",
     "policy": "CREATE POLICY shown ON secrets USING (value <> '')",
-    "domain": "ALTER DOMAIN of_secrets ADD CHECK (length(VALUE) < 1000)",
+    "domain": "ALTER DOMAIN of_plaintexts ADD CHECK (length(VALUE) < 1000)",
 }
 
 
 @pytest.fixture
 def table_of_plaintexts(db):
     ENCRYPT.fill(db, 3000)
-    db.execute("CREATE DOMAIN of_secrets AS text; ALTER TABLE secrets ALTER value TYPE of_secrets")
+    db.execute("CREATE DOMAIN of_plaintexts AS text; ALTER TABLE secrets ALTER value TYPE of_plaintexts")
     yield
-    db.execute("DROP DOMAIN of_secrets CASCADE")
+    db.execute("DROP DOMAIN of_plaintexts CASCADE")
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
