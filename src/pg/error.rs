@@ -1,5 +1,5 @@
 use std::collections::TryReserveError;
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -114,6 +114,11 @@ impl From<TryReserveError> for Error {
     fn from(_: TryReserveError) -> Self {
         Self::OutOfMemory
     }
+}
+
+/// Returns the class of a SQLSTATE as the server has it: its first two characters.
+pub(super) fn class(sqlstate: c_int) -> c_int {
+    sqlstate & 0xfff
 }
 
 /// Calls `f`, and `callback` with `arg` for each message that the server makes meanwhile, whatever becomes

@@ -18,7 +18,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::Error;
-use super::error::with_error_context;
+use super::error::{class, with_error_context};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator::new();
@@ -72,7 +72,7 @@ pub(super) fn out_of_memory() -> ! {
 #[pg_guard]
 unsafe extern "C-unwind" fn make_room(_arg: *mut c_void) {
     // SAFETY: a message is being made, and has its code.
-    let class = unsafe { pg_sys::geterrcode() } & 0xfff; // the first two characters
+    let code = unsafe { pg_sys::geterrcode() };
     let of_no_error = [
         PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
         PgSqlErrorCode::ERRCODE_WARNING,
@@ -80,7 +80,7 @@ unsafe extern "C-unwind" fn make_room(_arg: *mut c_void) {
     ];
     if of_no_error
         .iter()
-        .all(|&code| code as c_int & 0xfff != class)
+        .all(|&other| class(other as c_int) != class(code))
     {
         ALLOCATOR.give_back();
     }

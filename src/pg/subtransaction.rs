@@ -8,6 +8,7 @@ use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use pgrx::prelude::*;
 
 use super::encoding::printable;
+use super::error::class;
 
 /// Calls `f` in a subtransaction, which is undone, locks included, unless `keep` wants to keep it.
 ///
@@ -89,7 +90,6 @@ impl Failure {
     }
 
     fn is_of_class(&self, code: PgSqlErrorCode) -> bool {
-        let class = |code| code & 0xfff; // of a SQLSTATE, its first two characters
         class(code as i32) == class(self.code())
     }
 
