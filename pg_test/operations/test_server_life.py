@@ -128,11 +128,28 @@ def test_a_prepared_transaction_that_the_server_has_recovered(cluster):
         assert is_rotated(db, 11)
 
 
+def waits_for_standby(db, session):
+    return value(db, "SELECT wait_event IS NOT DISTINCT FROM 'SyncRep' FROM pg_stat_activity WHERE pid = %s",
+                 session.info.backend_pid)
+
+
 @contextmanager
 def without_its_standby(cluster):
-    with cluster.connect(user=SUPERUSER) as db:
+    """Lets every commit wait for a standby that does not exist."""
+    with cluster.connect(user=SUPERUSER) as db, cluster.connect() as writer:
+        told = []
+        writer.add_notice_handler(told.append)
+
+        def write():
+            while not told:
+                writer.execute("SELECT pg_logical_emit_message(true, '', '')")
+
+        # Commits wait once the checkpointer, too, has read the configuration.
         db.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
         db.execute("SELECT pg_reload_conf()")
+        with in_background(write):
+            wait_until(lambda: waits_for_standby(db, writer))
+            assert value(db, "SELECT pg_cancel_backend(%s)", writer.info.backend_pid)
     yield
     with cluster.connect(user=SUPERUSER) as db:
         db.execute("SET synchronous_commit = local")
@@ -145,11 +162,10 @@ def test_a_wait_for_a_synchronous_standby_that_is_cancelled_ends_the_call(cluste
     with cluster.connect() as db, cluster.connect() as caller:
         fill(db, 1000)
         with without_its_standby(cluster):
-            waiting = "SELECT wait_event IS NOT DISTINCT FROM 'SyncRep' FROM pg_stat_activity WHERE pid = %s"
             if how == "statement_timeout":
                 caller.execute("SET statement_timeout = '1s'")
             with in_background(rotate, caller, batch_size=100) as call:
-                wait_until(lambda: value(db, waiting, caller.info.backend_pid))
+                wait_until(lambda: waits_for_standby(db, caller))
                 if how == "cancel":
                     assert value(db, "SELECT pg_cancel_backend(%s)", caller.info.backend_pid)
                 with pytest.raises(errors.QueryCanceled) as caught:
