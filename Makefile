@@ -4,7 +4,7 @@
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
 
 .DEFAULT_GOAL := help
-.PHONY: help all demo test soak test-sql-edition test-airflow test-applications fuzz mutants audit install installcheck lint bench \
+.PHONY: help all demo psql test soak test-sql-edition test-airflow test-applications fuzz mutants audit install installcheck lint bench \
 	bench-airflow bench-operations package test-package clean
 
 export PG PG_CONFIG
@@ -17,6 +17,9 @@ all:
 
 demo: ## rotate an Airflow-shaped database on a throwaway server
 	@scripts/demo
+
+psql: ## open psql on a throwaway server that has pg_fernet
+	@scripts/psql
 
 test: ## run all tests (PG=16, 17 or 18: on that server)
 	@scripts/test

@@ -20,6 +20,12 @@ def use_keys(reader, *keys):
         SELECT pg_reload_conf();""")
 
 
+def database_to_try(reader):
+    """As Getting started advises, after the first statements have been typed elsewhere."""
+    reader.run_sql("CREATE DATABASE try;")
+    reader.use_database("try")
+
+
 def airflow(reader):
     """The metadata database of Airflow 3.3, as far as it is of interest."""
     reader.run_sql("CREATE ROLE airflow LOGIN; CREATE DATABASE airflow OWNER airflow;")
@@ -45,7 +51,7 @@ def airflow_with_the_extension(reader):
         CREATE EXTENSION pg_fernet SCHEMA fernet;
         GRANT USAGE ON SCHEMA fernet TO airflow;
         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA fernet TO airflow;""")
-    reader.use_database("postgres")
+    reader.use_database("try")
 
 
 def airflow_without_keys(reader):
@@ -197,6 +203,7 @@ def managed_rotator(reader):
 
 
 PREPARATIONS = {
+    ("README.md", "Getting started"): database_to_try,
     ("README.md", "Airflow"): airflow_with_the_extension,
     ("docs/airflow.md", "Before you start"): airflow,
     ("docs/airflow.md", "Encrypt later"): airflow_without_keys,

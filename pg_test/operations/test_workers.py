@@ -229,6 +229,23 @@ def test_settings_that_depend_on_each_other(db, database, journal):
         db.execute(f"ALTER DATABASE {database} RESET log_statement_stats")
 
 
+def test_all_digits_of_a_setting(db, database, journal):
+    # SHOW prints six of them. A plan has them all.
+    fill(db, 1000)
+    db.execute("CREATE FUNCTION plan() RETURNS text LANGUAGE plpgsql AS"
+               " $$ DECLARE line text; BEGIN EXECUTE 'EXPLAIN SELECT * FROM pg_database' INTO line; RETURN line; END $$")
+    try:
+        journal("plan()")
+        with connect(database) as caller:
+            caller.execute("SET seq_page_cost = 1234567.25")
+            plan = value(caller, "SELECT plan()")
+            assert rotate(caller, workers=1)["rotated"] == 1000
+        assert "1234567" in plan
+        assert db.execute("SELECT DISTINCT noted FROM journal").fetchall() == [([plan],)]
+    finally:
+        db.execute("DROP FUNCTION plan")
+
+
 def test_a_setting_of_a_library_that_is_not_loaded_yet(db, database, journal):
     """The server lets any role set it, and drops it when the library is loaded if the role may not."""
     db.execute("CREATE ROLE fernet_rotator LOGIN; GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")

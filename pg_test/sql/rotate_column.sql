@@ -273,6 +273,16 @@ SET ROLE regress_fernet_rotator;
 CALL fernet_rotate_column('secrets', 'value');
 \echo :LAST_ERROR_SQLSTATE
 RESET ROLE;
+-- Rows are found by their places and writers, which are columns, too.
+GRANT SELECT (value) ON secrets TO regress_fernet_rotator;
+SET ROLE regress_fernet_rotator;
+CALL fernet_rotate_column('secrets', 'value');
+RESET ROLE;
+GRANT SELECT (ctid, xmin, xmax) ON secrets TO regress_fernet_rotator;
+SET ROLE regress_fernet_rotator;
+CALL fernet_rotate_column('secrets', 'value');
+RESET ROLE;
+REVOKE SELECT (value, ctid, xmin, xmax) ON secrets FROM regress_fernet_rotator;
 GRANT SELECT ON secrets TO regress_fernet_rotator;
 SET ROLE regress_fernet_rotator;
 CALL fernet_rotate_column('secrets', 'value');

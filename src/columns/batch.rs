@@ -129,13 +129,12 @@ impl Batch {
     pub(super) fn due(&self) -> i64 {
         self.rows.iter().map(|row| row.due).sum()
     }
+}
 
-    /// Returns a range that all of its rows are in, or were when they were read.
-    pub(super) fn range(&self) -> Range<Tid> {
-        let ids = || self.rows.iter().map(|row| row.id);
-        match (ids().min(), ids().max()) {
-            (Some(first), Some(last)) => first..last.next(),
-            _ => Tid::start_of(0)..Tid::start_of(0),
-        }
-    }
+/// Tells whether there are more blocks than rows between the first and the last of them, or returns
+/// `None` if there are none.
+pub(super) fn are_sparse<'r>(rows: impl Iterator<Item = &'r NewRow> + Clone) -> Option<bool> {
+    let blocks = || rows.clone().map(|row| row.id.block);
+    let range = blocks().max()? - blocks().min()?;
+    Some(range as usize > rows.clone().count())
 }

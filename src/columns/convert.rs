@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 
 use super::Error;
-use super::batch::{Batch, Look, NewRow, Reader};
+use super::batch::{self, Batch, Look, NewRow, Reader};
 use super::conversion::{Conversion, Found};
 use super::fit::{self, Constraint};
 use super::progress::Report;
@@ -30,10 +30,9 @@ use super::{warning, workers};
 use crate::fernet::Keyring;
 use crate::pg::catalogs;
 use crate::pg::report::notice;
-use crate::pg::row::{Tid, Xid};
 use crate::pg::server;
+use crate::pg::slot::Version;
 use crate::pg::transaction::Transaction;
-use crate::pg::value_type::Stored;
 
 pub(super) struct Pass<'a> {
     pub(super) conversion: Conversion,
@@ -216,22 +215,15 @@ impl Pass<'_> {
         };
         look.is_outdated |= !table.is_still(member);
         let end = *reader.end.get_or_insert_with(|| table.relation.blocks());
-        let mut cursor = table.read(transaction, reader.at..Tid::start_of(end));
-        cursor.fetch_at_most(self.batch_size);
-        while let Some(rows) = cursor.fetch() {
-            for row in rows.iter() {
-                let version = row.version();
-                let id = version.id;
-                let batch_for_new = converts.then_some(&mut batch);
-                let value = version.stored(&table.column.value_type);
-                let (writer, is_untouched) = (version.writer, version.is_untouched);
-                self.convert(&table, id, writer, is_untouched, value, batch_for_new, look)?;
-                look.report.rows += 1;
-                reader.progress.advance(id.block);
-                if batch.is_full(self.batch_size) {
-                    reader.at = id.next();
-                    return Ok(batch);
-                }
+        let mut scan = table.read(reader.at, end);
+        while let Some(version) = scan.next() {
+            let id = version.id;
+            self.convert(&table, version, converts.then_some(&mut batch), look)?;
+            look.report.rows += 1;
+            reader.progress.advance(id.block);
+            if batch.is_full(self.batch_size) {
+                reader.at = id.next();
+                return Ok(batch);
             }
         }
         reader.next_table();
@@ -240,22 +232,16 @@ impl Pass<'_> {
 
     /// Counts what is in the value of a row. If there is a batch, and something to do, adds the row to
     /// it with its new value.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "a row version, and what is made of it"
-    )]
     fn convert(
         &self,
         table: &Table<'_>,
-        id: Tid,
-        writer: Xid,
-        is_untouched: bool,
-        value: Option<Stored<'_>>,
+        version: Version<'_>,
         mut batch: Option<&mut Batch>,
         look: &mut Look,
     ) -> Result<(), Error> {
         let report = &mut look.report;
-        let Some(value) = value else {
+        let id = version.id;
+        let Some(value) = version.value else {
             report.tally.nulls += 1;
             return Ok(());
         };
@@ -277,8 +263,8 @@ impl Pass<'_> {
             }
             batch.push(NewRow {
                 id,
-                writer,
-                is_untouched,
+                writer: version.writer,
+                is_untouched: version.is_untouched,
                 value,
                 due,
             })?;
@@ -330,17 +316,13 @@ impl Pass<'_> {
         }
         // Does not wait for a row, or only for a moment: who else locks it now has been faster.
         let update = |batch: &Batch, rows: &dyn Fn(&NewRow) -> bool| {
-            let mut values = table.new_values(transaction);
-            let mut count = 0;
-            for row in batch.rows.iter().filter(|row| rows(row)) {
-                values.push(row.id, row.writer, batch.values.get(row.value));
-                count += 1;
-            }
-            if count == 0 {
+            let rows = || batch.rows.iter().filter(|row| rows(row));
+            let Some(are_sparse) = batch::are_sparse(rows()) else {
                 return Some(0);
-            }
-            let shown = values.show();
-            transaction.attempt(|| table.update(transaction, &shown, batch.range(), count))
+            };
+            let new = rows().map(|row| (row.id, row.writer, batch.values.get(row.value)));
+            let values = table.new_values(transaction);
+            transaction.attempt(|| table.update(transaction, &values, new, are_sparse))
         };
         let written = update(batch, &|row| row.is_untouched);
         if written == Some(batch.rows.len() as u64) && !table.relation.has_code_on_update() {
@@ -353,12 +335,11 @@ impl Pass<'_> {
         for row in &batch.rows {
             let may_be_ours = row.is_untouched && written.is_some();
             table.fate(row.id, may_be_ours, |fate| match fate {
-                Fate::Ours(value) => self.count_written(&table, row, value, look),
-                Fate::Held(id, writer, value) => {
+                Fate::Ours(version) => self.count_written(&table, row, version, look),
+                Fate::Held(version) => {
                     // Its tokens were counted when it was read.
                     let mut ignored = Look::new(self.keyring)?;
-                    let batch = Some(&mut rest);
-                    self.convert(&table, id, writer, true, value, batch, &mut ignored)
+                    self.convert(&table, version, Some(&mut rest), &mut ignored)
                 }
                 Fate::Locked => {
                     look.locked += 1;
@@ -379,7 +360,7 @@ impl Pass<'_> {
         }
         for row in &rest.rows {
             table.fate(row.id, true, |fate| match fate {
-                Fate::Ours(value) => self.count_written(&table, row, value, look),
+                Fate::Ours(version) => self.count_written(&table, row, version, look),
                 _ => {
                     look.kept += 1;
                     Ok(())
@@ -394,11 +375,11 @@ impl Pass<'_> {
         &mut self,
         table: &Table<'_>,
         row: &NewRow,
-        value: Option<Stored<'_>>,
+        version: Version<'_>,
         look: &mut Look,
     ) -> Result<(), Error> {
         let mut now = Look::new(self.keyring)?;
-        self.convert(table, row.id, row.writer, true, value, None, &mut now)?;
+        self.convert(table, version, None, &mut now)?;
         let report = now.report;
         if now.found > 0 {
             look.kept += 1;

@@ -1,7 +1,6 @@
 //! A table whose column is converted: what may be, and the SQL that reads and writes it.
 
 use std::ffi::CStr;
-use std::ops::Range;
 
 use pgrx::prelude::*;
 
@@ -10,13 +9,13 @@ use super::citus::Spread;
 use super::conversion::Conversion;
 use super::fit::{self, Constraint};
 use crate::pg::encoding;
-use crate::pg::new_values::{NewValues, Shown};
+use crate::pg::new_values::NewValues;
 use crate::pg::relation::{Column, Identifier, Kind, Lock, Relation};
 use crate::pg::row::{Tid, Xid};
-use crate::pg::slot::{self, Slot};
-use crate::pg::spi::{Argument, Connection, Cursor};
+use crate::pg::slot::{self, Scan, Slot, Version};
+use crate::pg::spi::{Argument, Connection};
 use crate::pg::transaction::{Transaction, VirtualXid};
-use crate::pg::value_type::Stored;
+use crate::pg::value::Value;
 
 /// A relation and all that inherit from it, partitions included, but for temporary tables of other
 /// sessions, which no query sees. To be run with a safe search path.
@@ -180,12 +179,15 @@ pub(crate) struct Table<'c> {
     name: Identifier,
 }
 
+/// As many new values as the processor has at hand, when the server joins them to their rows.
+const ROWS_AT_ONCE: usize = 1000;
+
 /// What became of a row since it was read.
 pub(crate) enum Fate<'v> {
-    /// This transaction has written it, with that value.
-    Ours(Option<Stored<'v>>),
-    /// Its newest version has that place, writer and value, and is locked now.
-    Held(Tid, Xid, Option<Stored<'v>>),
+    /// This transaction has written that version of it.
+    Ours(Version<'v>),
+    /// That is its newest version, which is locked now.
+    Held(Version<'v>),
     /// Somebody else has locked it.
     Locked,
     /// It was deleted, or is in another partition now.
@@ -245,22 +247,19 @@ impl<'c> Table<'c> {
         }))
     }
 
-    /// Reads the rows in a range of places, as the transaction's snapshot shows them: the place of
-    /// each, its writer, who has locked or changed it, and the value.
-    pub(crate) fn read<'tx>(
-        &self,
-        transaction: &'tx Transaction,
-        range: Range<Tid>,
-    ) -> Cursor<'tx> {
-        let select = [
-            b"SELECT t.ctid, t.xmin, t.xmax, t.",
-            &self.column.name[..],
-            b" FROM ONLY ",
-            &self.name,
-            b" AS t WHERE t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
-        ];
-        let plan = transaction.prepare(&select, [pg_sys::TIDOID; 2]);
-        plan.open([Argument::tid(range.start), Argument::tid(range.end)])
+    /// Reads the rows from a place on up to the start of a block, as the transaction's snapshot shows
+    /// them.
+    ///
+    /// # Errors
+    /// The server's, if the role may not read the table.
+    pub(crate) fn read(&self, start: Tid, end: u32) -> Scan<'_> {
+        self.relation.ensure_readable(&[
+            pg_sys::SelfItemPointerAttributeNumber as i16,
+            pg_sys::MinTransactionIdAttributeNumber as i16,
+            pg_sys::MaxTransactionIdAttributeNumber as i16,
+            self.column.number,
+        ]);
+        Scan::new(&self.relation, &self.column, start, end)
     }
 
     /// Tells whether the table is what a snapshot has shown of it, so that this shows its rows and the
@@ -269,22 +268,23 @@ impl<'c> Table<'c> {
         (self.relation.file(), self.column.number) == (member.file, member.column)
     }
 
-    /// Returns room for new values of the column.
+    /// Returns room for new values of the column, for [`update`](Self::update).
     pub(crate) fn new_values<'tx>(&self, transaction: &'tx Transaction) -> NewValues<'tx> {
-        NewValues::new(transaction, &self.column.value_type)
+        NewValues::new(transaction, &self.column.value_type, ROWS_AT_ONCE)
     }
 
-    /// Writes the values that queries see, for so many rows in a range, to those of the rows that are
-    /// still at the same place and have the same writer. Returns how many the server says they are.
+    /// Writes new values to those of the rows that are still at the same place and have the same writer,
+    /// and returns how many the server says they are. If they are sparse, there are many others between
+    /// them.
     ///
     /// The writer is what a row is known by that was changed while we waited for its lock: servers
     /// before the releases of November 2025 do not look at its place again.
-    pub(crate) fn update(
+    pub(crate) fn update<'v>(
         &self,
         transaction: &Transaction,
-        _: &Shown<'_>,
-        range: Range<Tid>,
-        rows: usize,
+        values: &NewValues<'_>,
+        rows: impl Iterator<Item = (Tid, Xid, Value<'v>)>,
+        are_sparse: bool,
     ) -> u64 {
         let update = [
             b"UPDATE ONLY ",
@@ -295,14 +295,23 @@ impl<'c> Table<'c> {
                WHERE t.ctid OPERATOR(pg_catalog.=) n.id AND t.xmin OPERATOR(pg_catalog.=) n.writer \
                AND t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2",
         ];
-        // Where most of the rows of a range are written, it is read once more; else each is looked up.
-        let is_sparse = (range.end.block - range.start.block) as usize > rows;
-        let arguments = [Argument::tid(range.start), Argument::tid(range.end)];
         let execute = || {
+            let mut rows = rows.peekable();
             let plan = transaction.prepare(&update, [pg_sys::TIDOID; 2]);
-            plan.execute(arguments)
+            let mut count = 0;
+            while let Some(&(id, ..)) = rows.peek() {
+                values.clear();
+                let (mut first, mut last) = (id, id);
+                for (id, writer, value) in rows.by_ref().take(ROWS_AT_ONCE) {
+                    (first, last) = (first.min(id), last.max(id));
+                    values.push(id, writer, value);
+                }
+                count += plan.execute([Argument::tid(first), Argument::tid(last.next())]);
+            }
+            count
         };
-        if is_sparse {
+        // Where most of the rows of a range are written, it is read once more; else each is looked up.
+        if are_sparse {
             transaction.with_nested_loops(execute)
         } else {
             execute()
@@ -314,13 +323,10 @@ impl<'c> Table<'c> {
     pub(crate) fn fate<R>(&self, id: Tid, may_be_ours: bool, f: impl FnOnce(Fate<'_>) -> R) -> R {
         let mut slot = Slot::new(&self.relation);
         if may_be_ours && slot.fetch_our_newest(id) {
-            return f(Fate::Ours(slot.stored(&self.column)));
+            return f(Fate::Ours(slot.version(&self.column)));
         }
         match slot.lock_newest(id, self.relation.is_key(self.column.number)) {
-            slot::Lock::Held => {
-                let value = slot.stored(&self.column);
-                f(Fate::Held(slot.id(), slot.writer(), value))
-            }
+            slot::Lock::Held => f(Fate::Held(slot.version(&self.column))),
             slot::Lock::NotAvailable => f(Fate::Locked),
             slot::Lock::Gone => f(Fate::Gone),
         }

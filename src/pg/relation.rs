@@ -161,6 +161,25 @@ impl<'c> Relation<'c> {
         unsafe { &*self.data().rd_tableam }
     }
 
+    /// Raises an error if the current role may not read these columns of the table, by their numbers.
+    pub(crate) fn ensure_readable(&self, columns: &[i16]) {
+        let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
+        // SAFETY: look up an oid, and numbers of its columns; its name is a C string.
+        unsafe {
+            let role = pg_sys::GetUserId();
+            let may_read = |&column| {
+                pg_sys::pg_attribute_aclcheck(self.oid(), column, role, select)
+                    == pg_sys::AclResult::ACLCHECK_OK
+            };
+            let of_table = pg_sys::pg_class_aclcheck(self.oid(), role, select);
+            if of_table != pg_sys::AclResult::ACLCHECK_OK && !columns.iter().all(may_read) {
+                let kind = pg_sys::ObjectType::OBJECT_TABLE;
+                let name = self.class().relname.data.as_ptr();
+                pg_sys::aclcheck_error(of_table, kind, name);
+            }
+        }
+    }
+
     /// Tells whether a column is in the key by which the relation, or one that it is a partition of,
     /// is partitioned. Then a row moves to another partition when the column changes.
     pub(crate) fn is_partitioned_by(&self, column: &CStr) -> bool {

@@ -43,21 +43,6 @@ impl fmt::Display for Tid {
     }
 }
 
-impl FromDatum for Tid {
-    unsafe fn from_polymorphic_datum(
-        datum: pg_sys::Datum,
-        is_null: bool,
-        _: pg_sys::Oid,
-    ) -> Option<Self> {
-        if is_null {
-            return None;
-        }
-        // SAFETY: the caller's datum refers to a tid.
-        let tid = unsafe { *datum.cast_mut_ptr::<pg_sys::ItemPointerData>() };
-        Some(tid.into())
-    }
-}
-
 impl From<pg_sys::ItemPointerData> for Tid {
     fn from(tid: pg_sys::ItemPointerData) -> Self {
         Self {
@@ -71,15 +56,11 @@ impl From<pg_sys::ItemPointerData> for Tid {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Xid(pub(crate) u32);
 
-impl FromDatum for Xid {
-    unsafe fn from_polymorphic_datum(
-        datum: pg_sys::Datum,
-        is_null: bool,
-        _: pg_sys::Oid,
-    ) -> Option<Self> {
+impl From<pg_sys::Datum> for Xid {
+    fn from(datum: pg_sys::Datum) -> Self {
         // Of a value of four bytes the server extends the sign, as if it were an integer: what is
         // past 2^31 has its upper half full of ones. pgrx's own conversion takes that for no number.
-        (!is_null).then_some(Self(datum.value() as u32))
+        Self(datum.value() as u32)
     }
 }
 

@@ -1,14 +1,99 @@
-//! One row version of a table, read or locked by its place, past what a query can do: a query that
-//! waits for a row looks at its place again, and loses a row that has moved.
+//! Row versions of a table as its access method has them: read one after the other, which takes a
+//! third of the time that a query does, or locked by their place, past what a query can do: a query
+//! that waits for a row looks at its place again, and loses a row that has moved.
 
 use std::ptr::{self, NonNull};
 use std::thread;
 
 use pgrx::prelude::*;
 
+use super::memory::ensure_reserve;
 use super::relation::{Column, Relation};
 use super::row::{Tid, Xid};
 use super::value_type::Stored;
+
+/// A version of a row: its place, who wrote it, and one value of it, unless that is null.
+pub(crate) struct Version<'v> {
+    pub(crate) id: Tid,
+    pub(crate) writer: Xid,
+    /// Whether nobody has locked or changed it yet, or has tried to.
+    pub(crate) is_untouched: bool,
+    pub(crate) value: Option<Stored<'v>>,
+}
+
+/// The rows of a table, or of a range of its blocks, as the active snapshot shows them.
+pub(crate) struct Scan<'r> {
+    scan: pg_sys::TableScanDesc,
+    snapshot: pg_sys::Snapshot,
+    slot: Slot<'r>,
+    column: &'r Column,
+}
+
+impl<'r> Scan<'r> {
+    /// Reads from a place on up to the start of a block, of a table whose access method finds rows by
+    /// their places.
+    pub(crate) fn new(
+        relation: &'r Relation<'_>,
+        column: &'r Column,
+        start: Tid,
+        end: u32,
+    ) -> Self {
+        let slot = Slot::new(relation);
+        let mut first = start.to_item_pointer();
+        // Where there are no blocks, there is no row that the snapshot shows.
+        let last = Tid {
+            block: end.saturating_sub(1),
+            line: u16::MAX,
+        };
+        let mut last = last.to_item_pointer();
+        // SAFETY: the snapshot and the scan are held until `self` is dropped, which is before the relation
+        // is closed.
+        let (snapshot, scan) = unsafe {
+            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetActiveSnapshot());
+            let scan = pg_sys::table_beginscan_tidrange(
+                relation.as_ptr(),
+                snapshot,
+                &raw mut first,
+                &raw mut last,
+            );
+            (snapshot, scan)
+        };
+        Self {
+            scan,
+            snapshot,
+            slot,
+            column,
+        }
+    }
+
+    /// Returns the next version, or `None` after the last one.
+    pub(crate) fn next(&mut self) -> Option<Version<'_>> {
+        ensure_reserve();
+        // A row may take a while: its value may be large, and out of line.
+        pgrx::check_for_interrupts!();
+        let method = self.slot.relation.access_method();
+        let next = method
+            .scan_getnextslot_tidrange
+            .expect("the access method finds rows by their places");
+        let (scan, slot) = (self.scan, self.slot.slot.as_ptr());
+        let direction = pg_sys::ScanDirection::ForwardScanDirection;
+        // SAFETY: the slot is one of this relation.
+        let found = unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| next(scan, direction, slot)) };
+        found.then(|| self.slot.version(self.column))
+    }
+}
+
+impl Drop for Scan<'_> {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            // SAFETY: both were begun by `new`; nothing refers to a version any more.
+            unsafe {
+                pg_sys::table_endscan(self.scan);
+                pg_sys::UnregisterSnapshot(self.snapshot);
+            }
+        }
+    }
+}
 
 /// Room for one row version of a relation that is open.
 pub(crate) struct Slot<'r> {
@@ -75,7 +160,9 @@ impl<'r> Slot<'r> {
             match result {
                 // What is at the place of the next version must have been written by who changed
                 // the one before.
-                TM_Ok if writer.is_none_or(|writer| self.writer() == writer) => return Lock::Held,
+                TM_Ok if writer.is_none_or(|writer| self.transactions().0 == writer) => {
+                    return Lock::Held;
+                }
                 TM_Updated if !is_elsewhere(failure.ctid) => {
                     writer = Some(Xid(failure.xmax.into_inner()));
                     id = failure.ctid.into();
@@ -117,27 +204,38 @@ impl<'r> Slot<'r> {
                 fetch(relation, &raw mut place, snapshot, slot)
             });
             pg_sys::UnregisterSnapshot(snapshot);
-            found && pg_sys::TransactionIdIsCurrentTransactionId(self.writer().0.into())
+            found && pg_sys::TransactionIdIsCurrentTransactionId(self.transactions().0.0.into())
         }
     }
 
-    /// Returns where the version in the slot is.
-    pub(crate) fn id(&self) -> Tid {
-        // SAFETY: the slot is valid.
-        unsafe { self.slot.as_ref() }.tts_tid.into()
+    /// Returns the version in the slot, with the value of a column.
+    pub(crate) fn version<'v>(&'v self, column: &'v Column) -> Version<'v> {
+        let (writer, locker) = self.transactions();
+        Version {
+            // SAFETY: the slot is valid.
+            id: unsafe { self.slot.as_ref() }.tts_tid.into(),
+            writer,
+            is_untouched: locker == Xid(0),
+            value: self.stored(column),
+        }
     }
 
-    /// Returns the transaction that wrote the version in the slot.
-    pub(crate) fn writer(&self) -> Xid {
+    /// Returns who wrote the version in the slot, and who has locked or changed it, or 0.
+    fn transactions(&self) -> (Xid, Xid) {
         let slot = self.slot.as_ptr();
-        let column = pg_sys::MinTransactionIdAttributeNumber;
         let mut is_null = false;
-        // SAFETY: the slot holds a row of a table.
+        // SAFETY: the slot holds a row of a table, which has both.
         unsafe {
             let get = (*(*slot).tts_ops).getsysattr;
             let get = get.expect("a table's rows have system columns");
-            let datum = pg_sys::ffi::pg_guard_ffi_boundary(|| get(slot, column, &raw mut is_null));
-            Xid::from_datum(datum, is_null).expect("every row has a writer")
+            let (xmin, xmax) = pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                let mut get = |column| get(slot, column, &raw mut is_null);
+                (
+                    get(pg_sys::MinTransactionIdAttributeNumber),
+                    get(pg_sys::MaxTransactionIdAttributeNumber),
+                )
+            });
+            (xmin.into(), xmax.into())
         }
     }
 

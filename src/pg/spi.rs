@@ -16,7 +16,7 @@ use super::encoding::printable;
 use super::guc::with_settings;
 use super::memory::{ensure_reserve, out_of_memory};
 use super::name::Name;
-use super::row::{Tid, Xid, with_bytes_of};
+use super::row::{Tid, with_bytes_of};
 use super::subtransaction::in_subtransaction;
 use super::value_type::{Stored, ValueType};
 
@@ -251,8 +251,6 @@ impl Scalar for i32 {}
 impl Scalar for i64 {}
 impl Scalar for pg_sys::Oid {}
 impl Scalar for Name {}
-impl Scalar for Tid {}
-impl Scalar for Xid {}
 
 impl Row<'_> {
     /// Returns the value of a column, counted from 1, which must be of that type and not null.
@@ -265,30 +263,6 @@ impl Row<'_> {
         let (datum, is_null) = self.datum(column);
         // SAFETY: the queries of this crate read columns as what they are.
         unsafe { T::from_datum(datum, is_null) }
-    }
-
-    /// Returns the columns of a query for versions of rows: the place, `xmin`, `xmax`, and a value
-    /// that can hold tokens. All at once: for each by itself it would take longer.
-    pub(crate) fn version(&self) -> Version<'_> {
-        let (mut datums, mut nulls) = ([pg_sys::Datum::null(); 4], [false; 4]);
-        // SAFETY: row and shape belong together; the queries for versions have these columns.
-        unsafe {
-            assert_eq!((*self.shape).natts, 4);
-            pg_sys::heap_deform_tuple(
-                self.tuple,
-                self.shape,
-                datums.as_mut_ptr(),
-                nulls.as_mut_ptr(),
-            );
-            let [id, xmin, xmax, value] = datums;
-            Version {
-                id: Tid::from_datum(id, nulls[0]).expect("every row has a place"),
-                writer: Xid::from_datum(xmin, nulls[1]).expect("every row has a writer"),
-                is_untouched: Xid::from_datum(xmax, nulls[2]) == Some(Xid(0)),
-                value: (value, nulls[3]),
-                rows: PhantomData,
-            }
-        }
     }
 
     /// Returns a value that can hold tokens, or `None` if it is null.
@@ -320,24 +294,6 @@ impl Row<'_> {
         // SAFETY: row and shape belong together; a column that is not there is null.
         let datum = unsafe { pg_sys::SPI_getbinval(self.tuple, self.shape, column, &mut is_null) };
         (datum, is_null)
-    }
-}
-
-/// A version of a row: its place, who wrote it, and one value of it.
-pub(crate) struct Version<'r> {
-    pub(crate) id: Tid,
-    pub(crate) writer: Xid,
-    /// Whether nobody has locked or changed it yet, or has tried to.
-    pub(crate) is_untouched: bool,
-    value: (pg_sys::Datum, bool),
-    rows: PhantomData<&'r Rows>,
-}
-
-impl Version<'_> {
-    /// Returns the value, or `None` if it is null.
-    pub(crate) fn stored<'v>(&'v self, value_type: &'v ValueType) -> Option<Stored<'v>> {
-        // SAFETY: as for `Row::stored`.
-        unsafe { Stored::new(self.value, value_type) }
     }
 }
 
