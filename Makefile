@@ -21,7 +21,7 @@ demo: ## rotate an Airflow-shaped database on a throwaway server
 psql: ## open psql on a throwaway server that has pg_fernet
 	@scripts/psql
 
-test: ## run all tests (PG=16, 17 or 18: on that server)
+test: ## run all tests (PG=16, 17, 18 or 19: on that server)
 	@scripts/test
 
 test-sql-edition: ## run the tests of both editions on the SQL edition

@@ -120,8 +120,8 @@ apt_install() {
 }
 
 is_debian() { # RELEASE
-    # shellcheck disable=SC1091 # of this machine
-    (. /etc/os-release 2>/dev/null && [ "${ID:-} ${VERSION_ID:-}" = "debian $1" ])
+    # shellcheck disable=SC1091 # of this machine; what is not released has no number
+    (. /etc/os-release 2>/dev/null && [ "${ID:-} ${VERSION_ID:-unstable}" = "debian $1" ])
 }
 
 # Installs a cargo subcommand into the cache, unless it is there in that version.

@@ -1,6 +1,7 @@
 """pg_upgrade, from each older server in the cache that has the extension to this one."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tables import LOST, NEW, OLD, census, fill, rotate
 
 
 def major(pg_config):
-    return int(ask(pg_config, "--version").split()[1].split(".")[0])
+    return int(re.search(r"\d+", ask(pg_config, "--version"))[0])  # as of 15.20 and 19rc1
 
 
 def ask(pg_config, what):

@@ -11,7 +11,7 @@ from cryptography.fernet import Fernet
 from psycopg import errors
 
 from edition import FEWER
-from postgres import notices, value
+from postgres import major_version, notices, value
 from tables import DECRYPT, ENCRYPT, OLD, census, contents, fill, in_background, in_line, rotate, under, wait_until, waits_for_lock
 
 ROWS = 50_000 // FEWER
@@ -74,6 +74,37 @@ def test_a_row_that_moves_all_the_time(db, sessions, conversion, statement, rows
     assert counts[conversion.done] == rows - left
     assert conversion.call(db)[conversion.done] == left
     assert census(db) == {conversion.after: rows}
+
+
+@pytest.mark.skipif(major_version() < 19, reason="it came with PostgreSQL 19")
+def test_a_table_that_is_repacked_all_the_time(db, sessions, conversion, rng, workers):
+    """While others write to it: it gets the file of a copy, in which to older snapshots there are no rows."""
+    rows = 20_000
+    conversion.fill(db, rows)
+    expected = {id: f"secret {id}" for id in range(1, rows + 1)}
+
+    def write(writer):
+        """For a while, what is to be converted."""
+        for n in range(200):
+            id = rng.randint(1, rows)
+            expected[id] = f"written {n}"
+            writer.execute("UPDATE secrets SET value = %s WHERE id = %s", [conversion.value(expected[id]), id])
+
+    caller = sessions()
+    told = notices(caller, "WARNING")
+    with over_and_over(sessions(), "REPACK (CONCURRENTLY) secrets") as repacked:
+        start = repacked[0]
+        with in_background(write, sessions()) as writes:
+            conversion.call(caller, batch_size=1000, workers=workers)
+            writes.result()
+        print(f"repacked {repacked[0] - start} times")
+        # Now that nothing is written any more, there is an end.
+        told.clear()
+        conversion.call(caller, batch_size=1000, workers=workers)
+    assert repacked[0] > start
+    assert not told
+    assert census(db) == {conversion.after: rows}
+    assert contents(db) == expected
 
 
 def test_what_was_not_committed_when_the_call_began(db, sessions, conversion, workers):
@@ -220,6 +251,7 @@ CHANGES = {
     "replaced": "CREATE TABLE again (LIKE secrets); INSERT INTO again SELECT * FROM secrets_2;"
                 " DROP TABLE secrets_2; ALTER TABLE again INHERIT secrets",
     "rewritten": "ALTER TABLE secrets_2 SET UNLOGGED",
+    **({"repacked": "REPACK (CONCURRENTLY) secrets_2"} if major_version() >= 19 else {}),
 }
 
 
@@ -227,7 +259,7 @@ CHANGES = {
 def test_a_child_that_is_changed_behind_the_snapshot(db, sessions, conversion, change):
     db.execute("CREATE TABLE secrets (id integer, value text)")
     for child in 1, 2:
-        db.execute(f"CREATE TABLE secrets_{child} () INHERITS (secrets)")
+        db.execute(f"CREATE TABLE secrets_{child} (PRIMARY KEY (id)) INHERITS (secrets)")
     db.execute("INSERT INTO secrets_2 VALUES (2, %s)", [conversion.value("x")])
     locker, caller = sessions(), sessions()
     locker.execute("BEGIN")

@@ -104,6 +104,10 @@ if VERSION < 18:
         if VERSION < 16:
             EXPECTED[place] |= {"encrypt a literal"}  # of an EXPLAIN
 
+# From 19 on, log_lock_waits is on: who waits for a lock for long is logged.
+if VERSION >= 19:
+    EXPECTED["log: statement of another message"] = {*IN_A_STATEMENT, "encrypt a literal in a deadlock"}
+
 EXPECTED |= {place.replace("catalog", "as pg_monitor"): labels for place, labels in EXPECTED.items() if place.startswith("catalog: ")}
 
 # With the library preloaded, the server knows what it deals with, and fernet.mask_log keeps keys out of the log.

@@ -36,7 +36,9 @@ type FoundRow = (
 /// another table is not dropped in silence. At least some 16 blocks are read, since a sample of few
 /// blocks may turn out to be none. The function's own search_path applies.
 ///
-/// There may be many tables, so nothing here looks at all of them for each of them.
+/// There may be many tables, so nothing here looks at all of them for each of them. PostgreSQL 19 makes the
+/// hash table of a recursive query as large as it expects the result to be, which may be many gigabytes: of an
+/// array, it expects few rows.
 const CANDIDATES: &[u8] = b"
     WITH RECURSIVE types (oid) AS (
         (SELECT unnest('{text,varchar,bpchar,bytea,xml,json,jsonb}'::regtype[])::oid
@@ -77,7 +79,9 @@ const CANDIDATES: &[u8] = b"
         FROM columns
         WINDOW tree AS (PARTITION BY root, attname)),
     ancestors (oid, attname, ancestor) AS (
-        SELECT oid, attname, oid FROM columns WHERE NOT is_readable AND relkind <> 'p'
+        SELECT c.oid, c.attname, c.oid
+        FROM (SELECT array_agg(oid), array_agg(attname) FROM columns WHERE NOT is_readable AND relkind <> 'p') AS a (oids, attnames),
+             unnest(oids, attnames) AS c (oid, attname)
         UNION
         SELECT a.oid, a.attname, i.inhparent
         FROM ancestors AS a JOIN pg_inherits AS i ON i.inhrelid = a.ancestor),

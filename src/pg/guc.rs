@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
-use std::{ptr, slice};
+use std::slice;
 
 use pgrx::prelude::*;
 
@@ -109,7 +109,10 @@ unsafe fn value_of(setting: &pg_sys::config_generic) -> Option<CString> {
     unsafe {
         if setting.vartype == pg_sys::config_type::PGC_REAL {
             // The server would show six digits of it.
-            let real = &*ptr::from_ref(setting).cast::<pg_sys::config_real>();
+            #[cfg(feature = "pg19")]
+            let real = &setting.__bindgen_anon_1._real;
+            #[cfg(not(feature = "pg19"))]
+            let real = &*std::ptr::from_ref(setting).cast::<pg_sys::config_real>();
             return CString::new(format!("{:?}", *real.variable)).ok();
         }
         let value = pg_sys::GetConfigOption(setting.name, true, false);

@@ -59,8 +59,7 @@ impl Jsonb {
 
         let mut changed = changed.into_iter().peekable();
         let mut number = 0;
-        let mut state = ptr::null_mut();
-        let mut document: *mut pg_sys::JsonbValue = ptr::null_mut();
+        let mut document = Building::default();
         let mut is_scalar = false;
         self.each_part(|token, part| {
             if string(part).is_some_and(may_hold_tokens) {
@@ -78,12 +77,13 @@ impl Jsonb {
                     _ => ptr::null_mut(),
                 };
                 is_scalar |= token == Token::WJB_BEGIN_ARRAY && part.val.array.rawScalar;
-                document = pg_sys::pushJsonbValue(&raw mut state, token, value);
+                push(&mut document, token, value);
             }
             Ok(())
         })?;
         // SAFETY: what ended last is the document.
         unsafe {
+            let document = document.result;
             if (*document).type_ == pg_sys::jbvType::jbvArray {
                 (*document).val.array.rawScalar = is_scalar;
             }
@@ -108,6 +108,31 @@ impl Jsonb {
                 pgrx::check_for_interrupts!();
                 f(token, &mut part)?;
             }
+        }
+    }
+}
+
+/// A document to which parts are [`push`]ed, and in `result` what has ended last.
+#[cfg(feature = "pg19")]
+type Building = pg_sys::JsonbInState;
+
+#[cfg(not(feature = "pg19"))]
+#[derive(Default)]
+struct Building {
+    parts: *mut pg_sys::JsonbParseState,
+    result: *mut pg_sys::JsonbValue,
+}
+
+/// # Safety
+/// As `pushJsonbValue` of the server.
+unsafe fn push(document: &mut Building, token: Token::Type, value: *mut pg_sys::JsonbValue) {
+    // SAFETY: the caller's.
+    unsafe {
+        #[cfg(feature = "pg19")]
+        pg_sys::pushJsonbValue(document, token, value);
+        #[cfg(not(feature = "pg19"))]
+        {
+            document.result = pg_sys::pushJsonbValue(&raw mut document.parts, token, value);
         }
     }
 }

@@ -222,14 +222,19 @@ unsafe fn bytes<'a>(text: *const c_char) -> &'a [u8] {
 /// # Safety
 /// `error` must be valid, its message's identifier null or a C string, as is the statement that is run.
 unsafe fn syntaxes(error: *const pg_sys::ErrorData, texts: &[&[u8]; TEXTS]) -> [Syntax; TEXTS] {
-    // SAFETY: see above; globals that only this process changes.
-    let (message, statement, has_escapes) = unsafe {
+    // SAFETY: see above; a global that only this process changes.
+    let (message, statement) = unsafe {
         (
             bytes((*error).message_id),
             bytes(pg_sys::debug_query_string),
-            !pg_sys::standard_conforming_strings,
         )
     };
+    // From 19 on, it cannot be turned off.
+    // SAFETY: another such global.
+    #[cfg(not(feature = "pg19"))]
+    let has_escapes = unsafe { !pg_sys::standard_conforming_strings };
+    #[cfg(feature = "pg19")]
+    let has_escapes = false;
     array::from_fn(|at| Syntax {
         statement: match at {
             MESSAGE if texts[at].ends_with(statement) => texts[at].len() - statement.len(),

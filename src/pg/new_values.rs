@@ -37,6 +37,8 @@ impl<'c> NewValues<'c> {
             for ((name, oid), number) in columns.into_iter().zip(1..) {
                 pg_sys::TupleDescInitEntry(shape, number, name.as_ptr(), oid, -1, 0);
             }
+            #[cfg(feature = "pg19")]
+            pg_sys::TupleDescFinalize(shape);
             let rows = pg_sys::tuplestore_begin_heap(false, false, pg_sys::work_mem);
             let relation = pg_sys::EphemeralNamedRelationData {
                 md: pg_sys::EphemeralNamedRelationMetadataData {

@@ -116,6 +116,11 @@ fn undefined_value<S: Setting>() -> Option<Zeroizing<Vec<u8>>> {
     #[cfg(not(feature = "pg15"))]
     let value = unsafe {
         let setting = pg_sys::find_option(S::NAME.as_ptr(), false, true, 0);
+        #[cfg(feature = "pg19")]
+        let setting = setting
+            .as_ref()
+            .map(|setting| &setting.__bindgen_anon_1._string);
+        #[cfg(not(feature = "pg19"))]
         let setting = setting.cast::<pg_sys::config_string>().as_ref();
         setting.and_then(|setting| bytes(*setting.variable))
     };

@@ -50,12 +50,14 @@ impl<'r> Scan<'r> {
         // is closed.
         let (snapshot, scan) = unsafe {
             let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetActiveSnapshot());
-            let scan = pg_sys::table_beginscan_tidrange(
-                relation.as_ptr(),
-                snapshot,
-                &raw mut first,
-                &raw mut last,
-            );
+            #[cfg(not(feature = "pg19"))]
+            let begin = pg_sys::table_beginscan_tidrange;
+            // Without the hint that the table will only be read.
+            #[cfg(feature = "pg19")]
+            let begin = |relation, snapshot, first, last| {
+                pg_sys::table_beginscan_tidrange(relation, snapshot, first, last, 0)
+            };
+            let scan = begin(relation.as_ptr(), snapshot, &raw mut first, &raw mut last);
             (snapshot, scan)
         };
         Self {

@@ -22,7 +22,10 @@ use super::{Error, guc};
 
 // What the bindings lack, or have only with a guard that is of no use in a handler of signals.
 unsafe extern "C-unwind" {
+    #[cfg(not(feature = "pg19"))]
     fn die(signal: c_int);
+    #[cfg(feature = "pg19")]
+    fn die(signal: c_int, sender: *const pg_sys::pg_signal_info);
     fn pq_redirect_to_shm_mq(segment: *mut pg_sys::dsm_segment, queue: *mut pg_sys::shm_mq_handle);
     fn pq_parse_errornotice(message: pg_sys::StringInfo, error: *mut pg_sys::ErrorData);
 }
@@ -264,7 +267,7 @@ fn register(
 
 /// As in the definitions of the functions. From 18 on, an extension may be elsewhere, where dynamic_library_path
 /// leads.
-const LIBRARY: &[u8] = if cfg!(feature = "pg18") {
+const LIBRARY: &[u8] = if cfg!(any(feature = "pg18", feature = "pg19")) {
     b"pg_fernet"
 } else {
     b"$libdir/pg_fernet"
@@ -321,7 +324,7 @@ pub(crate) unsafe fn run<T: Sync, E>(
     IS_WORKER.set(true);
     // SAFETY: nothing else is done in this process. The segment stays mapped until it ends.
     unsafe {
-        on_sigterm(die);
+        on_sigterm(Some(die));
         pg_sys::BackgroundWorkerUnblockSignals();
         let segment = pg_sys::dsm_attach(argument.value() as u32);
         if segment.is_null() {
@@ -387,13 +390,13 @@ pub(crate) fn is_worker() -> bool {
 const MAY_CONNECT: u32 = pg_sys::BGWORKER_BYPASS_ALLOWCONN | 2;
 
 /// Lets the process end at the next point where it may.
-unsafe fn on_sigterm(handler: unsafe extern "C-unwind" fn(c_int)) {
+unsafe fn on_sigterm(handler: pg_sys::pqsigfunc) {
     // SAFETY: the handler is the server's own.
     unsafe {
-        #[cfg(not(feature = "pg18"))]
-        pg_sys::pqsignal(libc::SIGTERM, Some(handler));
-        #[cfg(feature = "pg18")]
-        pg_sys::pqsignal_be(libc::SIGTERM, Some(handler));
+        #[cfg(not(any(feature = "pg18", feature = "pg19")))]
+        pg_sys::pqsignal(libc::SIGTERM, handler);
+        #[cfg(any(feature = "pg18", feature = "pg19"))]
+        pg_sys::pqsignal_be(libc::SIGTERM, handler);
     }
 }
 
