@@ -222,6 +222,19 @@ def test_rights_to_partitions(db, told, role):
     assert told == []
 
 
+def test_the_largest_number_looks_at_every_row(db):
+    """One token in a table, and in the partitions of another, behind 20,000 plaintexts."""
+    db.execute("CREATE TABLE alone (id integer, value text)")
+    db.execute("CREATE TABLE parts (id integer, value text) PARTITION BY LIST (id)")
+    for i in range(3):
+        db.execute(f"CREATE TABLE part_{i} PARTITION OF parts FOR VALUES IN ({i})")
+    for table in "alone", "parts":
+        db.execute(f"INSERT INTO {table} SELECT i % 3, repeat('plain', 100) FROM generate_series(1, 20000) AS i")
+        db.execute(f"INSERT INTO {table} SELECT 2, fernet_encrypt('x')")
+    every = FIND.replace("()", "(2147483647)")
+    assert sorted(db.execute(every).fetchall()) == [("alone", "value", 20_001, 1), ("parts", "value", 20_001, 1)]
+
+
 @pytest.fixture
 def servers(db, sessions):
     """Foreign servers: one that can be reached, with a table of tokens, and one that cannot."""
