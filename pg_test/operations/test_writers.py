@@ -227,7 +227,7 @@ def test_locked_rows_are_waited_for_at_last_and_alone(db, sessions):
     assert census(db) == {"current": 20_000}
 
 
-@pytest.mark.skipif(SQL, reason="not yet looked into on the SQL edition, where it does not end")
+@pytest.mark.skipif(SQL, reason="it locks all rows of a batch before it writes one")
 def test_a_row_that_is_locked_as_its_batch_is_written_holds_it_up_for_a_moment(db, sessions):
     fill(db, 1000)
     locker = sessions()
