@@ -536,6 +536,17 @@ def test_out_of_memory(logged, secret, setting, expression, error):
 
 
 @pytest.mark.parametrize("setting", ["keys", "literals"])
+@pytest.mark.parametrize("part", ["''--", "''--\n", "\"--\n--'"])
+def test_a_hostile_text(session, part, setting):
+    """Any role can have one logged. Nothing interrupts what masks it, so it must not take long."""
+    session.execute(f"SET fernet.mask_log = {setting}")
+    start = time.monotonic()
+    with pytest.raises(psycopg.errors.InvalidTextRepresentation):
+        session.execute(f"SELECT ('fernet.keys ' || repeat($${part}$$, {2 * MEGABYTE // len(part)}))::int")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("setting", ["keys", "literals"])
 def test_a_long_statement(secret, setting):
     long = MEGABYTE
     text = f"SELECT '{secret}', '{'x' * long} {secret * 10}', E'{'a ' * long}', '{secret},', '{chr(39) * 2 * long}' /* {'it ' * long} */, $${'- ' * long}$$"

@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use proptest::collection::vec;
@@ -352,6 +354,61 @@ fn names_in_messages() {
         assert_eq!(with_literals_masked(text, syntax), text);
     }
 }
+
+/// Any role can have such texts logged, and nothing interrupts what masks them.
+#[test]
+fn hostile_texts_take_linear_time() {
+    let time = |text: &str, syntax| {
+        let once = || {
+            let start = Instant::now();
+            mask_literals(text.as_bytes(), syntax, true).expect("memory");
+            start.elapsed()
+        };
+        (0..3).map(|_| once()).min().expect("one of three")
+    };
+    for (start, part) in ["", "fernet.keys ", "'", "\"", "$$", "/*"]
+        .into_iter()
+        .flat_map(|start| HOSTILE.map(|part| (start, part)))
+    {
+        let text = |size: usize| start.to_owned() + &part.repeat(size / part.len());
+        for syntax in [message, |_: &str| STATEMENT] {
+            let [short, long] = [1 << 14, 1 << 18].map(|size| {
+                let text = text(size);
+                time(&text, syntax(&text))
+            });
+            // Sixteen times as long. What is quadratic takes 256 times that.
+            let limit = 64 * short + Duration::from_millis(1);
+            assert!(long < limit, "{start}{part}: {short:?}, {long:?}");
+        }
+    }
+}
+
+/// What begins something that may go on, or what is looked through in search of something else.
+const HOSTILE: [&str; 23] = [
+    "''--",
+    "''--\n",
+    "\"--\n--'",
+    "'a' -- \n",
+    "-- 'a'\n",
+    "''\n",
+    "''\n\t",
+    "'' ",
+    "''&#x0d;",
+    "e'\\'",
+    "\\",
+    "a\\\\",
+    "\\\"",
+    "\"",
+    "$a$b",
+    "$a",
+    "$1",
+    "$1 = '",
+    "$1 = '''",
+    "/*'",
+    "keys ",
+    ". keys",
+    "Aa0=...",
+];
 
 proptest! {
     /// No key is left, and nothing else is touched.
