@@ -546,6 +546,18 @@ def test_a_hostile_text(session, part, setting):
     assert time.monotonic() - start < 5
 
 
+def test_it_costs_nothing_while_off(session):
+    """Beside a long statement, which the server does not log here."""
+    def duration(setting):
+        session.execute(f"SET fernet.mask_log = {setting}")
+        start = time.monotonic()
+        session.execute(f"DO $$ BEGIN FOR n IN 1..30 LOOP RAISE WARNING 'short'; END LOOP; END $$ -- {'a ' * MEGABYTE}")
+        return time.monotonic() - start
+
+    session.execute("SET log_statement = none; SET log_min_duration_statement = -1; SET client_min_messages = error")
+    assert duration("off") < duration("keys") / 5
+
+
 @pytest.mark.parametrize("setting", ["keys", "literals"])
 def test_a_long_statement(secret, setting):
     long = MEGABYTE
