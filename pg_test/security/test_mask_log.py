@@ -19,7 +19,7 @@ import pyca
 from cluster import RUN
 from hunt import HAS_CONTRIB
 from key_files import key
-from postgres import connect, create_database, force_parallel, memory, notices, private_memory, server, value
+from postgres import connect, create_database, force_parallel, memory, notices, peak_memory, private_memory, server, value
 from settings import reload
 
 CONFIGURATION = f"""
@@ -556,6 +556,22 @@ def test_it_costs_nothing_while_off(session):
 
     session.execute("SET log_statement = none; SET log_min_duration_statement = -1; SET client_min_messages = error")
     assert duration("off") < duration("keys") / 5
+
+
+def test_memory_for_many_literals():
+    """A few times the size of the message."""
+    size = 16 * MEGABYTE
+
+    def peak(setting):
+        with connect("postgres", host=host) as session:
+            session.execute(f"SET client_min_messages = error; SET fernet.mask_log = {setting}")
+            session.execute(f"DO $$ BEGIN RAISE WARNING '%', 'fernet.keys' || repeat($x$'a',$x$, {size // 4}); END $$")
+            return peak_memory(session) * 1024
+
+    with server("shared_preload_libraries = 'pg_fernet'") as host:
+        unmasked = peak("off")
+        for setting in "keys", "literals":
+            assert (peak(setting) - unmasked) / size < 8, setting
 
 
 @pytest.mark.parametrize("setting", ["keys", "literals"])

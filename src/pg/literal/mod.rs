@@ -24,18 +24,22 @@ pub(crate) struct Syntax {
 /// the bodies of functions and DO, between dollars. A literal without an end reaches to that of the text.
 ///
 /// Where a text can be read in more than one way, what is a literal in any of them is found. So ranges may
-/// overlap, and are in no order.
-pub(crate) fn literals(text: &[u8], syntax: Syntax) -> Result<Vec<Range<usize>>, TryReserveError> {
-    let mut found = Found(Vec::new());
+/// overlap, and are in no order. Some are empty.
+pub(crate) fn literals(
+    text: &[u8],
+    syntax: Syntax,
+    found: impl FnMut(Range<usize>) -> Result<(), TryReserveError>,
+) -> Result<(), TryReserveError> {
+    let mut found = Found(found);
     let (told, statement) = text.split_at(syntax.statement);
     found.in_message(told)?;
-    found.in_statement(statement, told.len(), syntax.has_escapes)?;
-    Ok(found.0)
+    found.in_statement(statement, told.len(), syntax.has_escapes)
 }
 
-struct Found(Vec<Range<usize>>);
+/// Takes what is found.
+struct Found<F>(F);
 
-impl Found {
+impl<F: FnMut(Range<usize>) -> Result<(), TryReserveError>> Found<F> {
     /// The setting may have changed since the server read the statement. It has then run it, and so found
     /// an end to each literal.
     fn in_statement(
@@ -95,9 +99,8 @@ impl Found {
         literals: impl Iterator<Item = Range<usize>>,
         at: usize,
     ) -> Result<(), TryReserveError> {
-        for literal in literals.filter(|literal| !literal.is_empty()) {
-            self.0.try_reserve(1)?;
-            self.0.push(at + literal.start..at + literal.end);
+        for literal in literals {
+            (self.0)(at + literal.start..at + literal.end)?;
         }
         Ok(())
     }
@@ -173,7 +176,12 @@ mod tests {
                 statement: 0,
                 has_escapes,
             };
-            let mut ranges = literals(text.as_bytes(), syntax).expect("memory");
+            let mut ranges = Vec::new();
+            let found = |literal| {
+                ranges.push(literal);
+                Ok(())
+            };
+            literals(text.as_bytes(), syntax, found).expect("memory");
             ranges.sort_unstable_by_key(|range| range.start);
             ranges.dedup();
             ranges
