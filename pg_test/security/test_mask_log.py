@@ -229,6 +229,30 @@ def test_keys_with_gaps(logged, session, secret, statement, gap):
         assert not any(part.encode() in log[kind] for part in broken.split(gap) if len(part) == 4), kind
 
 
+@pytest.mark.parametrize("statement", [
+    "WITH v (v, n) AS (VALUES ('{}', 'fernet.keys')) SELECT set_config(n, v, false) IS NOT NULL FROM v",
+    "SELECT set_config(n, v, false) IS NOT NULL FROM (SELECT %s AS v, %s AS n) AS v",
+    "SELECT set_config(n, v, false) IS NOT NULL FROM (SELECT %s AS v, %s AS n) AS v -- fernet.keys",
+    "SET a.list = '{}'; SET fernet.keys = 'abc'",
+    "UPDATE pg_settings SET setting = '{}' WHERE name = 'fernet.keys'",
+    "DO $$ DECLARE list text := '{}'; BEGIN PERFORM set_config('fernet.keys', list, false); END $$",
+    "DO $$ DECLARE list text := '{}'; BEGIN EXECUTE format('SET fernet.keys = %L', list); END $$",
+])
+@pytest.mark.parametrize("gap", ["", " "])
+def test_keys_before_the_name(logged, session, secret, statement, gap):
+    """Mistyped, with a blank or without."""
+    broken = gap.join([secret[:20], secret[20:42]])
+
+    def run():
+        with suppress(psycopg.Error):
+            session.execute(statement.replace("{}", broken), [broken, "fernet.keys"] if "%s" in statement else None)
+
+    log = logged.logged(run)
+    for kind in FORMATS:
+        assert MASK.encode() in log[kind]
+        assert not shows(log[kind], secret), kind
+
+
 PARAMETERS = {"SELECT set_config('fernet.keys', %s, false) IS NOT NULL": None, "SELECT length(%s), 1 / (random() * 0)::int": "22012"}
 ROW = {"CREATE TEMP TABLE refusing (x int, list text, CHECK (x > 0))": None, "INSERT INTO refusing VALUES (0, %s)": "23514"}
 

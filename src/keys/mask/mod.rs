@@ -21,7 +21,7 @@ pub(super) fn is_named(text: &[u8]) -> bool {
 }
 
 /// Returns a text with its keys masked, or `None` if there is none in it. If the name of the setting is in
-/// another text of the message, this is as strict as behind it, but for the literals of a statement.
+/// the text or in another one of the message, pieces of keys are masked, too.
 pub(super) fn mask_keys(
     text: &[u8],
     syntax: Syntax,
@@ -50,8 +50,8 @@ const ERASED: u8 = 0;
 /// What is left of a text.
 struct Rest<'a> {
     text: &'a [u8],
-    /// The text with what is masked erased, or nothing as long as nothing is. Of what is masked, this takes no
-    /// more memory the more there is, or the more often it is found.
+    /// The text with what is masked erased, or empty as long as nothing is. Its size does not depend on how
+    /// much is found, or how often.
     rest: Vec<u8>,
 }
 
@@ -75,14 +75,12 @@ impl<'a> Rest<'a> {
 
     fn erase_keys(&mut self, syntax: Syntax, is_named_beside: bool) -> Result<(), TryReserveError> {
         let text = self.text;
-        let own = name_end(text);
-        let named = own.or_else(|| is_named_beside.then_some(0));
-        if let Some(named) = named {
-            // Where an error has the name, the statement that it is about need not be about keys.
-            let place = own.map_or(&text[..syntax.statement], |_| text);
-            values(place, syntax, named, |value| self.erase(value))?;
+        let name_end = name_end(text);
+        let is_named = is_named_beside || name_end.is_some();
+        if is_named {
+            values(text, syntax, name_end, |value| self.erase(value))?;
         }
-        keys(text, named).try_for_each(|key| self.erase(key))
+        keys(text, is_named).try_for_each(|key| self.erase(key))
     }
 
     fn masked(self) -> Result<Option<Vec<u8>>, TryReserveError> {
@@ -100,16 +98,23 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// Finds what is between quotes from where the setting is named, unless it is masked without that, or is a
-/// token: between the characters of a key there may be anything, and a literal may come in pieces.
+/// Finds what is between quotes, unless it is masked without that, or is a token: between the characters of a
+/// key there may be anything, and a literal may come in pieces. In a statement, only from where it has the
+/// name: what is before that, or all of it, need not be about keys.
 fn values(
     text: &[u8],
     syntax: Syntax,
-    named: usize,
+    name_end: Option<usize>,
     mut found: impl FnMut(Range<usize>) -> Result<(), TryReserveError>,
 ) -> Result<(), TryReserveError> {
+    let (place, named) = match name_end {
+        Some(name_end) => (text, name_end),
+        None => (&text[..syntax.statement], 0),
+    };
     let mut find = |mut value: Range<usize>| {
-        value.start = value.start.max(named);
+        if value.end >= named || value.start >= syntax.statement {
+            value.start = value.start.max(named);
+        }
         let inside = text.get(value.clone()).unwrap_or_default();
         let is_last = |&byte: &u8| is_base64(byte) || byte == b'=';
         let first = inside.iter().position(|&byte| is_base64(byte));
@@ -119,7 +124,7 @@ fn values(
             && !runs(inside).all(|run| is_piece_or_token(&inside[run]));
         if is_whole { found(value) } else { Ok(()) }
     };
-    literals(text, syntax, |literal| {
+    literals(place, syntax, |literal| {
         // The body of a DO or of a function that has the name in it is code, with literals of its own.
         let is_body = literal.contains(&named)
             && literal.start >= syntax.statement
@@ -139,7 +144,10 @@ fn values(
     let is_value = |quoted: &Range<usize>| {
         let inside = &text[quoted.clone()];
         let chars = inside.iter().filter(|&&byte| is_base64(byte)).count();
-        named > 0 && quoted.start >= named && chars >= PIECE && !is_named(inside)
+        quoted.start >= named && chars >= PIECE && !is_named(inside)
     };
-    quoted(text).filter(is_value).try_for_each(find)
+    match name_end {
+        Some(_) => quoted(text).filter(is_value).try_for_each(find),
+        None => Ok(()),
+    }
 }

@@ -278,6 +278,34 @@ fn the_name_in_another_text() {
 }
 
 #[test]
+fn before_the_name() {
+    for text in [
+        "WITH v (v, n) AS (VALUES ('{}', 'fernet.keys')) SELECT set_config(n, v, false) FROM v",
+        "DO $$ DECLARE k text := '{}'; BEGIN PERFORM set_config('fernet.keys', k, false); END $$",
+        "SET application_name = '{}'; SET fernet.keys = '***'",
+        "$1 = '{}', $2 = 'fernet.keys'",
+    ] {
+        for value in [&A[..42], &format!("{} {}", &A[..20], &A[20..])] {
+            let text = text.replace("{}", value);
+            let masked = masked_as(STATEMENT, &text).replace("*** ***", "***");
+            assert_eq!(masked, text.replace(value, "***"));
+            let told = masked_as(message(&text), &text);
+            assert!(
+                !told.contains(&A[..PIECE]) && !told.contains(&A[30..42]),
+                "{told}"
+            );
+        }
+    }
+    // Shorter pieces in what is told alone: a statement may have other values there.
+    let parameters = "$1 = 'a b', $2 = 'fernet.keys'";
+    assert_eq!(
+        masked_as(message(parameters), parameters),
+        "$1 = '***', $2 = 'fernet.keys'"
+    );
+    assert_eq!(masked_as(STATEMENT, parameters), parameters);
+}
+
+#[test]
 fn what_is_no_key() {
     let name = "a_long_name_that_has_as_many_letters_as_one";
     assert_eq!(name.len(), KEY);
