@@ -379,6 +379,22 @@ def test_literals_behind_a_name(logged, session, name):
         assert not shows(log[kind], text)
 
 
+@pytest.mark.parametrize("value", ["['{}']", "{'a': '{}'}", "{\"a\": '{}'}", "{\"it's\": '{}'}", "$1 = '{}"])
+def test_parameters_behind_a_quote(logged, session, value):
+    """The context of the error first shows how the value begins."""
+    text = "secret-of-somebody"
+    session.execute("SET fernet.mask_log = literals")
+
+    def fail():
+        with pytest.raises(psycopg.errors.InvalidTextRepresentation):
+            session.execute("SELECT %s::json", [value.replace("{}", text)])
+
+    log = logged.logged(fail)
+    for kind in FORMATS:
+        assert b"JSON data, line 1" in log[kind]
+        assert not shows(log[kind], text), kind
+
+
 @pytest.mark.skipif(not HAS_CONTRIB, reason="no auto_explain")
 @pytest.mark.parametrize("form", ["text", "json", "yaml", "xml"])
 def test_literals_in_plans(logged, session, form):

@@ -355,6 +355,8 @@ fn literals_in_messages() {
         "<Query-Text>SELECT 1 -- 'a'&#x0d; , 'secret', E'a'&#x0d;\n'b\\'secret'</Query-Text>",
         r#"Query Text: "SELECT e'\\\\', e'\\'secret'""#,
         r"parameters: $1 = 'a\', $2 = 'secret'",
+        "JSON data, line 1: ['...\nportal with parameters: $1 = '[''secret'']', $10 = 'secret'",
+        "JSON data, line 1: $1 = 'x\nportal with parameters: $1 = '$1 = ''x secret'",
         "SELECT N'secret'",
     ] {
         for has_escapes in [false, true] {

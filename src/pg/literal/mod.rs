@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use memchr::{memchr, memchr2, memmem};
 
-use read::{FILLER, Reading, read};
+use read::{FILLER, Reading, parameters, read};
 
 /// How a text is to be read.
 #[derive(Clone, Copy)]
@@ -54,13 +54,15 @@ impl<F: FnMut(Range<usize>) -> Result<(), TryReserveError>> Found<F> {
 
     /// SQL in a message may be between double quotes, or not, and may have such quotes of its own. Plans in
     /// JSON and YAML have it with its line breaks and backslashes escaped. Of the literals in a message,
-    /// some may have escapes, while parameters never do.
+    /// some may have escapes, while parameters never do. A value that the message quotes before them may have
+    /// any quotes in it.
     fn in_message(&mut self, text: &[u8]) -> Result<(), TryReserveError> {
         if memchr2(b'\'', b'$', text).is_none() {
             return Ok(());
         }
         let text = &unescape_xml(text)?;
         let unescaped = unescape_json(text)?;
+        self.add(parameters(text), 0)?;
         for has_escapes in [false, true] {
             for is_strict in [false, true] {
                 let how = Reading {

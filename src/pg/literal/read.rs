@@ -69,6 +69,19 @@ pub(super) fn read(text: &[u8], how: Reading) -> impl Iterator<Item = Range<usiz
     })
 }
 
+/// Finds the values of parameters, as the server logs them, wherever they stand: `$1 = '…'`.
+pub(super) fn parameters(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    const OPENING: &[u8] = b" = '";
+    let is_named = |&at: &usize| {
+        let mut name = text[..at].iter().rev();
+        name.find(|byte| !byte.is_ascii_digit()) == Some(&b'$')
+    };
+    memmem::find_iter(text, OPENING).filter(is_named).map(|at| {
+        let start = at + OPENING.len();
+        start..start + quoted_len(&text[start..], false)
+    })
+}
+
 enum Token {
     /// What opens a literal, of that length, and whether there are escapes in it.
     Quote(usize, bool),
