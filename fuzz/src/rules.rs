@@ -367,14 +367,12 @@ fn xor(left: &[u8], right: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-/// Finds keys in a text, and behind `fernet.keys` pieces of keys.
-pub fn keys_in(text: &[u8]) -> Vec<&[u8]> {
+/// Finds keys in a text, and, if `fernet.keys` is named, pieces of keys.
+pub fn keys_in(text: &[u8], is_named: bool) -> Vec<&[u8]> {
     let mut found = Vec::new();
-    let named = named(text).unwrap_or(text.len());
     let mut at = 0_usize;
     for mut run in text.split(|&byte| digit(byte).is_none()) {
         let (before, behind) = (&text[..at], &text[at + run.len()..]);
-        let is_named = at >= named;
         at += run.len() + 1;
         // An escape in front of a key is not part of it: a letter, and its digits.
         let escape = run.len().saturating_sub(43);

@@ -19,7 +19,7 @@ import pyca
 from cluster import RUN
 from hunt import HAS_CONTRIB
 from key_files import key
-from postgres import connect, create_database, force_parallel, major_version, memory, notices, private_memory, server, value
+from postgres import connect, create_database, force_parallel, major_version, memory, notices, peak_memory, private_memory, server, value
 from settings import reload
 
 CONFIGURATION = f"""
@@ -229,6 +229,30 @@ def test_keys_with_gaps(logged, session, secret, statement, gap):
         assert not any(part.encode() in log[kind] for part in broken.split(gap) if len(part) == 4), kind
 
 
+@pytest.mark.parametrize("statement", [
+    "WITH v (v, n) AS (VALUES ('{}', 'fernet.keys')) SELECT set_config(n, v, false) IS NOT NULL FROM v",
+    "SELECT set_config(n, v, false) IS NOT NULL FROM (SELECT %s AS v, %s AS n) AS v",
+    "SELECT set_config(n, v, false) IS NOT NULL FROM (SELECT %s AS v, %s AS n) AS v -- fernet.keys",
+    "SET a.list = '{}'; SET fernet.keys = 'abc'",
+    "UPDATE pg_settings SET setting = '{}' WHERE name = 'fernet.keys'",
+    "DO $$ DECLARE list text := '{}'; BEGIN PERFORM set_config('fernet.keys', list, false); END $$",
+    "DO $$ DECLARE list text := '{}'; BEGIN EXECUTE format('SET fernet.keys = %L', list); END $$",
+])
+@pytest.mark.parametrize("gap", ["", " "])
+def test_keys_before_the_name(logged, session, secret, statement, gap):
+    """Mistyped, with a blank or without."""
+    broken = gap.join([secret[:20], secret[20:42]])
+
+    def run():
+        with suppress(psycopg.Error):
+            session.execute(statement.replace("{}", broken), [broken, "fernet.keys"] if "%s" in statement else None)
+
+    log = logged.logged(run)
+    for kind in FORMATS:
+        assert MASK.encode() in log[kind]
+        assert not shows(log[kind], secret), kind
+
+
 PARAMETERS = {"SELECT set_config('fernet.keys', %s, false) IS NOT NULL": None, "SELECT length(%s), 1 / (random() * 0)::int": "22012"}
 ROW = {"CREATE TEMP TABLE refusing (x int, list text, CHECK (x > 0))": None, "INSERT INTO refusing VALUES (0, %s)": "23514"}
 
@@ -353,6 +377,22 @@ def test_literals_behind_a_name(logged, session, name):
     for kind in FORMATS:
         assert b"SELECT '***', length($1::text)" in log[kind]
         assert not shows(log[kind], text)
+
+
+@pytest.mark.parametrize("value", ["['{}']", "{'a': '{}'}", "{\"a\": '{}'}", "{\"it's\": '{}'}", "$1 = '{}"])
+def test_parameters_behind_a_quote(logged, session, value):
+    """The context of the error first shows how the value begins."""
+    text = "secret-of-somebody"
+    session.execute("SET fernet.mask_log = literals")
+
+    def fail():
+        with pytest.raises(psycopg.errors.InvalidTextRepresentation):
+            session.execute("SELECT %s::json", [value.replace("{}", text)])
+
+    log = logged.logged(fail)
+    for kind in FORMATS:
+        assert b"JSON data, line 1" in log[kind]
+        assert not shows(log[kind], text), kind
 
 
 @pytest.mark.skipif(not HAS_CONTRIB, reason="no auto_explain")
@@ -534,6 +574,45 @@ def test_out_of_memory(logged, secret, setting, expression, error):
         assert not any(piece.encode() in log[kind] for piece in pieces(secret))
         assert b"(not logged: no memory to mask it)" in log[kind]
         assert b"PANIC" not in log[kind]
+
+
+@pytest.mark.parametrize("setting", ["keys", "literals"])
+@pytest.mark.parametrize("part", ["''--", "''--\n", "\"--\n--'"])
+def test_a_hostile_text(session, part, setting):
+    """Any role can have one logged. Nothing interrupts what masks it, so it must not take long."""
+    session.execute(f"SET fernet.mask_log = {setting}")
+    start = time.monotonic()
+    with pytest.raises(psycopg.errors.InvalidTextRepresentation):
+        session.execute(f"SELECT ('fernet.keys ' || repeat($${part}$$, {2 * MEGABYTE // len(part)}))::int")
+    assert time.monotonic() - start < 5
+
+
+def test_it_costs_nothing_while_off(session):
+    """Beside a long statement, which the server does not log here."""
+    def duration(setting):
+        session.execute(f"SET fernet.mask_log = {setting}")
+        start = time.monotonic()
+        session.execute(f"DO $$ BEGIN FOR n IN 1..30 LOOP RAISE WARNING 'short'; END LOOP; END $$ -- {'a ' * MEGABYTE}")
+        return time.monotonic() - start
+
+    session.execute("SET log_statement = none; SET log_min_duration_statement = -1; SET client_min_messages = error")
+    assert duration("off") < duration("keys") / 5
+
+
+def test_memory_for_many_literals():
+    """A few times the size of the message."""
+    size = 16 * MEGABYTE
+
+    def peak(setting):
+        with connect("postgres", host=host) as session:
+            session.execute(f"SET client_min_messages = error; SET fernet.mask_log = {setting}")
+            session.execute(f"DO $$ BEGIN RAISE WARNING '%', 'fernet.keys' || repeat($x$'a',$x$, {size // 4}); END $$")
+            return peak_memory(session) * 1024
+
+    with server("shared_preload_libraries = 'pg_fernet'") as host:
+        unmasked = peak("off")
+        for setting in "keys", "literals":
+            assert (peak(setting) - unmasked) / size < 8, setting
 
 
 @pytest.mark.parametrize("setting", ["keys", "literals"])

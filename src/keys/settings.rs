@@ -42,13 +42,16 @@ pub(crate) fn init() {
         GucContext::Suset,
         GucFlags::empty(),
     );
-    log::mask_messages(Masking {
-        is_about_secrets: is_named,
-        mask: |text, syntax, is_named_beside| match MASK_LOG.get() {
-            MaskLog::Off => Ok(None),
-            MaskLog::Keys => mask_keys(text, syntax, is_named_beside),
-            MaskLog::Literals => mask_literals(text, syntax, is_named_beside),
-        },
+    log::mask_messages(|| {
+        let mask = match MASK_LOG.get() {
+            MaskLog::Off => return None,
+            MaskLog::Keys => mask_keys,
+            MaskLog::Literals => mask_literals,
+        };
+        Some(Masking {
+            is_about_secrets: is_named,
+            mask,
+        })
     });
     setting::define::<Keys>();
     setting::define::<KeysFile>();

@@ -28,17 +28,18 @@ pub(crate) type Replacement = Result<Option<Vec<u8>>, TryReserveError>;
 const NO_MEMORY: &CStr = c"(not logged: no memory to mask it)";
 
 thread_local! {
-    static MASKING: Cell<Option<Masking>> = const { Cell::new(None) };
+    static MASKING: Cell<fn() -> Option<Masking>> = const { Cell::new(|| None) };
     /// The hook of a library that was loaded before.
     static PREVIOUS: Cell<pg_sys::emit_log_hook_type> = const { Cell::new(None) };
     /// The message that the server logs right now, masked.
     static MASKED: Cell<*mut pg_sys::ErrorData> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// Has every message masked before it is written to the server log, in whatever format. What the client
-/// gets is not changed. Called once in a process, or in the postmaster for all.
-pub(crate) fn mask_messages(masking: Masking) {
-    MASKING.set(Some(masking));
+/// Has every message masked before it is written to the server log, in whatever format, if there is something
+/// to mask right then. What the client gets is not changed. Called once in a process, or in the postmaster
+/// for all.
+pub(crate) fn mask_messages(masking: fn() -> Option<Masking>) {
+    MASKING.set(masking);
     // SAFETY: a global that only this process changes.
     unsafe {
         PREVIOUS.set(pg_sys::emit_log_hook);
@@ -91,11 +92,11 @@ impl Masked {
     /// # Safety
     /// `error` must be on the stack of errors, with its texts, while this lasts.
     unsafe fn new(error: *mut pg_sys::ErrorData) -> Option<Self> {
-        let masking = MASKING.get()?;
         // SAFETY: see above.
         if unsafe { !(*error).output_to_server } || error == MASKED.get() {
             return None;
         }
+        let masking = MASKING.get()()?;
         // SAFETY: see above. Texts are C strings.
         let (originals, contents, syntaxes) = unsafe {
             let originals = texts(error);

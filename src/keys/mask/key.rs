@@ -24,17 +24,15 @@ pub(super) fn name_end(text: &[u8]) -> Option<usize> {
         .map(|name| name.end)
 }
 
-/// Finds what has the form of a key, with its padding or without, and pieces of keys that are cut short.
-/// From where the setting is named, as in `SET fernet.keys = '…'`, also other pieces, as of one that is
-/// mistyped.
-pub(super) fn keys(text: &[u8], named: Option<usize>) -> impl Iterator<Item = Range<usize>> {
+/// Finds what has the form of a key, with its padding or without, and pieces of keys that are cut short. If
+/// the setting is named, as in `SET fernet.keys = '…'`, also other pieces, as of one that is mistyped.
+pub(super) fn keys(text: &[u8], is_named: bool) -> impl Iterator<Item = Range<usize>> {
     runs(text).filter_map(move |run| {
         let start = run.start + escape_len(text, &run);
         let padding = text[run.end..].iter().take_while(|&&byte| byte == b'=');
         let padding = padding.count();
         let end = run.end + padding.min(1);
         let key = &text[start..run.end];
-        let is_named = named.is_some_and(|named| run.start >= named);
         let is_cut = text[end..].starts_with(CUT) || text[..start].ends_with(CUT);
         let is_found = is_key(key)
             || padding == 1 && ends_with_key(key)

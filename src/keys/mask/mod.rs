@@ -21,13 +21,15 @@ pub(super) fn is_named(text: &[u8]) -> bool {
 }
 
 /// Returns a text with its keys masked, or `None` if there is none in it. If the name of the setting is in
-/// another text of the message, this is as strict as behind it, but for the literals of a statement.
+/// the text or in another one of the message, pieces of keys are masked, too.
 pub(super) fn mask_keys(
     text: &[u8],
     syntax: Syntax,
     is_named_beside: bool,
 ) -> Result<Option<Vec<u8>>, TryReserveError> {
-    mask(text, syntax, is_named_beside, Vec::new())
+    let mut rest = Rest::of(text);
+    rest.erase_keys(syntax, is_named_beside)?;
+    rest.masked()
 }
 
 /// The same for keys and literals.
@@ -36,99 +38,116 @@ pub(super) fn mask_literals(
     syntax: Syntax,
     is_named_beside: bool,
 ) -> Result<Option<Vec<u8>>, TryReserveError> {
-    mask(text, syntax, is_named_beside, literals(text, syntax)?)
+    let mut rest = Rest::of(text);
+    literals(text, syntax, |literal| rest.erase(literal))?;
+    rest.erase_keys(syntax, is_named_beside)?;
+    rest.masked()
 }
 
-/// Masks keys, and other ranges.
-fn mask(
+/// What stands for each byte that is masked. No text of a message has it.
+const ERASED: u8 = 0;
+
+/// What is left of a text.
+struct Rest<'a> {
+    text: &'a [u8],
+    /// The text with what is masked erased, or empty as long as nothing is. Its size does not depend on how
+    /// much is found, or how often.
+    rest: Vec<u8>,
+}
+
+impl<'a> Rest<'a> {
+    fn of(text: &'a [u8]) -> Self {
+        let rest = Vec::new();
+        Self { text, rest }
+    }
+
+    fn erase(&mut self, range: Range<usize>) -> Result<(), TryReserveError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        if self.rest.is_empty() {
+            self.rest.try_reserve_exact(self.text.len())?;
+            self.rest.extend_from_slice(self.text);
+        }
+        self.rest[range].fill(ERASED);
+        Ok(())
+    }
+
+    fn erase_keys(&mut self, syntax: Syntax, is_named_beside: bool) -> Result<(), TryReserveError> {
+        let text = self.text;
+        let name_end = name_end(text);
+        let is_named = is_named_beside || name_end.is_some();
+        if is_named {
+            values(text, syntax, name_end, |value| self.erase(value))?;
+        }
+        keys(text, is_named).try_for_each(|key| self.erase(key))
+    }
+
+    fn masked(self) -> Result<Option<Vec<u8>>, TryReserveError> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let mut masked = Vec::new();
+        let are_alike = |&one: &u8, &other: &u8| (one == ERASED) == (other == ERASED);
+        for part in self.rest.chunk_by(are_alike) {
+            let part = if part[0] == ERASED { MASK } else { part };
+            masked.try_reserve(part.len())?;
+            masked.extend_from_slice(part);
+        }
+        Ok(Some(masked))
+    }
+}
+
+/// Finds what is between quotes, unless it is masked without that, or is a token: between the characters of a
+/// key there may be anything, and a literal may come in pieces. In a statement, only from where it has the
+/// name: what is before that, or all of it, need not be about keys.
+fn values(
     text: &[u8],
     syntax: Syntax,
-    is_named_beside: bool,
-    mut ranges: Vec<Range<usize>>,
-) -> Result<Option<Vec<u8>>, TryReserveError> {
-    let own = name_end(text);
-    let named = own.or_else(|| is_named_beside.then_some(0));
-    if let Some(named) = named {
-        // Where an error has the name, the statement that it is about need not be about keys.
-        let place = own.map_or(&text[..syntax.statement], |_| text);
-        add(&mut ranges, values(place, syntax, named)?)?;
-    }
-    add(&mut ranges, keys(text, named))?;
-    ranges.sort_unstable_by_key(|range| range.start);
-    replace(text, &ranges)
-}
-
-/// Finds what is between quotes from where the setting is named, unless it is masked without that, or is a
-/// token: between the characters of a key there may be anything, and a literal may come in pieces.
-fn values(text: &[u8], syntax: Syntax, named: usize) -> Result<Vec<Range<usize>>, TryReserveError> {
-    let mut found = literals(text, syntax)?;
-    // The body of a DO or of a function that has the name in it is code, with literals of its own.
-    let is_body = |literal: &&Range<usize>| {
-        literal.contains(&named)
-            && literal.start >= syntax.statement
-            && text[..literal.start].ends_with(b"$")
+    name_end: Option<usize>,
+    mut found: impl FnMut(Range<usize>) -> Result<(), TryReserveError>,
+) -> Result<(), TryReserveError> {
+    let (place, named) = match name_end {
+        Some(name_end) => (text, name_end),
+        None => (&text[..syntax.statement], 0),
     };
-    if let Some(body) = found.iter().find(is_body).cloned() {
-        let syntax = Syntax {
-            statement: 0,
-            ..syntax
-        };
-        let inside = literals(&text[body.clone()], syntax)?.into_iter();
-        found.retain(|literal| *literal != body);
-        let at = body.start;
-        add(
-            &mut found,
-            inside.map(|literal| at + literal.start..at + literal.end),
-        )?;
-    }
-    // As in `parameter "fernet.keys" changed to "…"`. In a message without the name, these are names.
-    let is_value = |quoted: &Range<usize>| {
-        let inside = &text[quoted.clone()];
-        let chars = inside.iter().filter(|&&byte| is_base64(byte)).count();
-        named > 0 && quoted.start >= named && chars >= PIECE && !is_named(inside)
-    };
-    add(&mut found, quoted(text).filter(is_value))?;
-    found.retain_mut(|value| {
-        value.start = value.start.max(named);
+    let mut find = |mut value: Range<usize>| {
+        if value.end >= named || value.start >= syntax.statement {
+            value.start = value.start.max(named);
+        }
         let inside = text.get(value.clone()).unwrap_or_default();
         let is_last = |&byte: &u8| is_base64(byte) || byte == b'=';
         let first = inside.iter().position(|&byte| is_base64(byte));
         let last = inside.iter().rposition(is_last);
-        *value = value.start + first.unwrap_or(0)..value.start + last.map_or(0, |last| last + 1);
-        !inside.eq_ignore_ascii_case(b"fernet.keys")
-            && !runs(inside).all(|run| is_piece_or_token(&inside[run]))
-    });
-    Ok(found)
-}
-
-fn add(
-    ranges: &mut Vec<Range<usize>>,
-    more: impl IntoIterator<Item = Range<usize>>,
-) -> Result<(), TryReserveError> {
-    for range in more {
-        ranges.try_reserve(1)?;
-        ranges.push(range);
-    }
-    Ok(())
-}
-
-/// Ranges are in the order in which they start, and may overlap.
-fn replace(text: &[u8], ranges: &[Range<usize>]) -> Result<Option<Vec<u8>>, TryReserveError> {
-    let mut replaced = Vec::new();
-    let mut copied = 0;
-    for range in ranges {
-        if range.start >= copied {
-            for part in [&text[copied..range.start], MASK] {
-                replaced.try_reserve(part.len())?;
-                replaced.extend_from_slice(part);
-            }
+        value = value.start + first.unwrap_or(0)..value.start + last.map_or(0, |last| last + 1);
+        let is_whole = !inside.eq_ignore_ascii_case(b"fernet.keys")
+            && !runs(inside).all(|run| is_piece_or_token(&inside[run]));
+        if is_whole { found(value) } else { Ok(()) }
+    };
+    literals(place, syntax, |literal| {
+        // The body of a DO or of a function that has the name in it is code, with literals of its own.
+        let is_body = literal.contains(&named)
+            && literal.start >= syntax.statement
+            && text[..literal.start].ends_with(b"$");
+        if !is_body {
+            return find(literal);
         }
-        copied = copied.max(range.end);
+        let syntax = Syntax {
+            statement: 0,
+            ..syntax
+        };
+        literals(&text[literal.clone()], syntax, |inside| {
+            find(literal.start + inside.start..literal.start + inside.end)
+        })
+    })?;
+    // As in `parameter "fernet.keys" changed to "…"`. In a message without the name, these are names.
+    let is_value = |quoted: &Range<usize>| {
+        let inside = &text[quoted.clone()];
+        let chars = inside.iter().filter(|&&byte| is_base64(byte)).count();
+        quoted.start >= named && chars >= PIECE && !is_named(inside)
+    };
+    match name_end {
+        Some(_) => quoted(text).filter(is_value).try_for_each(find),
+        None => Ok(()),
     }
-    if copied == 0 {
-        return Ok(None);
-    }
-    replaced.try_reserve(text.len() - copied)?;
-    replaced.extend_from_slice(&text[copied..]);
-    Ok(Some(replaced))
 }

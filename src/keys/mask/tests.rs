@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use proptest::collection::vec;
@@ -50,7 +52,7 @@ fn keys_wherever_they_stand() {
         ("SET fernet.keys = 'A,B'", "SET fernet.keys = '***,***'"),
         ("SET x.y TO 'A', 'B'", "SET x.y TO '***', '***'"),
         ("A", "***"),
-        ("AB A;B", "****** ***;***"),
+        ("AB A;B", "*** ***;***"),
         (
             r#"parameter "fernet.keys" changed to "A""#,
             r#"parameter "fernet.keys" changed to "***""#,
@@ -276,6 +278,34 @@ fn the_name_in_another_text() {
 }
 
 #[test]
+fn before_the_name() {
+    for text in [
+        "WITH v (v, n) AS (VALUES ('{}', 'fernet.keys')) SELECT set_config(n, v, false) FROM v",
+        "DO $$ DECLARE k text := '{}'; BEGIN PERFORM set_config('fernet.keys', k, false); END $$",
+        "SET application_name = '{}'; SET fernet.keys = '***'",
+        "$1 = '{}', $2 = 'fernet.keys'",
+    ] {
+        for value in [&A[..42], &format!("{} {}", &A[..20], &A[20..])] {
+            let text = text.replace("{}", value);
+            let masked = masked_as(STATEMENT, &text).replace("*** ***", "***");
+            assert_eq!(masked, text.replace(value, "***"));
+            let told = masked_as(message(&text), &text);
+            assert!(
+                !told.contains(&A[..PIECE]) && !told.contains(&A[30..42]),
+                "{told}"
+            );
+        }
+    }
+    // Shorter pieces in what is told alone: a statement may have other values there.
+    let parameters = "$1 = 'a b', $2 = 'fernet.keys'";
+    assert_eq!(
+        masked_as(message(parameters), parameters),
+        "$1 = '***', $2 = 'fernet.keys'"
+    );
+    assert_eq!(masked_as(STATEMENT, parameters), parameters);
+}
+
+#[test]
 fn what_is_no_key() {
     let name = "a_long_name_that_has_as_many_letters_as_one";
     assert_eq!(name.len(), KEY);
@@ -325,6 +355,8 @@ fn literals_in_messages() {
         "<Query-Text>SELECT 1 -- 'a'&#x0d; , 'secret', E'a'&#x0d;\n'b\\'secret'</Query-Text>",
         r#"Query Text: "SELECT e'\\\\', e'\\'secret'""#,
         r"parameters: $1 = 'a\', $2 = 'secret'",
+        "JSON data, line 1: ['...\nportal with parameters: $1 = '[''secret'']', $10 = 'secret'",
+        "JSON data, line 1: $1 = 'x\nportal with parameters: $1 = '$1 = ''x secret'",
         "SELECT N'secret'",
     ] {
         for has_escapes in [false, true] {
@@ -352,6 +384,61 @@ fn names_in_messages() {
         assert_eq!(with_literals_masked(text, syntax), text);
     }
 }
+
+/// Any role can have such texts logged, and nothing interrupts what masks them.
+#[test]
+fn hostile_texts_take_linear_time() {
+    let time = |text: &str, syntax| {
+        let once = || {
+            let start = Instant::now();
+            mask_literals(text.as_bytes(), syntax, true).expect("memory");
+            start.elapsed()
+        };
+        (0..3).map(|_| once()).min().expect("one of three")
+    };
+    for (start, part) in ["", "fernet.keys ", "'", "\"", "$$", "/*"]
+        .into_iter()
+        .flat_map(|start| HOSTILE.map(|part| (start, part)))
+    {
+        let text = |size: usize| start.to_owned() + &part.repeat(size / part.len());
+        for syntax in [message, |_: &str| STATEMENT] {
+            let [short, long] = [1 << 14, 1 << 18].map(|size| {
+                let text = text(size);
+                time(&text, syntax(&text))
+            });
+            // Sixteen times as long. What is quadratic takes 256 times that.
+            let limit = 64 * short + Duration::from_millis(1);
+            assert!(long < limit, "{start}{part}: {short:?}, {long:?}");
+        }
+    }
+}
+
+/// What begins something that may go on, or what is looked through in search of something else.
+const HOSTILE: [&str; 23] = [
+    "''--",
+    "''--\n",
+    "\"--\n--'",
+    "'a' -- \n",
+    "-- 'a'\n",
+    "''\n",
+    "''\n\t",
+    "'' ",
+    "''&#x0d;",
+    "e'\\'",
+    "\\",
+    "a\\\\",
+    "\\\"",
+    "\"",
+    "$a$b",
+    "$a",
+    "$1",
+    "$1 = '",
+    "$1 = '''",
+    "/*'",
+    "keys ",
+    ". keys",
+    "Aa0=...",
+];
 
 proptest! {
     /// No key is left, and nothing else is touched.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use memchr::{memchr, memchr2, memmem};
 
-use read::{FILLER, Reading, read};
+use read::{FILLER, Reading, parameters, read};
 
 /// How a text is to be read.
 #[derive(Clone, Copy)]
@@ -24,18 +24,22 @@ pub(crate) struct Syntax {
 /// the bodies of functions and DO, between dollars. A literal without an end reaches to that of the text.
 ///
 /// Where a text can be read in more than one way, what is a literal in any of them is found. So ranges may
-/// overlap, and are in no order.
-pub(crate) fn literals(text: &[u8], syntax: Syntax) -> Result<Vec<Range<usize>>, TryReserveError> {
-    let mut found = Found(Vec::new());
+/// overlap, and are in no order. Some are empty.
+pub(crate) fn literals(
+    text: &[u8],
+    syntax: Syntax,
+    found: impl FnMut(Range<usize>) -> Result<(), TryReserveError>,
+) -> Result<(), TryReserveError> {
+    let mut found = Found(found);
     let (told, statement) = text.split_at(syntax.statement);
     found.in_message(told)?;
-    found.in_statement(statement, told.len(), syntax.has_escapes)?;
-    Ok(found.0)
+    found.in_statement(statement, told.len(), syntax.has_escapes)
 }
 
-struct Found(Vec<Range<usize>>);
+/// Takes what is found.
+struct Found<F>(F);
 
-impl Found {
+impl<F: FnMut(Range<usize>) -> Result<(), TryReserveError>> Found<F> {
     /// The setting may have changed since the server read the statement. It has then run it, and so found
     /// an end to each literal.
     fn in_statement(
@@ -50,13 +54,15 @@ impl Found {
 
     /// SQL in a message may be between double quotes, or not, and may have such quotes of its own. Plans in
     /// JSON and YAML have it with its line breaks and backslashes escaped. Of the literals in a message,
-    /// some may have escapes, while parameters never do.
+    /// some may have escapes, while parameters never do. A value that the message quotes before them may have
+    /// any quotes in it.
     fn in_message(&mut self, text: &[u8]) -> Result<(), TryReserveError> {
         if memchr2(b'\'', b'$', text).is_none() {
             return Ok(());
         }
         let text = &unescape_xml(text)?;
         let unescaped = unescape_json(text)?;
+        self.add(parameters(text), 0)?;
         for has_escapes in [false, true] {
             for is_strict in [false, true] {
                 let how = Reading {
@@ -95,9 +101,8 @@ impl Found {
         literals: impl Iterator<Item = Range<usize>>,
         at: usize,
     ) -> Result<(), TryReserveError> {
-        for literal in literals.filter(|literal| !literal.is_empty()) {
-            self.0.try_reserve(1)?;
-            self.0.push(at + literal.start..at + literal.end);
+        for literal in literals {
+            (self.0)(at + literal.start..at + literal.end)?;
         }
         Ok(())
     }
@@ -173,7 +178,12 @@ mod tests {
                 statement: 0,
                 has_escapes,
             };
-            let mut ranges = literals(text.as_bytes(), syntax).expect("memory");
+            let mut ranges = Vec::new();
+            let found = |literal| {
+                ranges.push(literal);
+                Ok(())
+            };
+            literals(text.as_bytes(), syntax, found).expect("memory");
             ranges.sort_unstable_by_key(|range| range.start);
             ranges.dedup();
             ranges

@@ -33,6 +33,9 @@ pub(super) fn read(text: &[u8], how: Reading) -> impl Iterator<Item = Range<usiz
     let mut at = 0;
     // Whether there are escapes in the literal that goes on here.
     let mut goes_on = None;
+    // Where the last search for what goes on has failed. One from any place before that fails there, too.
+    // Without this, each literal in a comment that is not seen as one would be a search of its rest.
+    let mut searched = 0;
     iter::from_fn(move || {
         loop {
             let rest = text.get(at..).filter(|rest| !rest.is_empty())?;
@@ -46,9 +49,11 @@ pub(super) fn read(text: &[u8], how: Reading) -> impl Iterator<Item = Range<usiz
                     let start = at + len;
                     let end = start + quoted_len(&text[start..], has_escapes);
                     at = end + 1;
-                    if let Some(gap) = text.get(at..).and_then(gap_len) {
-                        at += gap;
-                        goes_on = Some(has_escapes);
+                    if at >= searched {
+                        match gap_len(text.get(at..).unwrap_or_default()) {
+                            Ok(gap) => (at, goes_on) = (at + gap, Some(has_escapes)),
+                            Err(gap) => searched = at + gap,
+                        }
                     }
                     return Some(start..end);
                 }
@@ -61,6 +66,19 @@ pub(super) fn read(text: &[u8], how: Reading) -> impl Iterator<Item = Range<usiz
                 }
             }
         }
+    })
+}
+
+/// Finds the values of parameters, as the server logs them, wherever they stand: `$1 = '…'`.
+pub(super) fn parameters(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    const OPENING: &[u8] = b" = '";
+    let is_named = |&at: &usize| {
+        let mut name = text[..at].iter().rev();
+        name.find(|byte| !byte.is_ascii_digit()) == Some(&b'$')
+    };
+    memmem::find_iter(text, OPENING).filter(is_named).map(|at| {
+        let start = at + OPENING.len();
+        start..start + quoted_len(&text[start..], false)
     })
 }
 
@@ -116,16 +134,17 @@ fn quoted_len(content: &[u8], has_escapes: bool) -> usize {
     }
 }
 
-/// Returns how far behind a literal the quote is with which it goes on, if it does: on another line.
-fn gap_len(text: &[u8]) -> Option<usize> {
+/// Returns how far behind a literal the quote is with which it goes on, if it does: on another line. Else
+/// how far there is no such quote.
+fn gap_len(text: &[u8]) -> Result<usize, usize> {
     let (mut at, mut is_line_over) = (0, false);
     loop {
-        match text.get(at..)? {
-            [b'\n' | b'\r', ..] => (at, is_line_over) = (at + 1, true),
-            [b' ' | b'\t' | b'\x0b' | b'\x0c' | FILLER, ..] => at += 1,
-            comment @ [b'-', b'-', ..] => at += line_len(comment),
-            [b'\'', ..] if is_line_over => return Some(at),
-            _ => return None,
+        match text.get(at..) {
+            Some([b'\n' | b'\r', ..]) => (at, is_line_over) = (at + 1, true),
+            Some([b' ' | b'\t' | b'\x0b' | b'\x0c' | FILLER, ..]) => at += 1,
+            Some(comment @ [b'-', b'-', ..]) => at += line_len(comment),
+            Some([b'\'', ..]) if is_line_over => return Ok(at),
+            _ => return Err(at),
         }
     }
 }
