@@ -458,6 +458,27 @@ def test_what_is_added_between_two_batches(db, sessions, table_of_plaintexts, ch
     assert census(db) == {"current": 1000, "not a token": 2000}
 
 
+@pytest.mark.parametrize("change", [
+    "CREATE STATISTICS lengths ON (length(value)) FROM secrets",
+    "CREATE PUBLICATION shown FOR TABLE secrets WHERE (value <> '')",
+    "CREATE POLICY shown ON beside_it USING (EXISTS (SELECT FROM secrets AS s WHERE s.value > 'a'))",
+    "CREATE POLICY shown ON beside_it USING (EXISTS (SELECT FROM secrets AS s WHERE s::text > 'a'))",
+], ids=["statistics", "publication", "policy", "policy on whole rows"])
+def test_what_is_added_while_the_last_batch_is_written(db, sessions, change):
+    """These do not wait for the lock of a batch."""
+    ENCRYPT.fill(db, 1000)
+    db.execute("CREATE TABLE beside_it (number integer)")
+    try:
+        with rotation_held_at(db, sessions(), 1000, ENCRYPT) as (call, go_on):
+            db.execute(change)
+            go_on()
+            with pytest.raises(errors.DependentObjectsStillExist, match='column "value" of public.secrets is in '):
+                call.result()
+        assert census(db) == {"current": 1000}
+    finally:
+        db.execute("DROP TABLE secrets, beside_it CASCADE; DROP PUBLICATION IF EXISTS shown")
+
+
 def test_a_child_with_a_constraint_that_is_added_meanwhile(db, sessions):
     ENCRYPT.fill(db, 1000)
     db.execute("CREATE TABLE more (id integer PRIMARY KEY, value text UNIQUE)")

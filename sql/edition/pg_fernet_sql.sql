@@ -1544,19 +1544,18 @@ DECLARE
                 UNION ALL
                 SELECT format('the row filter of publication %I', p.pubname), to_jsonb(r) ->> 'prqual', format(':varattno (0|%s) ', l.column_number)
                 FROM line AS l JOIN pg_publication_rel AS r ON r.prrelid = l.oid JOIN pg_publication AS p ON p.oid = r.prpubid
-                UNION ALL
-                -- A policy may have subqueries, in which the numbers are those of other columns.
-                SELECT format('policy %I of %s', p.polname, p.polrelid::regclass), concat(p.polqual, p.polwithcheck), ':varattno 0 '
-                FROM line AS l JOIN pg_policy AS p ON p.polrelid = l.oid
             )
             SELECT name, true
             FROM expression
             WHERE regexp_replace(tree, '[{]NULLTEST :arg [{][^{}]*[}][^{}]*[}]', '', 'g') ~ variable
             UNION ALL
+            -- A policy, of whatever table, may have subqueries, in which the numbers are those of other columns. One that
+            -- has whole rows depends on the table as a whole.
             SELECT format('policy %I of %s', p.polname, p.polrelid::regclass), true
             FROM line AS l
-            JOIN pg_depend AS d ON (d.refclassid, d.refobjid, d.refobjsubid) = ('pg_class'::regclass, l.oid, l.column_number)
+            JOIN pg_depend AS d ON (d.refclassid, d.refobjid) = ('pg_class'::regclass, l.oid)
             JOIN pg_policy AS p ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
+            WHERE d.refobjsubid = l.column_number OR d.refobjsubid = 0 AND concat(p.polqual, p.polwithcheck) ~ ':varattno 0 '
             UNION ALL
             -- What a foreign key refers to has a unique index.
             SELECT format('constraint %I of %s', conname, conrelid::regclass), true
@@ -1580,6 +1579,16 @@ DECLARE
             WHERE d.is_in_the_way
             LIMIT 1
         $$;
+
+        -- Refuses to convert a column.
+        CREATE OR REPLACE FUNCTION {self}._fernet_refuse_obstacle(obstacle text) RETURNS void
+            LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+        BEGIN
+            RAISE EXCEPTION USING ERRCODE = '2BP01', MESSAGE = obstacle,
+                HINT = 'What holds for a plaintext may not hold for its token. Drop it first; afterwards, see whether it can be made again.';
+        END $$;
 
         -- Refuses a column that cannot take what its values are to be encrypted or decrypted to. Returns what may not take new
         -- values, if there are any: whoever has a constraint that only tokens satisfy can still have the proof. See
@@ -1739,7 +1748,7 @@ DECLARE
             END IF;
             locked := due_rows - cardinality(ids);
             IF due_rows > 0 AND conversion <> 'rotate' THEN
-                -- Somebody may have made it since the call began. Who makes it now waits for the lock on the table.
+                -- Somebody may have made it since the call began.
                 obstacle := {self}._fernet_obstacle(conversion = 'encrypt', relation, column_name, target.number);
             END IF;
             -- Then what is written need not be what is in the table.
@@ -1968,10 +1977,8 @@ DECLARE
                             conversion, members[member], column_name, keys, CASE WHEN obstacle IS NULL THEN batch_size ELSE 1 END,
                             strict, place, end_block);
                         obstacle := COALESCE(obstacle, batch.obstacle);
-                        IF batch.due_rows @>@ 0 AND obstacle IS NOT NULL THEN
-                            RAISE EXCEPTION USING ERRCODE = '2BP01', MESSAGE = obstacle,
-                                HINT = 'What holds for a plaintext may not hold for its token. Drop it first; afterwards, see whether it can '
-                                       'be made again.';
+                        IF batch.due_rows @>@ 0 THEN
+                            PERFORM {self}._fernet_refuse_obstacle(obstacle);
                         END IF;
                         IF @.cardinality(batch.ids) @>@ 0 THEN
                             -- It has the locks on the rows, but a trigger or a foreign key may want others. What a new value
@@ -2043,6 +2050,10 @@ DECLARE
 
                 PERFORM {self}._fernet_check_relation(relation);
                 tally := {self}._fernet_count(relation, column_name, keys, conversion, true);
+                IF done @>@ 0 AND conversion @<>@ 'rotate' THEN
+                    -- What the lock of a batch does not keep out may have come while the last one was written.
+                    PERFORM {self}._fernet_refuse_obstacle({self}._fernet_obstacle_in_family(conversion @=@ 'encrypt', relation, column_name));
+                END IF;
                 {commit}
                 first_look_ended := COALESCE(first_look_ended, @.clock_timestamp());
                 EXIT WHEN tally.due @=@ 0 OR unfinished IS NOT NULL
@@ -2149,6 +2160,15 @@ DECLARE
             FROM {self}._fernet_family($1) AS f JOIN pg_class AS c ON c.oid = f
             WHERE c.relkind = 'r'
             ORDER BY f::oid
+        $$;
+
+        -- Says the same as _fernet_obstacle of a relation and all that inherit from it.
+        CREATE OR REPLACE FUNCTION {self}._fernet_obstacle_in_family(encrypts boolean, relation regclass, column_name name) RETURNS text
+            LANGUAGE sql STABLE STRICT PARALLEL SAFE
+            SET search_path = pg_catalog, pg_temp
+        AS $$
+            SELECT min({self}._fernet_obstacle(encrypts, a.attrelid, column_name, a.attnum))
+            FROM {self}._fernet_sizes(relation) AS f JOIN pg_attribute AS a ON a.attrelid = f.member AND a.attname = column_name
         $$;
 
         -- A partition may have been dropped meanwhile.

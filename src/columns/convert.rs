@@ -190,7 +190,7 @@ impl Pass<'_> {
 
     /// Reads the table that the reader is at, up to its end or until there is a batch.
     fn read(
-        &self,
+        &mut self,
         transaction: &Transaction,
         reader: &mut Reader,
         look: &mut Look,
@@ -214,6 +214,10 @@ impl Pass<'_> {
             Err(error) => return Err(error),
         };
         look.is_outdated |= !table.is_still(member);
+        if self.done > 0 {
+            // What a writer's lock does not keep out may have come while the last batch was written.
+            self.check_again(transaction, &table)?;
+        }
         let end = *reader.end.get_or_insert_with(|| table.relation.blocks());
         let mut scan = table.read(reader.at, end);
         while let Some(version) = scan.next() {
@@ -291,6 +295,24 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Refuses a table to which something has come, since it was found to take new values, that may not take
+    /// them.
+    fn check_again(&mut self, transaction: &Transaction, table: &Table<'_>) -> Result<(), Error> {
+        let checked = Some((table.relation.oid(), catalogs::changes()));
+        if self.checked != checked {
+            let (relation, column) = (&table.relation, &table.column);
+            fit::check_again(
+                transaction,
+                relation,
+                column,
+                self.column_name,
+                self.conversion,
+            )?;
+            self.checked = checked;
+        }
+        Ok(())
+    }
+
     /// Writes new values to their rows, and to the newest versions of those that were changed
     /// meanwhile.
     fn write(
@@ -302,18 +324,7 @@ impl Pass<'_> {
     ) -> Result<(), Error> {
         let table =
             Table::open(transaction, oid, self.column_name)?.ok_or(Error::NoRelation(oid))?;
-        // Who changes the table from now on waits until this transaction has ended.
-        let checked = Some((oid, catalogs::changes()));
-        if self.checked != checked {
-            fit::check_again(
-                transaction,
-                &table.relation,
-                &table.column,
-                self.column_name,
-                self.conversion,
-            )?;
-            self.checked = checked;
-        }
+        self.check_again(transaction, &table)?;
         // Does not wait for a row, or only for a moment: who else locks it now has been faster.
         let update = |batch: &Batch, rows: &dyn Fn(&NewRow) -> bool| {
             let rows = || batch.rows.iter().filter(|row| rows(row));

@@ -86,8 +86,8 @@ pub(super) fn check(
     Ok(constraint)
 }
 
-/// Refuses to write to a table if something has come to it since [`check`] that may not take the values. What
-/// a writer's lock keeps out cannot come before the transaction ends.
+/// Refuses a table if something has come to it since [`check`] that may not take the values. What a writer's
+/// lock keeps out cannot come before the transaction ends; the rest can.
 pub(super) fn check_again(
     connection: &Connection,
     relation: &Relation<'_>,
@@ -188,19 +188,18 @@ fn dependents(
             UNION ALL
             SELECT format('the row filter of publication %I', p.pubname), r.prqual::text, format(':varattno (0|%s) ', l.number)
             FROM line AS l JOIN pg_publication_rel AS r ON r.prrelid = l.oid JOIN pg_publication AS p ON p.oid = r.prpubid
-            UNION ALL
-            -- A policy may have subqueries, in which the numbers are those of other columns.
-            SELECT format('policy %I of %s', p.polname, p.polrelid::regclass), concat(p.polqual, p.polwithcheck), ':varattno 0 '
-            FROM line AS l JOIN pg_policy AS p ON p.polrelid = l.oid
         )
         SELECT name, true
         FROM expression
         WHERE regexp_replace(tree, '[{]NULLTEST :arg [{][^{}]*[}][^{}]*[}]', '', 'g') ~ variable
         UNION ALL
+        -- A policy, of whatever table, may have subqueries, in which the numbers are those of other columns. One
+        -- that has whole rows depends on the table as a whole.
         SELECT format('policy %I of %s', p.polname, p.polrelid::regclass), true
         FROM line AS l
-        JOIN pg_depend AS d ON (d.refclassid, d.refobjid, d.refobjsubid) = ('pg_class'::regclass, l.oid, l.number)
+        JOIN pg_depend AS d ON (d.refclassid, d.refobjid) = ('pg_class'::regclass, l.oid)
         JOIN pg_policy AS p ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
+        WHERE d.refobjsubid = l.number OR d.refobjsubid = 0 AND concat(p.polqual, p.polwithcheck) ~ ':varattno 0 '
         UNION ALL
         -- What a foreign key refers to has a unique index.
         SELECT format('constraint %I of %s', conname, conrelid::regclass), true
