@@ -96,13 +96,14 @@ APT_GET = '#!/bin/sh\n[ "$1" != indextargets ] || echo "{}"\n'
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root: cannot make a root of Debian")
 @pytest.mark.parametrize("known, mirror", [("", []), ("http://mirror.invalid/debian/", ["http://mirror.invalid/debian/"])])
-def test_the_mirror_of_a_debian_root(tmp_path, known, mirror):
+@pytest.mark.parametrize("release, suite", [("13", "trixie"), ("unstable", "unstable")])
+def test_the_mirror_of_a_debian_root(tmp_path, release, suite, known, mirror):
     """The one that this machine's apt knows; else debootstrap is left to choose."""
     for name, text in {"debootstrap": DEBOOTSTRAP, "apt-get": APT_GET.format(known)}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    subprocess.run(["scripts/in-debian", "--clean", "13", "true"], cwd=ROOT, capture_output=True,
+    subprocess.run(["scripts/in-debian", "--clean", release, "true"], cwd=ROOT, capture_output=True,
                    env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PG_FERNET_CACHE": str(tmp_path)})
-    root = f"{tmp_path}/debian/13/root"
+    root = f"{tmp_path}/debian/{release}/root"
     assert (tmp_path / "debootstrap.log").read_text().split() == [
-        "--variant=minbase", "--include=ca-certificates", "trixie", root, *mirror]
+        "--variant=minbase", "--include=ca-certificates", suite, root, *mirror]
