@@ -1,6 +1,6 @@
-//! Row versions of a table as its access method has them: read one after the other, which takes a
-//! third of the time that a query does, or locked by their place, past what a query can do: a query
-//! that waits for a row looks at its place again, and loses a row that has moved.
+//! Row versions of a table as its access method has them: read one after the other, which takes half the
+//! instructions of a query, or locked by their place, past what a query can do: a query that waits for a
+//! row looks at its place again, and loses a row that has moved.
 
 use std::ptr::{self, NonNull};
 use std::thread;
