@@ -107,14 +107,19 @@ class Cluster:
         def recoveries():
             return self.log().count("ready to accept connections")
 
-        before = recoveries()
+        def crashes():
+            return self.log().count("terminating any other active server processes")
+
+        recovered, crashed = recoveries(), crashes()
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
+                # One that had ended by itself can be killed as long as its parent does not know. Then nothing comes of it.
+                wait_until(lambda: crashes() > crashed, 5)
                 break
-            except ProcessLookupError:
+            except (ProcessLookupError, AssertionError):
                 pass
-        wait_until(lambda: recoveries() > before)
+        wait_until(lambda: recoveries() > recovered)
 
     def processes(self):
         """All processes of the server, the first of them in front."""
@@ -125,16 +130,22 @@ class Cluster:
         return [first, *(pid for pid in processes if status(pid)[1:] == [str(first)])]
 
     def kill(self, processes=None):
-        """Kills all processes of the server, or those that are passed, with no time to clean up."""
-        first, *others = processes or self.processes()
-        for pid in first, *others:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        """Kills all processes of the server, with no time to clean up; or those that are passed, and waits for the end of the others."""
+        kill(*(processes or self.processes()))
         self.process.wait()
-        # One that is still on its way out keeps the next server from starting, also if it was started too late to be listed.
-        wait_until(lambda: not any(self.has(pid) for pid in os.listdir("/proc") if pid.isdigit()))
+
+        def are_gone():
+            left = self.left()
+            # One that was started too late to be listed may wait for a lock that one of the others had, and never end.
+            kill(*([] if processes else left))
+            return not left
+
+        # One that is still on its way out keeps the next server from starting.
+        wait_until(are_gone)
+
+    def left(self):
+        """The processes that are there, with or without the first one."""
+        return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and self.has(pid)]
 
     def has(self, pid):
         """Whether a process is one of the server's, with or without the first one: they work in its folder."""
@@ -149,6 +160,14 @@ class Cluster:
     def __exit__(self, *_):
         self.stop("immediate")
         shutil.rmtree(self.dir)
+
+
+def kill(*pids):
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
 
 def status(pid):
