@@ -114,7 +114,7 @@ class Cluster:
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
-                # One that had ended by itself can be killed as long as its parent does not know. Then nothing comes of it.
+                # One that is ending by itself can be killed, and nothing comes of it.
                 wait_until(lambda: crashes() > crashed, 5)
                 break
             except (ProcessLookupError, AssertionError):
