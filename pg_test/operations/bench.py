@@ -3,17 +3,17 @@ each took; and how fast a standby replays it. Each figure is a median of some tu
 
 import statistics
 import sys
-import threading
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-import psycopg
+from psycopg import errors
 
 from cluster import Cluster
-from postgres import ROOT, connect, value
-from tables import DECRYPT, ENCRYPT, NEW, OLD, ROTATE, census, wait_until
+from edition import install_sql_edition
+from postgres import connect, value
+from tables import DECRYPT, ENCRYPT, NEW, OLD, ROTATE, census, in_background, wait_until
 from throwaway import refuse_another_server
 
 UPDATE = "UPDATE secrets SET value = {schema}fernet_rotate(value) WHERE {schema}fernet_key_index(value) > 1"
@@ -22,16 +22,10 @@ UPDATE = "UPDATE secrets SET value = {schema}fernet_rotate(value) WHERE {schema}
 def two_updates(db):
     """Two sessions, each with half of the blocks: what the server gains from a second process."""
     half = value(db, "SELECT pg_relation_size('secrets') / current_setting('block_size')::integer / 2")
-    sides = [f"ctid {operator} '({half},0)'" for operator in ("<", ">=")]
-    sessions = [connect("postgres", keys=[NEW, OLD]) for _ in sides]
-    threads = [threading.Thread(target=session.execute, args=[f"{UPDATE.format(schema='')} AND {side}"])
-               for session, side in zip(sessions, sides)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for session in sessions:
-        session.close()
+    one, other = [f"{UPDATE.format(schema='')} AND ctid {operator} '({half},0)'" for operator in ("<", ">=")]
+    with connect("postgres", keys=[NEW, OLD]) as session, in_background(session.execute, one) as update:
+        db.execute(other)
+        update.result()
 
 
 # What begins with a table that has not been converted, and what has converted it.
@@ -76,12 +70,10 @@ def measure(db, work):
 def has_edition(db):
     """Installs the SQL edition in a schema of its own, if the server has what it needs."""
     try:
-        db.execute("CREATE EXTENSION pgcrypto")
-    except psycopg.Error:
+        db.execute("CREATE SCHEMA edition")
+        install_sql_edition(db, "edition")
+    except errors.FeatureNotSupported:  # an extension that is not available
         return False
-    db.execute("CREATE SCHEMA edition; SET search_path = edition")
-    db.execute((ROOT / "sql/edition/pg_fernet_sql.sql").read_text())
-    db.execute("RESET search_path")
     return True
 
 

@@ -27,7 +27,8 @@ from bars import draw
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from postgres import ROOT, memory
+from edition import install_sql_edition
+from postgres import memory
 from throwaway import refuse_another_server
 
 NEW, OLD = (Fernet.generate_key().decode() for _ in range(2))
@@ -66,11 +67,9 @@ class Server:
         # of workers.
         self.db = psycopg.connect(autocommit=True, prepare_threshold=None)
         self.db.execute("CREATE EXTENSION pg_fernet")
-        self.db.execute("CREATE EXTENSION pgcrypto")
         self.db.execute("SET max_parallel_workers_per_gather = 0")
-        self.db.execute("CREATE SCHEMA edition; SET search_path = edition")
-        self.db.execute((ROOT / "sql/edition/pg_fernet_sql.sql").read_text())
-        self.db.execute("RESET search_path")
+        self.db.execute("CREATE SCHEMA edition")
+        install_sql_edition(self.db, "edition")
         self.keys(NEW, OLD)
         # What things take for a value of 24 bytes, for the picture.
         self.us = {}

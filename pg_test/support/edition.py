@@ -46,7 +46,12 @@ def install(session, schema="public"):
     """What CREATE EXTENSION is to the native edition."""
     if not SQL:
         session.execute(sql.SQL("CREATE EXTENSION pg_fernet SCHEMA {}").format(sql.Identifier(schema)))
-        return
+    else:
+        install_sql_edition(session, schema)
+
+
+def install_sql_edition(session, schema):
+    """Installs the SQL edition, also beside the native one, into a schema that is there."""
     session.execute("CREATE EXTENSION IF NOT EXISTS pgcrypto SCHEMA public")
     with session.transaction():
         session.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(schema)))
