@@ -18,7 +18,7 @@ import pytest
 import pyca
 from cluster import RUN
 from hunt import HAS_CONTRIB
-from key_files import key
+from key_files import folder_for, key
 from postgres import connect, create_database, force_parallel, major_version, memory, notices, peak_memory, private_memory, server, value
 from settings import reload
 
@@ -684,13 +684,12 @@ _PG_init(void)
 
 
 @pytest.fixture(scope="module")
-def watch(tmp_path_factory):
+def watch():
     """A library that writes down each message before it is logged. Some it replaces by one of its own, with a key in it."""
     if not shutil.which("cc"):
         pytest.skip("no C compiler")
-    folder = tmp_path_factory.mktemp("watch", numbered=True)
-    for path in folder, *folder.parents[:2]:
-        path.chmod(0o755)
+    # Not in a folder of pytest's, which closes those to other users whenever it starts.
+    folder = folder_for(os.environ["PGHOST"])
     source, library = folder / "watch.c", folder / "watch.so"
     source.write_text(WATCH.replace("KEY", key()))
     headers = subprocess.run([os.environ["PG_CONFIG"], "--includedir-server"], check=True, capture_output=True, text=True).stdout.strip()
