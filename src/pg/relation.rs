@@ -161,11 +161,17 @@ impl<'c> Relation<'c> {
         unsafe { &*self.data().rd_tableam }
     }
 
-    /// Raises an error if the current role may not read these columns of the table, by their numbers.
+    /// Raises an error if the current role may not read these columns of the table, by their numbers, or
+    /// may not look anything up in its schema, without which no query would get to the table.
     pub(crate) fn ensure_readable(&self, columns: &[i16]) {
         let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
-        // SAFETY: look up an oid, and numbers of its columns; its name is a C string.
+        // SAFETY: look up oids, and numbers of the columns; the names are C strings, and a locked relation has
+        // a schema.
         unsafe {
+            pg_sys::LookupExplicitNamespace(
+                pg_sys::get_namespace_name(self.class().relnamespace),
+                false,
+            );
             let role = pg_sys::GetUserId();
             let may_read = |&column| {
                 pg_sys::pg_attribute_aclcheck(self.oid(), column, role, select)
