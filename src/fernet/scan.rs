@@ -163,6 +163,7 @@ impl Keyring {
         } = haystack;
         assert!(buf.len() >= value.len());
         let mut whole = Error::NotAToken;
+        let mut refused_last = None;
         if !is_document && let Some(len) = Token::decode_strict(value, buf) {
             let token = Token { buf, len };
             match self.opener(&token) {
@@ -170,19 +171,28 @@ impl Keyring {
                     each(Ok(key));
                     return change(token, key);
                 }
-                Err(refusal) => whole = refusal,
+                Err(refusal) => {
+                    whole = refusal;
+                    refused_last = Some((0..chars_len(value), refusal));
+                }
             }
         }
 
-        let mut output = Output::new(value, buf);
+        let mut search = Search {
+            keyring: self,
+            value,
+            output: Output::new(value, buf),
+            refused_last,
+        };
         let mut found = false;
         let mut next = 0;
         if !is_document
             && whole == Error::NotAToken
             && let Some(start) = Token::start(value)
-            && let Some((len, end)) = Token::decode_lenient(&value[start..], output.at(start))
+            && let Some((len, end)) =
+                Token::decode_lenient(&value[start..], search.output.at(start))
         {
-            let buf = output.at(start);
+            let buf = search.output.at(start);
             let token = Token { buf, len };
             match self.opener(&token) {
                 Ok((key, _)) => {
@@ -190,7 +200,7 @@ impl Keyring {
                     found = true;
                     next = start + own_len(&value[start..start + end]);
                     if let Some(len) = change(token, key)? {
-                        output.replace(start..next, len);
+                        search.output.replace(start..next, len);
                     }
                 }
                 Err(refusal) => whole = refusal,
@@ -209,32 +219,32 @@ impl Keyring {
         for stretch in stretches(value, next) {
             let mut rest = stretch.start;
             for run in runs(value, &stretch) {
-                let Some(mut opened) = self.open_in(value, run.clone(), &mut output) else {
+                let Some(mut opened) = search.open_in(run.clone()) else {
                     continue;
                 };
                 // One in the other alphabet may end before what joins them. Where nothing does, both would be
                 // one run once they are rotated.
                 let before = trimmed(value, rest..opened.place.start);
                 if before.end < opened.place.start
-                    && let Some(other) = self.open_in_joined(value, before, &mut output)
+                    && let Some(other) = search.open_in_joined(before)
                 {
-                    take(&mut output, other)?;
+                    take(&mut search.output, other)?;
                     // What follows may be at another place now.
-                    match self.open_in(value, run, &mut output) {
+                    match search.open_in(run) {
                         Some(again) => opened = again,
                         None => continue,
                     }
                 }
                 rest = opened.place.end;
-                take(&mut output, opened)?;
+                take(&mut search.output, opened)?;
             }
-            if let Some(other) = self.open_in_joined(value, rest..stretch.end, &mut output) {
+            if let Some(other) = search.open_in_joined(rest..stretch.end) {
                 rest = other.place.end;
-                take(&mut output, other)?;
+                take(&mut search.output, other)?;
             }
             if rest > stretch.start {
                 found = true;
-            } else if let Some(refusal) = self.refusal(value, stretch, &mut output) {
+            } else if let Some(refusal) = search.refusal(stretch) {
                 refused.add(refusal);
             }
         }
@@ -244,47 +254,63 @@ impl Keyring {
         iter::repeat_n(Error::Unauthenticated, refused.unauthenticated)
             .chain(iter::repeat_n(Error::BadPadding, refused.badly_padded))
             .for_each(|refusal| each(Err(refusal)));
-        Ok(output.finish())
+        Ok(search.output.finish())
+    }
+}
+
+/// Tries what may be a token in a value. It is decoded at its place in the output.
+struct Search<'a> {
+    keyring: &'a Keyring,
+    value: &'a [u8],
+    output: Output<'a>,
+    /// What no key opens is mostly met again at once, as the run that is the whole value or stretch.
+    refused_last: Option<(Range<usize>, Error)>,
+}
+
+impl Search<'_> {
+    /// Opens the token of these characters.
+    fn open(&mut self, place: Range<usize>) -> Result<Opened, Error> {
+        if let Some((last, refusal)) = &self.refused_last
+            && *last == place
+        {
+            return Err(*refusal);
+        }
+        let buf = self.output.at(place.start);
+        let len =
+            codec::decode_unpadded(&self.value[place.clone()], buf).ok_or(Error::NotAToken)?;
+        match self.keyring.opener(&Token { buf, len }) {
+            Ok((key, _)) => Ok(Opened { place, len, key }),
+            Err(refusal) => {
+                self.refused_last = Some((place, refusal));
+                Err(refusal)
+            }
+        }
     }
 
-    /// Finds the token at the end of a run, if a key opens one. It is decoded at its place in the buffer.
-    fn open_in(&self, value: &[u8], run: Range<usize>, output: &mut Output<'_>) -> Option<Opened> {
-        places(value, run).find_map(|place| {
-            let buf = output.at(place.start);
-            let len = codec::decode_unpadded(&value[place.clone()], buf)?;
-            let (key, _) = self.opener(&Token { buf, len }).ok()?;
-            Some(Opened { place, len, key })
-        })
+    /// Finds the token at the end of a run, if a key opens one.
+    fn open_in(&mut self, run: Range<usize>) -> Option<Opened> {
+        places(self.value, run).find_map(|place| self.open(place).ok())
     }
 
     /// The same for several runs that are joined, none of which has one at its end.
-    fn open_in_joined(
-        &self,
-        value: &[u8],
-        range: Range<usize>,
-        output: &mut Output<'_>,
-    ) -> Option<Opened> {
-        let text = &value[range.clone()];
+    fn open_in_joined(&mut self, range: Range<usize>) -> Option<Opened> {
+        let text = &self.value[range.clone()];
         if text.iter().any(joins_runs) && may_hold_tokens(text) {
-            self.open_in(value, range, output)
+            self.open_in(range)
         } else {
             None
         }
     }
 
     /// Returns why no key opens a stretch that as a whole has the form of a token.
-    fn refusal(
-        &self,
-        value: &[u8],
-        stretch: Range<usize>,
-        output: &mut Output<'_>,
-    ) -> Option<Error> {
-        if !has_form(value, &stretch) {
+    fn refusal(&mut self, stretch: Range<usize>) -> Option<Error> {
+        if !has_form(self.value, &stretch) {
             return None;
         }
-        let buf = output.at(stretch.start);
-        let len = codec::decode_unpadded(&value[stretch], buf)?;
-        self.opener(&Token { buf, len }).err()
+        match self.open(stretch) {
+            Err(Error::NotAToken) | Ok(_) => None,
+            Err(refusal) => Some(refusal),
+        }
     }
 }
 
@@ -329,6 +355,11 @@ impl Refused {
             _ => self.unauthenticated += 1,
         }
     }
+}
+
+/// Returns the length of a token that is written as we write it, without its padding.
+fn chars_len(token: &[u8]) -> usize {
+    token.len() - token.iter().rev().take_while(|&&byte| byte == b'=').count()
 }
 
 /// Returns how much of what pyca decodes as a token is the token's own: all, where nothing but white
