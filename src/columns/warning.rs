@@ -1,4 +1,4 @@
-//! What the client is warned of.
+//! The warnings to the client.
 
 use super::conversion::Conversion;
 use super::find::Obstacle;
@@ -12,7 +12,7 @@ pub(super) fn single_key() -> Report {
     )
 }
 
-/// Tokens that no key opens, and so many others, are left as they are, the first of which are at `places`.
+/// Some tokens that no key opens, and some other values, were left. The first of them are at `places`.
 pub(super) fn left_as_they_are(
     conversion: Conversion,
     unknown_key: i64,
@@ -42,7 +42,7 @@ pub(super) fn left_as_they_are(
     Report::warning(message, hints.join(" ")).with_detail(places)
 }
 
-/// The last look saw so many tokens or values to which something is still to be done.
+/// The last look saw this many tokens or values that are still to be converted.
 pub(super) fn still_left(conversion: Conversion, left: i64) -> Report {
     let (message, hint) = match conversion {
         Conversion::Rotate { .. } => (
@@ -69,7 +69,7 @@ pub(super) fn still_left(conversion: Conversion, left: i64) -> Report {
     )
 }
 
-/// There is no proof, for that reason, that this is all that is left.
+/// There is no proof, for the given reason, that these are all that is left.
 pub(super) fn unfinished(conversion: Conversion, reason: &str, left: i64) -> Report {
     let left = match conversion {
         Conversion::Rotate { .. } => {
@@ -86,7 +86,8 @@ pub(super) fn unfinished(conversion: Conversion, reason: &str, left: i64) -> Rep
     .with_detail(format!("{left}, not counting what could not be seen."))
 }
 
-/// Nobody will find plaintexts by that index any more, whose first column is to be encrypted.
+/// The index, which has the column as its first, no longer finds plaintexts once they are
+/// encrypted.
 pub(super) fn useless(index: &str) -> Report {
     Report::warning(
         format!("{index} finds no plaintext once it is encrypted"),
