@@ -81,7 +81,7 @@ pub(super) fn read(path: &Path) -> Result<(Secret, Stamp), Error> {
 }
 
 fn read_private(path: &Path) -> io::Result<(Secret, Stamp)> {
-    // Without it, opening a FIFO would wait until somebody writes to it.
+    // Without NONBLOCK, opening a FIFO would wait until somebody writes to it.
     let mut file = File::options()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits() as i32)

@@ -413,7 +413,7 @@ fn hostile_texts_take_linear_time() {
     }
 }
 
-/// Beginnings of something that may go on, and what is searched for an end.
+/// Texts that begin something that may go on, or in which something else is searched for.
 const HOSTILE: [&str; 23] = [
     "''--",
     "''--\n",
