@@ -43,8 +43,9 @@ impl Spread {
 /// the shard's name between `before` and `after`. Returns what `parse` makes of the one value that
 /// each shard returns.
 ///
-/// # Errors If it fails on any shard, or if `parse` refuses what a shard returns, but only after
-/// all shards have ended.
+/// # Errors
+/// If it fails on any shard, or if `parse` refuses what a shard returns, but only after all shards
+/// have ended.
 pub(crate) fn on_shards<T>(
     connection: &Connection,
     relation: pg_sys::Oid,
