@@ -46,8 +46,8 @@ CREATE FUNCTION fernet_encrypt_trigger() RETURNS trigger
     AS 'MODULE_PATHNAME', 'fernet_encrypt_trigger_wrapper';
 COMMENT ON FUNCTION fernet_encrypt_trigger() IS
     'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
--- A new parameter: workers. No statement adds one, and DROP would take along what was granted on the
--- procedure, so it gets the parameters of another one.
+-- A new parameter: workers. No statement adds a parameter, and DROP would lose the grants on the
+-- procedure, so the procedure gets the parameters of another one.
 CREATE PROCEDURE fernet_rotate_column_new(
     relation regclass, column_name name, batch_size integer DEFAULT 10000, strict boolean DEFAULT false,
     workers integer DEFAULT 0,
@@ -103,7 +103,7 @@ CREATE PROCEDURE fernet_decrypt_shard(
 COMMENT ON PROCEDURE fernet_decrypt_shard(regclass, name, integer, text, text) IS
     'what fernet_decrypt_column calls for each shard of a table that Citus distributes';
 
--- A time to live counts until the statement, not until the transaction.
+-- A time to live counts until the start of the statement, not of the transaction.
 CREATE OR REPLACE FUNCTION fernet_decrypt(token text, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_ttl_wrapper';
@@ -117,10 +117,11 @@ CREATE OR REPLACE FUNCTION fernet_decrypt_bytea(token bytea, ttl interval, at ti
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_ttl_wrapper';
 
--- Creation revoked from PUBLIC only: what ALTER DEFAULT PRIVILEGES granted to others besides has
--- stayed, and is among the initial privileges. From a function that has no others, it is
--- revoked. Where something was granted or revoked since, it is not: PostgreSQL takes all that a
--- function has after a REVOKE of this script for initial, and pg_dump would leave out the rest.
+-- CREATE EXTENSION of 0.1.0 revoked privileges only from PUBLIC. What ALTER DEFAULT PRIVILEGES had
+-- granted to other roles stayed, and is among the initial privileges. It is revoked now from each
+-- function whose privileges have not changed since. A function whose privileges have changed keeps
+-- it: after a REVOKE in this script, PostgreSQL would count all of them as initial, and pg_dump
+-- would leave them out.
 DO $$
 DECLARE
     routine record;
@@ -129,7 +130,7 @@ DECLARE
 BEGIN
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
-    -- What is new is for those to whom somebody will grant it.
+    -- New functions are for roles to which somebody grants them.
     FOR routine IN
         SELECT p.oid::regprocedure AS signature,
                string_agg(DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END, ', ') AS grantees
@@ -171,7 +172,8 @@ BEGIN
                   HINT = 'If that is not meant: REVOKE ALL ON FUNCTION ... FROM ....';
     END IF;
 
-    -- Whoever may create a function beside ours may create one that fits a call better than ours.
+    -- A role that may create a function beside ours may create one that fits a call better than
+    -- ours.
     SELECT string_agg(DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC') COLLATE "C", ', ')
     INTO creators
     FROM pg_extension AS e
