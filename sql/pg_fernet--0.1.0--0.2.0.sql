@@ -3,13 +3,13 @@
 ALTER FUNCTION fernet_find_columns(integer) PARALLEL UNSAFE SET jit = off;
 
 COMMENT ON FUNCTION fernet_rotate(text) IS
-    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest of the value stays, and so does a token that is already under the first key';
 COMMENT ON FUNCTION fernet_rotate(bytea) IS
-    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest of the value stays, and so does a token that is already under the first key';
 COMMENT ON FUNCTION fernet_key_index(text) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a value, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 COMMENT ON FUNCTION fernet_key_index(bytea) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a value, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 COMMENT ON FUNCTION fernet_census(regclass, name) IS
     'what a column holds: the number of tokens under each key, of tokens under an unknown key, of values without a token and of NULLs';
 COMMENT ON FUNCTION fernet_find_columns(integer) IS
@@ -20,32 +20,32 @@ CREATE FUNCTION fernet_rotate(document json) RETURNS json
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_json_wrapper';
 COMMENT ON FUNCTION fernet_rotate(json) IS
-    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a document, if it has any, under the first key, with their own timestamps; the rest of the document stays, and so does a token that is already under the first key';
 
 CREATE FUNCTION fernet_rotate(document jsonb) RETURNS jsonb
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_jsonb_wrapper';
 COMMENT ON FUNCTION fernet_rotate(jsonb) IS
-    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a document, if it has any, under the first key, with their own timestamps; the rest of the document stays, and so does a token that is already under the first key';
 
 CREATE FUNCTION fernet_key_index(document json) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_json_wrapper';
 COMMENT ON FUNCTION fernet_key_index(json) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a document, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 CREATE FUNCTION fernet_key_index(document jsonb) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_jsonb_wrapper';
 COMMENT ON FUNCTION fernet_key_index(jsonb) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a document, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 -- Keep a column encrypted.
 CREATE FUNCTION fernet_encrypt_trigger() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'fernet_encrypt_trigger_wrapper';
 COMMENT ON FUNCTION fernet_encrypt_trigger() IS
-    'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
+    'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens is not changed';
 -- A new parameter: workers. No statement adds a parameter, and DROP would lose the grants on the
 -- procedure, so the procedure gets the parameters of another one.
 CREATE PROCEDURE fernet_rotate_column_new(
@@ -75,7 +75,7 @@ CREATE PROCEDURE fernet_encrypt_column(
     AS 'MODULE_PATHNAME', 'fernet_encrypt_column_wrapper';
 COMMENT ON PROCEDURE fernet_encrypt_column(
     regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
-    'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
+    'encrypt those values of a column that hold no token, in batches with a COMMIT after each';
 
 CREATE PROCEDURE fernet_decrypt_column(
     relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
@@ -169,7 +169,7 @@ BEGIN
     IF remaining IS NOT NULL THEN
         RAISE WARNING 'functions of pg_fernet are still granted because of ALTER DEFAULT PRIVILEGES'
             USING DETAIL = format('Still granted are %s.', array_to_string(remaining, '; ')),
-                  HINT = 'If that is not meant: REVOKE ALL ON FUNCTION ... FROM ....';
+                  HINT = 'If that is not intended: REVOKE ALL ON FUNCTION ... FROM ....';
     END IF;
 
     -- A role that may create a function beside ours may create one that fits a call better than

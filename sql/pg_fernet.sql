@@ -77,25 +77,25 @@ CREATE FUNCTION fernet_rotate(token text) RETURNS text
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_wrapper';
 COMMENT ON FUNCTION fernet_rotate(text) IS
-    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest of the value stays, and so does a token that is already under the first key';
 
 CREATE FUNCTION fernet_rotate(token bytea) RETURNS bytea
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_wrapper';
 COMMENT ON FUNCTION fernet_rotate(bytea) IS
-    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest of the value stays, and so does a token that is already under the first key';
 
 CREATE FUNCTION fernet_rotate(document json) RETURNS json
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_json_wrapper';
 COMMENT ON FUNCTION fernet_rotate(json) IS
-    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a document, if it has any, under the first key, with their own timestamps; the rest of the document stays, and so does a token that is already under the first key';
 
 CREATE FUNCTION fernet_rotate(document jsonb) RETURNS jsonb
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_jsonb_wrapper';
 COMMENT ON FUNCTION fernet_rotate(jsonb) IS
-    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a document, if it has any, under the first key, with their own timestamps; the rest of the document stays, and so does a token that is already under the first key';
 
 --
 -- Inspect
@@ -105,25 +105,25 @@ CREATE FUNCTION fernet_key_index(token text) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_wrapper';
 COMMENT ON FUNCTION fernet_key_index(text) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a value, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 CREATE FUNCTION fernet_key_index(token bytea) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_wrapper';
 COMMENT ON FUNCTION fernet_key_index(bytea) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a value, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 CREATE FUNCTION fernet_key_index(document json) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_json_wrapper';
 COMMENT ON FUNCTION fernet_key_index(json) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a document, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 CREATE FUNCTION fernet_key_index(document jsonb) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_jsonb_wrapper';
 COMMENT ON FUNCTION fernet_key_index(jsonb) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a document, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 CREATE FUNCTION fernet_is_token(value text) RETURNS boolean
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
@@ -211,7 +211,7 @@ CREATE PROCEDURE fernet_encrypt_column(
     AS 'MODULE_PATHNAME', 'fernet_encrypt_column_wrapper';
 COMMENT ON PROCEDURE fernet_encrypt_column(
     regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
-    'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
+    'encrypt those values of a column that hold no token, in batches with a COMMIT after each';
 
 CREATE PROCEDURE fernet_decrypt_column(
     relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
@@ -256,7 +256,7 @@ CREATE FUNCTION fernet_encrypt_trigger() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'fernet_encrypt_trigger_wrapper';
 COMMENT ON FUNCTION fernet_encrypt_trigger() IS
-    'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
+    'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens is not changed';
 
 --
 -- Privileges: functions that read or use the keys are granted one by one, so that a role can rotate

@@ -172,7 +172,7 @@ def report(airflow, times):
             print("|", " | ".join(cells), "|")
     most = max(ROWS)
     alone, update = (times[airflow.version, what, most] for what in ("alone", "update"))
-    print(f"\nWriting the {most:,} rows anew takes PostgreSQL {alone:.3f} s of the {update:.3f} s.")
+    print(f"\nRewriting the {most:,} rows takes PostgreSQL {alone:.3f} s of the {update:.3f} s.")
     sys.stdout.flush()
 
 

@@ -186,10 +186,10 @@ def values(server, times):
     scans = {"rotate": "scan", "encrypt_bytes": "scan_bytes", "two_calls": "scan_bytes",
              "encrypt": "scan_plaintexts", "pgcrypto": "scan_plaintexts"}
     own = {name: took[name] - took[scan] for name, scan in scans.items()}
-    yield Figure("fernet_encrypt against pgcrypto's encrypt_iv and hmac alone", own["two_calls"] / own["encrypt_bytes"], at_least=4)
+    yield Figure("fernet_encrypt against only pgcrypto's encrypt_iv and hmac", own["two_calls"] / own["encrypt_bytes"], at_least=4)
     yield Figure("the same with gen_random_bytes, convert_to and encode", own["pgcrypto"] / own["encrypt"])
     vector = times["vectors", 256, "getrandom"] / 256
-    yield Figure("fernet_rotate of 24 B against its primitives and its vector alone",
+    yield Figure("fernet_rotate of 24 B against only its primitives and its vector",
                  own["rotate"] / 1e6 / (times["floor", 24, "in turn"] + vector), at_most=1.25)
     yield Figure("fernet_rotate against pyca's MultiFernet.rotate", took["pyca"] / own["rotate"], at_least=40)
     yield Figure("each further key in the list", (took["eleven"] - took["two"]) / 9, at_most=0.2, unit="us/row")
@@ -444,7 +444,7 @@ def core_figures(times):
                      at_least=faster, runs=100)
     for size, (name, faster, over) in sizes.items():
         if over:
-            yield Figure(f"core rotate of {name} against its primitives alone",
+            yield Figure(f"core rotate of {name} against only its primitives",
                          times["rotate", size, "pg_fernet"] / times["floor", size, "in turn"], at_most=over, runs=100)
 
 

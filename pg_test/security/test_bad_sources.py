@@ -116,7 +116,7 @@ def test_in_a_session_before_the_library_was_loaded(sessions, configuration, key
         session.execute("DROP TABLE bad_sources")
 
 
-DROPPED = "{} was set before pg_fernet was loaded, and is not in force"
+DROPPED = "{} was set before pg_fernet was loaded, and is not in effect"
 
 
 @pytest.fixture

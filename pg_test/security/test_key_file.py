@@ -155,7 +155,7 @@ def test_a_file_of_roots_that_others_may_use(db, folder, keys, mode):
     path = write(folder / "keys", *keys, mode=mode, owner=(0, server_user()[1]))
     use_file(db, path)
     assert refusal(db, "F0000") == (f'could not read Fernet keys from file "{path}":'
-                                    " a file of root's must have permissions u=rw,g=r (0640) or less")
+                                    " a file owned by root must have permissions u=rw,g=r (0640) or less")
 
 
 @needs_root

@@ -66,11 +66,11 @@ airflow AS (
                          'Connect to the metadata database, with its schema in search_path.']
               WHEN NOT bool_and(is_table)
               THEN ARRAY['not an ordinary table: ' || string_agg(name, ', ') FILTER (WHERE NOT is_table),
-                         'Airflow has tables there: see what has taken their place.']
+                         'Airflow has tables there: find out what has replaced them.']
               WHEN count(DISTINCT relowner) > 1
               THEN ARRAY['Airflow''s tables have several owners: '
                            || string_agg(format('%s of %s', name, relowner::regrole), ', ' ORDER BY relname),
-                         'See that none is a stranger''s, and give them all to one: ALTER TABLE ... OWNER TO ...']
+                         'Make sure that none belongs to a stranger, then give them all to one role: ALTER TABLE ... OWNER TO ...']
           END AS problem
     FROM tables),
 -- The SQL edition is recognised by its functions, whose owners must all be trusted.
@@ -142,7 +142,7 @@ BEGIN
        WHERE nspname = current_setting('airflow.schema')
          AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'xcom')) THEN
       RAISE EXCEPTION 'Airflow''s tables were replaced while this waited for them'
-        USING HINT = 'See by whom, then run this again.';
+        USING HINT = 'Find out by whom, then run this again.';
     END IF;
     EXIT WHEN are_locked;
     BEGIN

@@ -894,7 +894,7 @@ DECLARE
             RETURN CASE WHEN record IS NULL THEN token ELSE {value} END;
         END $$;
         COMMENT ON FUNCTION {self}.fernet_rotate({type}) IS
-            're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+            're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest of the value stays, and so does a token that is already under the first key';
 
         CREATE OR REPLACE FUNCTION {self}.fernet_key_index(token {type}) RETURNS integer
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
@@ -914,7 +914,7 @@ DECLARE
             RETURN {self}._fernet_highest(({self}._fernet_look_inside({bytes}, false, keys, false)).openers);
         END $$;
         COMMENT ON FUNCTION {self}.fernet_key_index({type}) IS
-            'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
+            'place in the key list, counted from 1, of the key that opens the token in a value, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
         CREATE OR REPLACE FUNCTION {self}.fernet_timestamp(token {type}) RETURNS timestamptz
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
@@ -972,7 +972,7 @@ DECLARE
             RETURN coalesce(look.changed::{type}, document);
         END $$;
         COMMENT ON FUNCTION {self}.fernet_rotate({type}) IS
-            're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+            're-encrypt the Fernet tokens in a document, if it has any, under the first key, with their own timestamps; the rest of the document stays, and so does a token that is already under the first key';
 
         CREATE OR REPLACE FUNCTION {self}.fernet_key_index(document {type}) RETURNS integer
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
@@ -988,7 +988,7 @@ DECLARE
             RETURN {self}._fernet_highest(({self}._fernet_look(written, '{type}', keys, 'rotate', false)).openers);
         END $$;
         COMMENT ON FUNCTION {self}.fernet_key_index({type}) IS
-            'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+            'place in the key list, counted from 1, of the key that opens the token in a document, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
     $source$;
     -- Counts what a relation holds, all of it in one snapshot: tokens by key, tokens of no key, values without a token,
     -- nulls, rows, and what a conversion has to do. Also describes the first few values that a conversion leaves. Naming
@@ -1593,7 +1593,8 @@ DECLARE
         AS $$
         BEGIN
             RAISE EXCEPTION USING ERRCODE = '2BP01', MESSAGE = obstacle,
-                HINT = 'What holds for a plaintext may not hold for its token. Drop it first; afterwards, see whether it can be made again.';
+                HINT = 'A condition that holds for a plaintext may not hold for its token. Drop it first; afterwards, check whether '
+                       'it can be created again.';
         END $$;
 
         -- Refuses a column that cannot take the new values of an encryption or a decryption. Returns a constraint that may
@@ -1622,7 +1623,7 @@ DECLARE
             IF obstacle IS NULL THEN
                 FOR dependent IN SELECT d.name FROM {self}._fernet_dependents(relation, target.number, encrypts) AS d LOOP
                     RAISE WARNING USING MESSAGE = format('%s finds no plaintext once it is encrypted', dependent.name),
-                        HINT = 'If it is there to look values up, drop it, and keep a keyed hash of each in a column of its own.';
+                        HINT = 'If the index is used to look up values, drop it, and keep a keyed hash of each value in another column.';
                 END LOOP;
             END IF;
             RETURN obstacle;
@@ -1870,7 +1871,7 @@ DECLARE
                         CASE WHEN other = 0 THEN NULL WHEN is_rotation
                              THEN 'A value without a token may be plaintext, or something that is not meant to be encrypted, such as the '
                                   'hash of a password.'
-                             ELSE 'What stands beside a token is neither encrypted nor decrypted: only the application knows what it is.' END);
+                             ELSE 'Text beside a token is neither encrypted nor decrypted: only the application knows what it is.' END);
             END IF;
             IF unfinished IS NOT NULL THEN
                 RAISE WARNING USING MESSAGE = unfinished,
@@ -1885,13 +1886,13 @@ DECLARE
                         WHEN 'rotate' THEN values_left || ' can still be read only with an older key'
                         WHEN 'encrypt' THEN 'still in plaintext: ' || values_left
                         ELSE 'still encrypted: ' || values_left END,
-                    DETAIL = 'Others wrote or locked their rows each time, or a trigger or a rule keeps them as they are.',
+                    DETAIL = 'Other sessions wrote to or locked these rows each time, or a trigger or a rule keeps the old values.',
                     HINT = CASE conversion
                         WHEN 'rotate' THEN
-                            'Give the new key to all that write to the table, look at its triggers and rules, and call this again. '
+                            'Give the new key to everything that writes to the table, check its triggers and rules, and call this again. '
                             'fernet_census() counts the tokens under each key.'
                         WHEN 'encrypt' THEN
-                            'Make everything that writes to the table encrypt, look at its triggers and rules, and call this again. '
+                            'Make everything that writes to the table encrypt, check its triggers and rules, and call this again. '
                             'fernet_census() counts the values without a token.'
                         ELSE 'Stop everything that encrypts on the way into the table, triggers included, and call this again. '
                              'fernet_census() counts the tokens under each key.' END;
@@ -2135,7 +2136,7 @@ DECLARE
                                         encrypted, current, old_key, unknown_key, not_a_token, nulls, in_text);
         END $$;
         COMMENT ON PROCEDURE {self}.fernet_encrypt_column(regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
-            'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
+            'encrypt those values of a column that hold no token, in batches with a COMMIT after each';
 
         CREATE OR REPLACE PROCEDURE {self}.fernet_decrypt_column(
                 relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
@@ -2239,7 +2240,7 @@ DECLARE
             RETURN NEW;
         END $$;
         COMMENT ON FUNCTION {self}.fernet_encrypt_trigger() IS
-            'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
+            'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens is not changed';
 
         -- Describes a column of one of the two types that nearly all columns have; for others, _fernet_column does.
         CREATE OR REPLACE FUNCTION {self}._fernet_trigger_column(
@@ -2569,7 +2570,7 @@ BEGIN
     ORDER BY p.proname LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = '42723', MESSAGE = format('function %s of role %I is in the way of pg_fernet_sql', obstacle.signature, obstacle.owner),
-            HINT = 'To update pg_fernet_sql, run this as the role that has installed it. Else rename or drop the function, or choose another '
+            HINT = 'To update pg_fernet_sql, run this as the role that has installed it. Otherwise, rename or drop the function, or choose another '
                    'schema: CREATE SCHEMA fernet_sql; SET search_path = fernet_sql.';
     END IF;
 

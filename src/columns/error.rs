@@ -165,8 +165,8 @@ impl From<Error> for Report {
             Error::KeysOfSession => Self::new(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "background workers have other keys than the session",
-                "They are not given keys. Put them into a file, and set fernet.keys_file and not \
-                 fernet.keys; or call it without workers.",
+                "Background workers do not get the session's keys. Put the keys into a file and set \
+                 fernet.keys_file instead of fernet.keys, or call it without workers.",
             ),
             Error::InTransaction => Self::new(
                 Code::ERRCODE_INVALID_TRANSACTION_TERMINATION,
@@ -229,8 +229,8 @@ impl From<Error> for Report {
             }) => Self::new(
                 Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
                 format!("column \"{column}\" of {relation} is in {name}"),
-                "What holds for a plaintext may not hold for its token. Drop it first; afterwards, see \
-                 whether it can be made again.",
+                "A condition that holds for a plaintext may not hold for its token. Drop it first; afterwards, \
+                 check whether it can be created again.",
             ),
             Error::HiddenRows { relation } => Self::new(
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -240,7 +240,7 @@ impl From<Error> for Report {
             Error::Replicated { relation } => Self::new(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("{relation} has copies of its rows on several nodes"),
-                "Rotated one by one, they would be different tokens. Compute the new tokens in a \
+                "If the copies were rotated one by one, they would differ. Compute the new tokens in a \
                  MATERIALIZED subquery of an UPDATE.",
             ),
             Error::OtherKeys => Self::new(

@@ -47,7 +47,7 @@ impl From<Reason> for io::Error {
             Reason::NotAFile => "it is not a regular file",
             Reason::Owner => "it must be owned by the database user or root",
             Reason::RootFileMode => {
-                "a file of root's must have permissions u=rw,g=r (0640) or less"
+                "a file owned by root must have permissions u=rw,g=r (0640) or less"
             }
             Reason::Mode => "it must have permissions u=rw (0600) or less",
             Reason::TooLong => "more than 1 MiB",
@@ -78,7 +78,7 @@ impl From<Error> for Report {
             Error::Dropped(setting) => Self::new(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!(
-                    "{} was set before pg_fernet was loaded, and is not in force",
+                    "{} was set before pg_fernet was loaded, and is not in effect",
                     setting.to_string_lossy()
                 ),
                 "A warning said why when pg_fernet was loaded. Begin another session, or set it again as \

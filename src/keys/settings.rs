@@ -38,7 +38,7 @@ pub(crate) fn init() {
     GucRegistry::define_enum_guc(
         c"fernet.mask_log",
         c"What is masked in the server log.",
-        c"What has the form of a Fernet key, or all string literals, too.",
+        c"Anything that has the form of a Fernet key, or also all string literals.",
         &MASK_LOG,
         GucContext::Suset,
         GucFlags::empty(),
@@ -105,7 +105,7 @@ impl Setting for Keys {
     const NAME: &CStr = c"fernet.keys";
     const SUMMARY: &CStr = c"Fernet keys, separated by commas, the newest first.";
     const DETAILS: &CStr =
-        c"The first key encrypts, all of them decrypt. Goes before fernet.keys_file.";
+        c"The first key encrypts, all of them decrypt. Takes precedence over fernet.keys_file.";
     const CONTEXT: GucContext = GucContext::Suset;
     const FLAGS: GucFlags = setting::SECRET.union(setting::LIST);
     const STORED: &Stored = &KEYS;
@@ -126,8 +126,9 @@ struct KeysFile;
 
 impl Setting for KeysFile {
     const NAME: &CStr = c"fernet.keys_file";
-    const SUMMARY: &CStr = c"File with Fernet keys, one a line, the newest first.";
-    const DETAILS: &CStr = c"Only the server's user may read it, as for ssl_key_file. Goes before fernet.keys_command.";
+    const SUMMARY: &CStr = c"File with Fernet keys, one per line, the newest first.";
+    const DETAILS: &CStr =
+        c"Only the server's user may read it, as for ssl_key_file. Takes precedence over fernet.keys_command.";
     const CONTEXT: GucContext = GucContext::Suset;
     const FLAGS: GucFlags = GucFlags::SUPERUSER_ONLY;
     const STORED: &Stored = &KEYS_FILE;
@@ -147,7 +148,8 @@ struct KeysCommand;
 
 impl Setting for KeysCommand {
     const NAME: &CStr = c"fernet.keys_command";
-    const SUMMARY: &CStr = c"Shell command that prints Fernet keys, one a line, the newest first.";
+    const SUMMARY: &CStr =
+        c"Shell command that prints Fernet keys, one per line, the newest first.";
     const DETAILS: &CStr =
         c"Each server process runs it when it first needs a key, and again after a reload.";
     const CONTEXT: GucContext = GucContext::Sighup;

@@ -67,7 +67,7 @@ impl From<Error> for Report {
             Error::ReplicationCancelled => Self::new(
                 Code::ERRCODE_QUERY_CANCELED,
                 "canceling statement due to user request",
-                "Call it again once a synchronous standby is there: it goes on where it ended.",
+                "Call it again once a synchronous standby is available: it continues where it stopped.",
             )
             .with_detail(
                 "The last batch is committed here, but may not have been replicated to the standby.",
@@ -75,7 +75,7 @@ impl From<Error> for Report {
             Error::LostWorker => Self::new(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "a background worker has ended before its work was done",
-                "The server log may say why. Call it again: it goes on where it ended.",
+                "The server log may say why. Call it again: it continues where it stopped.",
             ),
             Error::OtherLibrary => Self::new(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
