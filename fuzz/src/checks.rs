@@ -375,7 +375,7 @@ fn key_text(is_piece: bool, how: u8) -> Vec<u8> {
 /// Compares with the `fernet` crate on the same tokens. It differs on purpose, in three ways:
 ///
 /// * it refuses a timestamp from the future, so it is told that it is that time;
-/// * it takes base64url alone, so it gets what we take in that form;
+/// * it accepts only base64url, so it gets what we accept in that form;
 /// * it takes any number of `=` at the end, even none, so what it takes we get with those it lacks.
 pub fn fernet_crate(data: &[u8]) {
     let Some(Case { keys, token }) = Case::new(data) else {

@@ -138,7 +138,7 @@ def full_scans(db, table="secrets"):
 def in_background(function, *arguments, **named):
     """Runs a function in a thread; at the end, raises the error that the function raised.
 
-    If a test fails meanwhile, it may hold what the function waits for: the thread is then left alone.
+    If a test fails meanwhile, it may hold what the function waits for. The thread is then left running.
     """
     result = {}
 

@@ -1050,9 +1050,9 @@ DECLARE
     --
 
     of_columns constant pg_catalog.text := $source$
-        -- What is to be done about a value of a column. `conversion` is one of: rotate (tokens under older keys become
-        -- tokens under the first), encrypt (a value without a token becomes one), decrypt (a value that is one token and
-        -- nothing else, which a key opens, becomes its plaintext).
+        -- What is to be done about a value of a column. `conversion` is one of three. rotate: tokens under older keys
+        -- become tokens under the first. encrypt: a value without a token becomes one. decrypt: a value that is one token
+        -- and nothing else, which a key opens, becomes its plaintext.
         --
         -- Values of all types come and go as text. `kind` says how their type keeps tokens: text, bytea, jsonb (in each
         -- string), json (as in text, but as a whole it is no token; this includes hstore).
@@ -1280,9 +1280,9 @@ DECLARE
             END IF;
         END $$;
 
-        -- Describes a column that can hold tokens: how it keeps them; the select list that gives a value of `t` as text, or
-        -- the elements of an array; the name of its type; whether a value can be a plaintext as a whole; how many
-        -- characters fit into a varchar or char; and the type that its domain is over.
+        -- Describes a column that can hold tokens: how it keeps them, and the name of its type. Also gives the select list
+        -- for a value of `t` as text, or for the elements of an array. Says whether a value can be a plaintext as a whole,
+        -- how many characters fit into a varchar or char, and which type its domain is over.
         CREATE OR REPLACE FUNCTION {self}._fernet_column(
                 relation regclass, column_name name, hint text, OUT number smallint, OUT kind text, OUT as_text text, OUT type_name text,
                 OUT is_generated boolean, OUT is_plain boolean, OUT max_chars integer, OUT base_type text)

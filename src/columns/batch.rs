@@ -43,7 +43,7 @@ pub(super) struct Reader {
     /// The tables that are still to be read. The first one is being read now.
     pub(super) members: VecDeque<Member>,
     /// The place in the first table up to which it has been read, and how many blocks the table had
-    /// when reading began. Rows written behind those blocks since then are left to the next look.
+    /// when reading began. Rows written after those blocks since then are left to the next look.
     pub(super) at: Tid,
     pub(super) end: Option<u32>,
     pub(super) progress: Progress,

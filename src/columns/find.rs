@@ -26,8 +26,9 @@ type FoundRow = (
 );
 
 /// The columns that may hold tokens and that the caller may read. Each row gives the relation to
-/// list, the table to read and its name, the column, the percentage of the table's blocks that is
-/// likely to hold `$1` rows of the relation, and the obstacle to reading it, if there is one.
+/// list, the table to read and its name, and the column. It also gives the percentage of the
+/// table's blocks that is likely to hold `$1` rows of the relation, and the obstacle to reading the
+/// table, if there is one.
 ///
 /// Each table counts on its own, without those that inherit from it. A partitioned table represents
 /// its partitions if the caller may read it and there is no obstacle in any of them. The partitions

@@ -130,10 +130,10 @@ struct Dependent {
 /// they are now, not as the statement's snapshot shows them: the caller may have waited for another
 /// session that was changing the table.
 ///
-/// These are the column's constraints and those of its domain; indexes, generated columns and extended
-/// statistics, whose expressions may fail for a new value; and policies and the row filters of
-/// publications, which would show other rows. Policies and filters of the tables that it inherits from
-/// count, too.
+/// These are the column's constraints and those of its domain; and indexes, generated columns and
+/// extended statistics, whose expressions may fail for a new value. They are also policies and the row
+/// filters of publications, which would show other rows. Policies and filters of the tables that it
+/// inherits from count, too.
 ///
 /// An expression that asks only whether the value is NULL holds for a new one as well; any other may
 /// not. A CHECK constraint that is NOT VALID is let through: it does not hold for the existing rows, and

@@ -92,11 +92,11 @@ impl Column {
 
     /// Returns the token for a value that is plaintext.
     ///
-    /// A value that has the form of a token that no key opens is refused. If it were encrypted again,
-    /// it would be a token in a token; if it were accepted, a writer with the wrong keys would fill
-    /// the column with values that nobody here can read. A token with other text beside it is refused
-    /// as well: it would be stored in plaintext, and decryption would drop the text. If the row
-    /// already holds such a value, it stays, so that the row's other columns can be changed.
+    /// A value that has the form of a token that no key opens is refused. Encrypted again, it would
+    /// be a token in a token. If it were accepted, a writer with the wrong keys would fill the column
+    /// with values that nobody here can read. A token with other text beside it is refused as well:
+    /// it would be stored in plaintext, and decryption would drop the text. If the row already holds
+    /// such a value, it stays, so that the row's other columns can be changed.
     fn token_for<'fcx>(
         &self,
         written: &Written<'_>,

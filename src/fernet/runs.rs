@@ -103,7 +103,7 @@ const EFFORT: usize = 4;
 /// of the run. No token is missed by that. To be missed, a token would have to begin after the start
 /// of the run, with other characters before it. The longer places, which those characters make, are
 /// tried after it. Shorter places begin inside the token, in its ciphertext or HMAC, where nobody
-/// can choose the characters: one of 2^24 places there has a `gAAA`, and it would take four such
+/// can choose the characters. One of 2^24 places there has a `gAAA`, and it would take four such
 /// places that are each nearly as long as the token.
 pub(super) fn places(value: &[u8], run: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let padding = padding(&value[run.end..]);
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(found("gAAA", 0)[0], 0..4);
         assert_eq!(found(" ab-_gAAA+/12= gAA gAAA", 0), [1..13, 19..23]);
         assert_eq!(found("gAAAgAAA,gAAA", 0), [0..8, 9..13]);
-        // As behind a token.
+        // As after a token.
         assert_eq!(found("==xgAAA", 2)[0], 2..7);
         assert!(found("gaaa gAA A", 0).is_empty());
         // Across escaped slashes, and starting after an escape.

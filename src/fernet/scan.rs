@@ -1,5 +1,5 @@
 //! Tokens in a value: the value itself, or tokens in it between quotes, in JSON, in a list or
-//! behind a prefix.
+//! after a prefix.
 //!
 //! These steps are taken in order, each only if those before have not settled the matter:
 //!

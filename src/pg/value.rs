@@ -178,7 +178,7 @@ impl Values {
         }
         self.words.resize(start + words_of(capacity), 0);
         let value = self.words[start..].as_mut_ptr();
-        // SAFETY: behind the header there is room for so many bytes.
+        // SAFETY: after the header there is room for so many bytes.
         let bytes = unsafe { slice::from_raw_parts_mut(value.add(HEADER).cast(), capacity) };
         let made = make(bytes);
         let Ok(Some(len)) = made else {
