@@ -14,7 +14,7 @@ use crate::pg::server;
 
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 
-/// Runs a shell command and returns what it prints.
+/// Runs a shell command until it ends, and returns what it prints.
 pub(super) fn run(command: &OsStr) -> Result<Secret, Error> {
     output(command).map_err(|error| Error::Command {
         reason: reason(&error),

@@ -119,8 +119,8 @@ impl<'c> Relation<'c> {
     /// Returns the name with its schema.
     pub(crate) fn name(&self) -> Identifier {
         let class = self.class();
-        // SAFETY: the results are C strings, or null if the oid is of nothing; a locked relation
-        // has a schema. A palloc'ed string is freed with its memory context.
+        // SAFETY: the results are C strings, or null if nothing has the oid; a locked relation has
+        // a schema. A palloc'ed string is freed with its memory context.
         unsafe {
             let schema = pg_sys::get_namespace_name(class.relnamespace);
             let name = class.relname.data.as_ptr();

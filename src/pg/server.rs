@@ -24,8 +24,8 @@ pub(crate) fn statement() -> pg_sys::TimestampTz {
     unguarded::GetCurrentStatementStartTimestamp()
 }
 
-/// Waits until `fd` is readable, but at most for `time`. Tells whether it is readable. If the
-/// statement is cancelled or the session terminated, ends it.
+/// Waits until `fd` is readable, but at most for `time`. Tells whether it is readable. Ends the
+/// statement with an error, or the session, if that was requested.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, time: Duration) -> bool {
     wait(pg_sys::WL_SOCKET_READABLE, fd.as_raw_fd(), time) & pg_sys::WL_SOCKET_READABLE != 0
 }

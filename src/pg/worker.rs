@@ -329,7 +329,7 @@ pub(crate) use background_worker;
 /// the type that its starter shares.
 ///
 /// # Safety
-/// Only for the function of a worker, with that function's argument.
+/// Only the function of a worker may call this, with the argument that it was given.
 pub(crate) unsafe fn run<T: Sync, E>(
     argument: pg_sys::Datum,
     work: impl FnOnce(Given<'_, T>) -> Result<(), E>,
