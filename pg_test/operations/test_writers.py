@@ -143,7 +143,7 @@ COMMIT;
 @contextmanager
 def pgbench(database, key, others, folder):
     """Two clients that update and insert rows at random, under one key, as fast as they can."""
-    # Each has its own file: it may still be reading it when the next client begins.
+    # Each pgbench has a file of its own: it may still be reading that when the next one begins.
     script = folder / f"{key}.sql"
     script.write_text(SCRIPT)
     command = ["pgbench", "-n", "-f", script, "-T", "86400", "-c", "2", "-D", f"rows={ROWS}", "-D", f"key='{key}'"]
@@ -487,7 +487,7 @@ def test_a_partition_that_goes_takes_its_bad_values_along(db, sessions):
     assert counts["not_a_token"] == 0 and counts["rotated"] == 10 and not told
 
 
-# Objects that may refuse tokens, and what it takes to have them.
+# Objects that may refuse tokens, and the statement that makes each.
 CHANGES = {
     "unique index": "CREATE UNIQUE INDEX ON secrets (value)",
     "expression": "CREATE INDEX ON secrets (lower(value))",

@@ -18,10 +18,10 @@ SCRIPT = Path(__file__).parents[2] / "sql" / "edition" / "pg_fernet_sql.sql"
 SUPERUSER = "postgres"
 OWNER = "fernet_owner"
 USER = OWNER if SQL else SUPERUSER
-# By what factor the tests with many rows take fewer: this edition is slower.
+# The factor by which tests with many rows use fewer rows: this edition is slower.
 FEWER = 10 if SQL else 1
 
-# Settings with which the tests see more of the server, which not every role may set.
+# Settings that show the tests more of the server. Not every role may change them.
 WATCHED_WITH = "deadlock_timeout, log_error_verbosity, log_min_error_statement, log_min_messages, log_statement, max_stack_depth"
 # The CONTEXT of an error names functions of the SQL edition.
 OURS = re.compile(r'^PL/pgSQL function (?:\w+\.)?_?fernet_.*|^SQL statement "(?:SELECT|CALL) public\._fernet_[^"]*"', re.MULTILINE)

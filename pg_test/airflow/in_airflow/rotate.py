@@ -1,4 +1,4 @@
-"""Runs `airflow rotate-fernet-key` and prints how many seconds only the rotation took.
+"""Runs `airflow rotate-fernet-key` and prints the seconds that the rotation itself took.
 
 The command first runs on empty tables: once to warm up, and then five times to measure the time
 that everything but the rotation takes. That is a median, since Python collects its garbage in some
