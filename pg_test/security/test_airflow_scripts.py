@@ -585,7 +585,7 @@ def test_the_scripts_find_and_lock_the_tables_in_the_same_way():
     texts = [(ROOT / "sql" / "airflow" / script).read_text() for script in SCRIPTS]
     settings, found, locked = (
         [text.partition(begins)[2].partition(ends)[0] for text in texts]
-        for begins, ends in (("\\set ON_ERROR_STOP", "BEGIN; COMMIT;"), ("-- From here on", "\\endif"), ("-- Lock the tables", "END $$;")))
+        for begins, ends in (("\\set ON_ERROR_STOP", "BEGIN; COMMIT;"), ("-- After this", "\\endif"), ("-- Lock the tables", "END $$;")))
     assert settings[0] and len(set(settings)) == 1
     assert found[0] and len(set(found)) == 1
     assert locked[0] and locked == [locked[0], locked[0], ""]
