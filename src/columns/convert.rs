@@ -327,6 +327,8 @@ impl Pass<'_> {
     ) -> Result<(), Error> {
         let table =
             Table::open(transaction, oid, self.column_name)?.ok_or(Error::NoRelation(oid))?;
+        // The UPDATE would be refused, but rows may be locked before that.
+        table.relation.ensure_updatable(table.column.number);
         self.check_again(transaction, &table)?;
         // Waits for a row only for a moment, if at all: another session that has it locked by now
         // was faster.
