@@ -144,6 +144,18 @@ def test_lock_timeout_bounds_the_wait(db, sessions, conversion):
     assert conversion.call(caller)[conversion.done] == 1
 
 
+def test_lock_timeout_ends_the_wait_for_a_table(db, sessions, conversion, workers):
+    """There is nothing to warn of: it has not been able to look."""
+    conversion.fill(db, 10)
+    other, caller = sessions(), sessions()
+    other.execute("BEGIN; LOCK TABLE secrets")
+    caller.execute("SET lock_timeout = '100ms'")
+    with pytest.raises(errors.LockNotAvailable):
+        conversion.call(caller, workers=workers)
+    other.execute("COMMIT")
+    assert conversion.call(caller, workers=workers) == conversion.counts(10)
+
+
 @pytest.mark.parametrize("lock", ["ACCESS SHARE", "SHARE UPDATE EXCLUSIVE", "ROW SHARE"])
 def test_who_does_not_write_is_not_waited_for(db, sessions, lock):
     # A query; a vacuum; who has locked rows that nobody wants.

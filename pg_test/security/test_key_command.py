@@ -81,6 +81,16 @@ def test_each_parallel_worker_runs_it(db, counted):
         db.execute("DROP TABLE command_tokens")
 
 
+def test_each_background_worker_runs_it(db, counted):
+    db.execute("CREATE TABLE command_tokens AS SELECT fernet_encrypt(n::text) AS token FROM generate_series(1, 20000) AS n")
+    try:
+        before = counted()
+        db.execute("CALL fernet_rotate_column('command_tokens', 'token', workers => 2)")
+        assert counted() == before + 2
+    finally:
+        db.execute("DROP TABLE command_tokens")
+
+
 def test_after_a_failure_it_runs_again(db, command, folder, keys):
     path = folder / "keys"
     command(f"cat {path}")
