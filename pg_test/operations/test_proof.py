@@ -206,6 +206,24 @@ def test_partitions_are_locked_after_their_table(db, sessions, called):
         assert call.result()["rotated"] == 1
 
 
+@contextmanager
+def look_held_at(db, sessions, table, caller, call, insert, *values):
+    """Has a call in the background find what is inserted, and holds it until `go_on`: in the look at that, when its snapshot has
+    been taken, before a table of it that is empty. What only checks the tables, before the first look, is over by then."""
+    writer, locker = sessions(), sessions()
+    writer.execute("BEGIN")
+    writer.execute(insert, values)
+    with in_background(call, caller) as called:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        locker.execute("BEGIN")
+        # A stronger lock would have a transaction number, for whose end REPACK would wait.
+        locker.execute(f"LOCK TABLE ONLY {table} IN SHARE MODE")
+        writer.execute("COMMIT")
+        waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = %s AND NOT granted AND relation = %s::regclass)"
+        wait_until(lambda: value(db, waiting, caller.info.backend_pid, table))
+        yield called, lambda: locker.execute("COMMIT")
+
+
 # The first is what ALTER COLUMN TYPE does to a partition, for which the parent would have to be changed as well.
 REWRITES = ["ALTER TABLE {} SET UNLOGGED", *["REPACK (CONCURRENTLY) {}"] * (major_version() >= 19)]
 
@@ -221,22 +239,14 @@ def test_a_table_that_is_rewritten_after_the_snapshot(db, sessions, conversion, 
         db.execute(f"ALTER TABLE secrets ATTACH PARTITION secrets_{part} FOR VALUES IN ({part})")
     # Of the two, the one with the lower number is read first.
     first, second = "secrets_1", "secrets_2"
-    writer, locker, caller = sessions(), sessions(), sessions()
+    caller = sessions()
     caller.execute(f"SET default_transaction_isolation = '{isolation}'")
-    writer.execute("BEGIN")
-    writer.execute("INSERT INTO secrets VALUES (2, 0, %s)", [conversion.value("x")])
-    with in_background(conversion.call, caller) as call:
-        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
-        locker.execute("BEGIN")
-        # A stronger lock would have a transaction number, for whose end REPACK would wait.
-        locker.execute(f"LOCK TABLE {first} IN SHARE MODE")
-        writer.execute("COMMIT")
-        waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = %s AND NOT granted AND relation = %s::regclass)"
-        wait_until(lambda: value(db, waiting, caller.info.backend_pid, first))
+    insert = "INSERT INTO secrets VALUES (2, 0, %s)"
+    with look_held_at(db, sessions, first, caller, conversion.call, insert, conversion.value("x")) as (call, go_on):
         db.execute("CREATE TABLE aside (LIKE secrets)")
         db.execute(rewrite.format(second))
         db.execute("DROP TABLE aside")
-        locker.execute("COMMIT")
+        go_on()
         assert call.result()[conversion.done] == 1
     assert census(db) == {conversion.after: 1}
 
@@ -263,11 +273,13 @@ def test_a_table_that_is_added_in_an_open_transaction(db, sessions, conversion, 
     assert census(db) == {conversion.after: 1}
 
 
-# After the snapshot of a look has been taken, and before it comes to the second child.
 CHANGES = {
     "replaced": "CREATE TABLE again (LIKE secrets); INSERT INTO again SELECT * FROM secrets_2;"
                 " DROP TABLE secrets_2; ALTER TABLE again INHERIT secrets",
     "rewritten": "ALTER TABLE secrets_2 SET UNLOGGED",
+    "with the column made again": "ALTER TABLE secrets_2 NO INHERIT secrets; ALTER TABLE secrets_2 ADD value2 text;"
+                                  " UPDATE secrets_2 SET value2 = value; ALTER TABLE secrets_2 DROP value;"
+                                  " ALTER TABLE secrets_2 RENAME value2 TO value; ALTER TABLE secrets_2 INHERIT secrets",
 }
 
 
@@ -276,42 +288,12 @@ def test_a_child_that_is_changed_behind_the_snapshot(db, sessions, conversion, c
     db.execute("CREATE TABLE secrets (id integer, value text)")
     for child in 1, 2:
         db.execute(f"CREATE TABLE secrets_{child} () INHERITS (secrets)")
-    db.execute("INSERT INTO secrets_2 VALUES (2, %s)", [conversion.value("x")])
-    locker, caller = sessions(), sessions()
-    locker.execute("BEGIN")
-    # That is not waited for before the look, but it keeps it from the first child.
-    locker.execute("LOCK TABLE ONLY secrets_1 IN SHARE MODE")
-    with in_background(conversion.call, caller) as call:
-        wait_until(lambda: value(db, WAITS_FOR_FIRST, caller.info.backend_pid))
+    insert = "INSERT INTO secrets_2 VALUES (2, %s)"
+    with look_held_at(db, sessions, "secrets_1", sessions(), conversion.call, insert, conversion.value("x")) as (call, go_on):
         db.execute(change)
-        locker.execute("COMMIT")
+        go_on()
         assert call.result()[conversion.done] == 1
     assert census(db) == {conversion.after: 1}
-
-
-WAITS_FOR_FIRST = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = %s AND NOT granted AND relation = 'secrets_1'::regclass)"
-
-
-def test_a_column_that_is_made_again_behind_the_snapshot(db, sessions):
-    fill(db, 10)
-    db.execute("ALTER TABLE secrets RENAME TO secrets_1")
-    db.execute("CREATE TABLE secrets (value text)")
-    db.execute("ALTER TABLE secrets_1 INHERIT secrets")
-    locker, caller = sessions(), sessions()
-    swap = ("ALTER TABLE secrets_1 NO INHERIT secrets; ALTER TABLE secrets_1 ADD value2 text; UPDATE secrets_1 SET value2 = value;"
-            " ALTER TABLE secrets_1 DROP value; ALTER TABLE secrets_1 RENAME value2 TO value; ALTER TABLE secrets_1 INHERIT secrets")
-    locker.execute("BEGIN")
-    locker.execute("LOCK TABLE ONLY secrets_1 IN SHARE MODE")
-    try:
-        with in_background(rotate, caller) as call:
-            wait_until(lambda: value(db, WAITS_FOR_FIRST, caller.info.backend_pid))
-            # Before the call in the queue: who has the lock already need not wait behind it.
-            locker.execute(swap)
-            locker.execute("COMMIT")
-            assert call.result()["rotated"] == 10
-        assert census(db) == {"current": 10}
-    finally:
-        db.execute("DROP TABLE secrets CASCADE")
 
 
 BECOMES_A_DOCUMENT = {
