@@ -237,6 +237,21 @@ def test_dump_and_restore(db, database):
         drop_database("fernet_restored")
 
 
+@pytest.mark.parametrize("options, keys, succeeds", [([], [NEW], True), ([], [], False), (["--disable-triggers"], [], True)],
+                         ids=["with the keys", "without", "without, and without triggers"])
+def test_data_alone_come_back_through_the_trigger(db, database, monkeypatch, options, keys, succeeds):
+    create(db)
+    db.execute("INSERT INTO secrets SELECT i, 'secret ' || i FROM generate_series(1, 10) AS i")
+    before = db.execute("TABLE secrets").fetchall()
+    dump = subprocess.run(["pg_dump", "-d", database, "-U", SUPERUSER, "-t", "secrets", "--data-only", *options],
+                          check=True, capture_output=True, text=True).stdout
+    db.execute("TRUNCATE secrets")
+    monkeypatch.setenv("PGOPTIONS", f"-c fernet.keys={','.join(keys)}" if keys else "")
+    restored = subprocess.run(["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database, "-U", SUPERUSER], input=dump, text=True, capture_output=True)
+    assert ("no Fernet keys are configured" in restored.stderr, restored.returncode == 0) == (not succeeds, succeeds)
+    assert db.execute("TABLE secrets").fetchall() == (before if succeeds else [])
+
+
 def test_a_trigger_keeps_the_extension(db):
     create(db)
     with pytest.raises(errors.DependentObjectsStillExist):
