@@ -121,6 +121,14 @@ def test_what_is_found_in_a_text(db, rng, length, written, is_found):
     assert value(db, "SELECT fernet_key_index(jsonb_build_array(%s::text))", text) == (1 if is_found else None)
 
 
+@pytest.mark.parametrize("prefix, status", [("", "unknown key"), ("fernet:", "unknown key"), ("v1-", "not a token"), ("enc_", "not a token")])
+def test_what_no_key_opens_is_a_token_only_by_itself(db, rng, prefix, status):
+    set_keys(db, pyca.key_of(rng))
+    db.execute("CREATE TEMP TABLE prefixed AS SELECT %s::text AS value", [prefix + pyca.encrypt(pyca.key_of(rng), b"x", TIMESTAMP).decode()])
+    assert column(db, "SELECT status FROM fernet_census('prefixed', 'value') WHERE tokens > 0") == [status]
+    assert column(db, "SELECT tokens FROM fernet_find_columns() WHERE relation = 'prefixed'::regclass") == [1] * (status == "unknown key")
+
+
 @pytest.mark.parametrize("written", [lambda token: json.dumps(broken(token)), lambda token: json.dumps(token).replace("-", "\\u002b")],
                          ids=["a line break", "a plus"])
 def test_what_json_escapes_and_jsonb_has_not(db, rng, written):
