@@ -260,6 +260,11 @@ impl Pass<'_> {
             in_text,
             refusal,
         } = found.map_err(|error| Error::of_row(error, || table.place(id)))?;
+        if due > 0
+            && let Some(constraint) = self.constraint
+        {
+            return Err(Error::Constrained(constraint.clone()));
+        }
         if let (Some(batch), Some(value)) = (batch, new_value) {
             if self.conversion == Conversion::Encrypt {
                 let len = batch.values.get(value).len();
@@ -272,11 +277,6 @@ impl Pass<'_> {
                 value,
                 due,
             })?;
-        }
-        if due > 0
-            && let Some(constraint) = self.constraint
-        {
-            return Err(Error::Constrained(constraint.clone()));
         }
         look.found += usize::from(due > 0);
         report.left += due;

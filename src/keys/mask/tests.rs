@@ -402,13 +402,16 @@ fn hostile_texts_take_linear_time() {
     {
         let text = |size: usize| start.to_owned() + &part.repeat(size / part.len());
         for syntax in [message, |_: &str| STATEMENT] {
-            let [short, long] = [1 << 14, 1 << 18].map(|size| {
-                let text = text(size);
-                time(&text, syntax(&text))
+            // Sixteen times as long. What is quadratic takes 256 times that; on a busy machine, what is linear may
+            // take 64 times at times.
+            let is_linear = (0..5).any(|_| {
+                let [short, long] = [1 << 14, 1 << 18].map(|size| {
+                    let text = text(size);
+                    time(&text, syntax(&text))
+                });
+                long < 64 * short + Duration::from_millis(1)
             });
-            // Sixteen times as long. What is quadratic takes 256 times that.
-            let limit = 64 * short + Duration::from_millis(1);
-            assert!(long < limit, "{start}{part}: {short:?}, {long:?}");
+            assert!(is_linear, "{start}{part}");
         }
     }
 }
