@@ -2,7 +2,8 @@
 #
 #   docker build -t postgres-fernet .
 #
-# Written where no Docker is: its commands have been run in a root of Debian 13, the image itself has not been built.
+# Written where no Docker is. Its commands, but for rustup's, have been run in a root of Debian 13; the image itself has
+# not been built.
 
 FROM rust:1-trixie AS build
 # hadolint ignore=DL3008
