@@ -324,6 +324,8 @@ impl Pass<'_> {
     ) -> Result<(), Error> {
         let table =
             Table::open(transaction, oid, self.column_name)?.ok_or(Error::NoRelation(oid))?;
+        // The UPDATE would be refused, but rows may be locked before that.
+        table.relation.ensure_updatable(table.column.number);
         self.check_again(transaction, &table)?;
         // Does not wait for a row, or only for a moment: who else locks it now has been faster.
         let update = |batch: &Batch, rows: &dyn Fn(&NewRow) -> bool| {
