@@ -1,25 +1,17 @@
-# The official image of PostgreSQL with pg_fernet. Untested: it was written on a machine without Docker.
+# The official image of PostgreSQL 17 with pg_fernet:
 #
-#   docker build --build-arg PG_MAJOR=17 -t postgres-fernet:17 .
+#   docker build -t postgres-fernet .
+#
+# Written where no Docker is. Its commands, but for rustup's, have been run in a root of Debian 13; the image itself has
+# not been built.
 
-ARG PG_MAJOR=17
-FROM postgres:${PG_MAJOR}-bookworm AS build
-ARG PG_MAJOR
+FROM rust:1-trixie AS build
+# hadolint ignore=DL3008
+RUN rustup component add rustfmt && \
+    apt-get update && apt-get install -y --no-install-recommends postgresql-17 postgresql-server-dev-17
+COPY . /pg_fernet
+RUN make -C /pg_fernet install PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config
 
-RUN apt-get update && apt-get install -y --no-install-recommends \
-    build-essential ca-certificates curl libclang-dev postgresql-server-dev-${PG_MAJOR}
-RUN curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --component rustfmt
-ENV PATH=/root/.cargo/bin:$PATH USER=root PGRX_PG_CONFIG_PATH=/usr/lib/postgresql/${PG_MAJOR}/bin/pg_config
-
-WORKDIR /build
-COPY Cargo.toml ./
-RUN cargo install cargo-pgrx --no-default-features --locked \
-    --version "$(sed -n 's/^pgrx = "=\(.*\)"$/\1/p' Cargo.toml)"
-RUN cargo pgrx init "--pg${PG_MAJOR}=$PGRX_PG_CONFIG_PATH"
-COPY . .
-RUN cargo pgrx package --pg-config "$PGRX_PG_CONFIG_PATH" --out-dir /package \
-    --no-default-features --features "pg${PG_MAJOR}"
-
-FROM postgres:${PG_MAJOR}-bookworm
-COPY --from=build /package/usr/ /usr/
-COPY sql/airflow /usr/share/pg_fernet/sql/airflow
+FROM postgres:17-trixie
+COPY --from=build /usr/lib/postgresql/17/lib/pg_fernet.so /usr/lib/postgresql/17/lib/
+COPY --from=build /usr/share/postgresql/17/extension/pg_fernet* /usr/share/postgresql/17/extension/

@@ -63,7 +63,7 @@ bench-operations: ## measure batches beside an UPDATE
 package: ## make what a release consists of, in dist/: packages for Debian, tarballs (as root)
 	@scripts/package
 
-test-package: ## install, use and remove the packages in dist/ on clean roots (as root)
+test-package: ## install, use and remove what is in dist/, packages on clean roots (as root)
 	@scripts/test-package
 
 lint: ## check formatting, lints, documentation, spelling
