@@ -78,9 +78,13 @@ forget_other_servers() {
 
 # Runs a long command with a dot every few seconds; shows what it printed only if it fails.
 quietly() {
-    local log pid
+    local log out in pid
     log=$(mktemp)
-    "$@" >"$log" 2>&1 </dev/null &
+    # Open, it needs no name: nothing is left of it, however this ends.
+    exec {out}>"$log" {in}<"$log"
+    rm "$log"
+    # In the background, a command ignores interrupts unless told otherwise.
+    (trap - INT QUIT && "$@") >&"$out" 2>&1 </dev/null &
     pid=$!
     while kill -0 "$pid" 2>/dev/null; do
         for _ in 1 2 3 4 5 6 7 8 9 10; do
@@ -91,11 +95,10 @@ quietly() {
     done
     echo >&2
     if ! wait "$pid"; then
-        cat "$log" >&2
-        rm -f "$log"
+        cat <&"$in" >&2
         die "failed: $*"
     fi
-    rm -f "$log"
+    exec {out}>&- {in}<&-
 }
 
 # Runs a command as root, if we are root or may become it without being asked for a password.
