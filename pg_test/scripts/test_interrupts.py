@@ -33,6 +33,14 @@ def test_a_long_command_ends_with_the_script(tmp_path):
     assert list(tmp_path.iterdir()) == [ready]
 
 
+def test_tests_have_not_passed(tmp_path):
+    ready = tmp_path / "ready"
+    command = f"source scripts/common.sh; source scripts/parts.sh; part long sh -c 'touch {ready}; exec sleep 120'"
+    code, output = interrupted(command, ready)
+    assert (code, output.splitlines()[-1]) == (1, "0 passed, 1 failed")
+    assert list(tmp_path.iterdir()) == [ready]
+
+
 def test_a_command_may_outlive_an_interrupt(tmp_path):
     """As psql does, where it is the end of a statement: the server stays, and the status is the command's."""
     ready = tmp_path / "ready"
