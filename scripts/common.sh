@@ -81,7 +81,8 @@ quietly() {
     local log out in pid
     log=$(mktemp)
     # Open, it needs no name: nothing is left of it, however this ends.
-    exec {out}>"$log" {in}<"$log"
+    exec {out}>"$log"
+    exec {in}<"$log"
     rm "$log"
     # In the background, a command ignores interrupts unless told otherwise.
     (trap - INT QUIT && "$@") >&"$out" 2>&1 </dev/null &
