@@ -1,4 +1,4 @@
-# The official image of PostgreSQL with pg_fernet. Untested: it was written where no Docker is.
+# The official image of PostgreSQL with pg_fernet. Untested: it was written on a machine without Docker.
 #
 #   docker build --build-arg PG_MAJOR=17 -t postgres-fernet:17 .
 

@@ -12,7 +12,7 @@ export PG PG_CONFIG
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
-# The pgxn client wants it, before it calls for `install`, which builds what it installs.
+# The pgxn client calls this before `install`, which builds what it installs.
 all:
 
 demo: ## rotate an Airflow-shaped database on a throwaway server

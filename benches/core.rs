@@ -1,5 +1,5 @@
-//! The core beside the `fernet` crate, and beside its floor: the primitives that a rotation cannot
-//! do without, on the same bytes, in turn and each alone.
+//! Compares the core with the `fernet` crate and with its lower bound: the primitives that a
+//! rotation cannot do without. They run on the same bytes, in turn and each by itself.
 
 use std::hint::black_box;
 
@@ -53,8 +53,8 @@ fn rotate(criterion: &mut Criterion) {
     }
 }
 
-/// What a rotation takes that has nothing but its steps, each on what the one before has left, and what
-/// each of them takes alone.
+/// How long the bare steps of a rotation take, each on the result of the one before; and how long each
+/// step takes by itself.
 fn floor(criterion: &mut Criterion, size: usize, token: &[u8]) {
     let engine = Simd::url_safe(PAD);
     let mac = HmacCore::<Sha256>::new_from_slice(&[1; 16]).expect("a key");
@@ -116,7 +116,8 @@ fn floor(criterion: &mut Criterion, size: usize, token: &[u8]) {
     group.finish();
 }
 
-/// What the system's generator takes for as many initialisation vectors as are fetched at a time.
+/// How long the system's generator takes for as many initialisation vectors as are fetched at a
+/// time.
 fn vectors(criterion: &mut Criterion) {
     const VECTORS: usize = 256;
     let mut bytes = [0; VECTORS * BLOCK];

@@ -1,4 +1,4 @@
-//! Does one thing many times, for `scripts/instructions` to count the instructions it takes.
+//! Repeats one operation many times, so that `scripts/instructions` can count its instructions.
 //!
 //!     instructions seal|open|rotate SIZE TIMES
 
@@ -15,7 +15,7 @@ fn main() {
     let mut argument = || arguments.next().unwrap_or_default();
     let (operation, size, times) = (argument(), argument(), argument());
     let (Ok(size), Ok(times)) = (size.parse(), times.parse::<usize>()) else {
-        return; // cargo bench runs every bench, without these arguments
+        return; // cargo bench runs every bench without these arguments
     };
 
     let ring = Keyring::parse_list(format!("{NEW},{OLD}").as_bytes()).expect("valid keys");

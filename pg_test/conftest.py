@@ -11,7 +11,7 @@ from throwaway import refuse_another_server
 
 @pytest.fixture(scope="session", autouse=True)
 def throwaway():
-    """Nothing is written to somebody else's server."""
+    """Nothing is written to a server that is not ours."""
     try:
         refuse_another_server()
     except SystemExit as error:

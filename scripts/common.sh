@@ -1,16 +1,17 @@
-# Sourced by the other scripts: where things are, and how we speak.
+# Sourced by the other scripts: paths, versions, and how the scripts print.
 
 set -euo pipefail
-# What is installed is for the server's user, too.
+# Installed files must be readable for the server's user, too.
 umask 022
-# What programs print is read here, and by the tests: in English. LANGUAGE would take precedence.
+# The scripts and tests read what programs print, so it must be in English. LANGUAGE would take
+# precedence.
 export LC_ALL=C.UTF-8
 unset LANGUAGE
-# Python's modules are those of our virtual environments, and cd goes where it is told.
+# Python's modules come only from our virtual environments, and cd goes only where it is told.
 unset PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX CDPATH
 export HOME=${HOME:-~}
 
-# A bare PG_CONFIG is looked up on PATH; a relative one starts where the caller is.
+# A bare PG_CONFIG is looked up on PATH; a relative one is relative to the caller's directory.
 if found=$(type -P "${PG_CONFIG:-}"); then
     PG_CONFIG=$(realpath -s "$found")
 fi
@@ -21,8 +22,8 @@ PGRX_VERSION=$(sed -n 's/^pgrx = "=\(.*\)"$/\1/p' Cargo.toml)
 
 crate_version() { sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml; }
 
-# What outlives a clone: tools, servers, virtual environments. Readable by the user that a server
-# runs as, which /root is not.
+# What outlives a clone: tools, servers, virtual environments. The user that a server runs as must
+# be able to read it, which /root does not allow.
 if [ "$(id -u)" = 0 ]; then
     cache=${PG_FERNET_CACHE:-/var/cache/pg_fernet}
 else
@@ -37,13 +38,13 @@ export PG_FERNET_TARGET=${PG_FERNET_TARGET:-${CARGO_TARGET_DIR:-$PWD/target}}
 
 # runuser and ldconfig are in sbin, which is not on every PATH.
 export PATH=$cache/tools/bin:$PATH:/usr/sbin:/sbin
-# cargo-pgrx wants it.
+# cargo-pgrx requires it.
 export USER=${USER:-$(id -un)}
-# cargo-pgrx turns off the linker's --gc-sections for the sake of a linker that few have; then
-# `cargo test` and `cargo pgrx install` would each compile every dependency.
+# cargo-pgrx turns off the linker's --gc-sections because of a rare linker; then `cargo test` and
+# `cargo pgrx install` would each compile every dependency.
 export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1
 
-# The toolchain may be older than what Cargo.toml declares, at one's own risk.
+# The toolchain may be older than Cargo.toml declares, at the user's own risk.
 older_rust() {
     local declared found
     declared=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
@@ -64,8 +65,9 @@ die() {
     exit 1
 }
 
-# Forgets every variable that steers a client of PostgreSQL, or a server, from PGHOSTADDR to PSQLRC;
-# keeps the project's own. Whoever starts a server calls it first: it must not reach another one.
+# Forgets every variable that steers a client of PostgreSQL or a server, from PGHOSTADDR to PSQLRC,
+# but keeps the project's own. Every script that starts a server calls it first: it must not reach
+# another server.
 forget_other_servers() {
     local name
     for name in $(compgen -e PG) $(compgen -e PSQL); do
@@ -76,7 +78,7 @@ forget_other_servers() {
     done
 }
 
-# Runs a long command with a dot every few seconds; shows what it printed only if it fails.
+# Runs a long command, printing a dot every few seconds. Shows its output only if it fails.
 quietly() {
     local log out in pid
     log=$(mktemp)
@@ -102,14 +104,14 @@ quietly() {
     exec {out}>&- {in}<&-
 }
 
-# Runs a command as root, if we are root or may become it without being asked for a password.
+# Runs a command as root, if we are root or can become root without a password.
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
 may_apt() { command -v apt-get >/dev/null && as_root true 2>/dev/null; }
 
-# A fresh machine has no list of packages, or an old one. Once per script is enough.
+# A new machine has no list of packages, or an old one. Once per script is enough.
 apt_update() {
     [ -n "${apt_updated:-}" ] || quietly as_root apt-get update
     apt_updated=1
@@ -128,7 +130,7 @@ is_debian() { # RELEASE
     (. /etc/os-release 2>/dev/null && [ "${ID:-} ${VERSION_ID:-unstable}" = "debian $1" ])
 }
 
-# Installs a cargo subcommand into the cache, unless it is there in that version.
+# Installs this version of a cargo subcommand into the cache, unless it is already there.
 cargo_tool() { # NAME VERSION [OPTION ...]
     if ! grep -qsF "\"$1 $2 " "$cache/tools/.crates.toml"; then
         say "Installing $1 $2 (some minutes, once)"
@@ -137,7 +139,7 @@ cargo_tool() { # NAME VERSION [OPTION ...]
     fi
 }
 
-# Makes a Python environment, where it is missing or was made from other files.
+# Makes a Python environment, if it is missing or was made from other requirements.
 python_environment() { # DIR REQUIREMENTS [CONSTRAINTS]
     if ! cat "${@:2}" | cmp -s - "$1/made-from.txt"; then
         command -v python3 >/dev/null && python3 -c 'import ensurepip' 2>/dev/null ||
@@ -160,8 +162,8 @@ airflow_environments() {
     done
 }
 
-# Makes an environment for each application that we test with, of exactly what its list has: what it
-# declares besides, and does not need here, can be gigabytes.
+# Makes an environment for each application that we test with, with exactly the packages in its
+# list: the application's other dependencies, which are not needed here, can take gigabytes.
 application_environments() {
     local requirements
     for requirements in pg_test/applications/*/requirements.txt; do
@@ -171,13 +173,13 @@ application_environments() {
 
 major_of() { "$1" --version | grep -oE '[0-9]+' | head -1; }
 
-# Whether a server, of that version, is there with its headers.
+# Tells whether a server of that version is there with its headers.
 usable() { # PG_CONFIG [MAJOR]
     [ -x "$1" ] && [ -e "$("$1" --includedir-server)/postgres.h" ] &&
         [ -x "$("$1" --bindir)/initdb" ] && [[ $("$1" --version) == "PostgreSQL ${2:-}"* ]]
 }
 
-# Prints the pg_config of an installed one.
+# Prints the pg_config of an installed server.
 installed() { # MAJOR
     local candidate
     for candidate in "/usr/lib/postgresql/$1/bin/pg_config" "/usr/pgsql-$1/bin/pg_config" \
@@ -195,11 +197,11 @@ install_into() { # PG_CONFIG
     cargo pgrx install --release --pg-config "$1" --no-default-features --features "pg$(major_of "$1")"
 }
 
-# Builds it for that server, and leaves in a folder what is to be installed.
+# Builds the extension for that server, and puts the files to install into a folder.
 package_into() { # PG_CONFIG DIR
     cargo pgrx package --pg-config "$1" --out-dir "$2" --no-default-features --features "pg$(major_of "$1")"
 }
 
-# What is in such a folder.
+# The files in such a folder.
 packaged_library() { find "$1" -name pg_fernet.so; }
 packaged_extension() { find "$1" -name pg_fernet.control -o -name 'pg_fernet--*.sql'; }

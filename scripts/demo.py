@@ -14,7 +14,7 @@ from throwaway import refuse_another_server
 
 CONNECTIONS, VARIABLES, TRIGGERS = 20_000, 5_000, 200
 
-# The tables and columns of Airflow 2.11 that hold tokens, without those that do not matter here.
+# The tables and columns of Airflow 2.11 that hold tokens, without columns that do not matter here.
 SCHEMA = """
 CREATE TABLE connection (
     id serial PRIMARY KEY, conn_id text UNIQUE NOT NULL, conn_type text NOT NULL, login text,
@@ -74,7 +74,7 @@ def run(conn, statement, shown=None):
 
 
 def refused(conn, statement):
-    """Shows a statement that must fail, its error, and that the table is as it was."""
+    """Shows a statement that must fail and its error, and that the table has not changed."""
     before = conn.execute(FINGERPRINT).fetchone()
     show(statement)
     try:

@@ -1,4 +1,4 @@
-# Sourced by scripts/test: runs it part by part and closes with the counts, however it ends.
+# Sourced by scripts/test: runs it part by part and ends with the counts, however it ends.
 
 passed=0 failed=0 skipped=0
 part_output=$(mktemp)
@@ -6,12 +6,12 @@ trap close EXIT
 # What was interrupted has not passed.
 trap 'exit 130' INT TERM
 
-# The counts are read from what the parts print when nothing tells them to print it otherwise.
+# The counts are read from the parts' output, so nothing may change how they print it.
 unset PYTEST_ADDOPTS FORCE_COLOR PY_COLORS CARGO_TERM_COLOR
 
-# Adds up what the output of a part says of its tests: cargo in a line for each program, pytest in
-# its last line, pg_regress in a line for each test, from version 16 on as TAP. scripts/test itself,
-# where it runs as a part, has added up all before its last line.
+# Adds up the counts in the output of a part: cargo prints a line for each program; pytest, a last
+# line; pg_regress, a line for each test, which is TAP from version 16 on. If scripts/test itself is
+# a part, its last line has the sums.
 tally() {
     awk '
         function add(line,    words, i) {
@@ -28,7 +28,7 @@ tally() {
         }'
 }
 
-# Runs one part, shows what it prints, and continues if it fails. A part that ends with an error, or
+# Runs one part, shows its output, and continues if it fails. A part that ends with an error, or
 # that ran no test, counts as one failure if it reports none itself.
 part() { # NAME COMMAND ...
     local status=0 good bad left_out
@@ -42,12 +42,12 @@ part() { # NAME COMMAND ...
     passed=$((passed + good)) failed=$((failed + bad)) skipped=$((skipped + left_out))
 }
 
-# An error between two parts, as in a build, is a failure, too.
+# An error between two parts, such as in a build, is a failure, too.
 close() {
     local status=$?
     rm -f "$part_output"
     [ "$status" = 0 ] || [ "$failed" != 0 ] || failed=1
-    # On a line of its own, also behind one that a crash has cut off.
+    # On a line of its own, even after a line that a crash has cut off.
     printf '\n%s passed, %s failed%s\n' "$passed" "$failed" "$([ "$skipped" = 0 ] || echo ", $skipped skipped")"
     [ "$failed" = 0 ] || exit 1
 }

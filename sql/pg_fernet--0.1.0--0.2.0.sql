@@ -3,13 +3,13 @@
 ALTER FUNCTION fernet_find_columns(integer) PARALLEL UNSAFE SET jit = off;
 
 COMMENT ON FUNCTION fernet_rotate(text) IS
-    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest of the value stays, and so does a token that is already under the first key';
 COMMENT ON FUNCTION fernet_rotate(bytea) IS
-    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest of the value stays, and so does a token that is already under the first key';
 COMMENT ON FUNCTION fernet_key_index(text) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a value, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 COMMENT ON FUNCTION fernet_key_index(bytea) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a value, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 COMMENT ON FUNCTION fernet_census(regclass, name) IS
     'what a column holds: the number of tokens under each key, of tokens under an unknown key, of values without a token and of NULLs';
 COMMENT ON FUNCTION fernet_find_columns(integer) IS
@@ -29,34 +29,34 @@ EXCEPTION WHEN undefined_function THEN
               HINT = 'Begin a new session, or restart the server if it preloads the library.';
 END $$;
 COMMENT ON FUNCTION fernet_rotate(json) IS
-    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a document, if it has any, under the first key, with their own timestamps; the rest of the document stays, and so does a token that is already under the first key';
 
 CREATE FUNCTION fernet_rotate(document jsonb) RETURNS jsonb
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_jsonb_wrapper';
 COMMENT ON FUNCTION fernet_rotate(jsonb) IS
-    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a document, if it has any, under the first key, with their own timestamps; the rest of the document stays, and so does a token that is already under the first key';
 
 CREATE FUNCTION fernet_key_index(document json) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_json_wrapper';
 COMMENT ON FUNCTION fernet_key_index(json) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a document, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 CREATE FUNCTION fernet_key_index(document jsonb) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_jsonb_wrapper';
 COMMENT ON FUNCTION fernet_key_index(jsonb) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a document, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 -- Keep a column encrypted.
 CREATE FUNCTION fernet_encrypt_trigger() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'fernet_encrypt_trigger_wrapper';
 COMMENT ON FUNCTION fernet_encrypt_trigger() IS
-    'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
--- A new parameter: workers. No statement adds one, and DROP would take along what was granted on the
--- procedure, so it gets the parameters of another one.
+    'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens is not changed';
+-- A new parameter: workers. No statement adds a parameter, and DROP would lose the grants on the
+-- procedure, so the procedure gets the parameters of another one.
 CREATE PROCEDURE fernet_rotate_column_new(
     relation regclass, column_name name, batch_size integer DEFAULT 10000, strict boolean DEFAULT false,
     workers integer DEFAULT 0,
@@ -84,7 +84,7 @@ CREATE PROCEDURE fernet_encrypt_column(
     AS 'MODULE_PATHNAME', 'fernet_encrypt_column_wrapper';
 COMMENT ON PROCEDURE fernet_encrypt_column(
     regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
-    'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
+    'encrypt those values of a column that hold no token, in batches with a COMMIT after each';
 
 CREATE PROCEDURE fernet_decrypt_column(
     relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
@@ -112,7 +112,7 @@ CREATE PROCEDURE fernet_decrypt_shard(
 COMMENT ON PROCEDURE fernet_decrypt_shard(regclass, name, integer, text, text) IS
     'what fernet_decrypt_column calls for each shard of a table that Citus distributes';
 
--- A time to live counts until the statement, not until the transaction.
+-- A time to live counts until the start of the statement, not of the transaction.
 CREATE OR REPLACE FUNCTION fernet_decrypt(token text, ttl interval, at timestamptz DEFAULT pg_catalog.statement_timestamp()) RETURNS text
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_ttl_wrapper';
@@ -126,10 +126,11 @@ CREATE OR REPLACE FUNCTION fernet_decrypt_bytea(token bytea, ttl interval, at ti
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_decrypt_bytea_ttl_wrapper';
 
--- Creation revoked from PUBLIC only: what ALTER DEFAULT PRIVILEGES granted to others besides has
--- stayed, and is among the initial privileges. From a function that has no others, it is
--- revoked. Where something was granted or revoked since, it is not: PostgreSQL takes all that a
--- function has after a REVOKE of this script for initial, and pg_dump would leave out the rest.
+-- CREATE EXTENSION of 0.1.0 revoked privileges only from PUBLIC. What ALTER DEFAULT PRIVILEGES had
+-- granted to other roles stayed, and is among the initial privileges. It is revoked now from each
+-- function whose privileges have not changed since. A function whose privileges have changed keeps
+-- it: after a REVOKE in this script, PostgreSQL would count all of them as initial, and pg_dump
+-- would leave them out.
 DO $$
 DECLARE
     routine record;
@@ -138,7 +139,7 @@ DECLARE
 BEGIN
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
-    -- What is new is for those to whom somebody will grant it.
+    -- New functions are for roles to which somebody grants them.
     FOR routine IN
         SELECT p.oid::regprocedure AS signature,
                string_agg(DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END, ', ') AS grantees
@@ -177,10 +178,11 @@ BEGIN
     IF remaining IS NOT NULL THEN
         RAISE WARNING 'functions of pg_fernet are still granted because of ALTER DEFAULT PRIVILEGES'
             USING DETAIL = format('Still granted are %s.', array_to_string(remaining, '; ')),
-                  HINT = 'If that is not meant: REVOKE ALL ON FUNCTION ... FROM ....';
+                  HINT = 'If that is not intended: REVOKE ALL ON FUNCTION ... FROM ....';
     END IF;
 
-    -- Whoever may create a function beside ours may create one that fits a call better than ours.
+    -- A role that may create a function beside ours may create one that fits a call better than
+    -- ours.
     SELECT string_agg(DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC') COLLATE "C", ', ')
     INTO creators
     FROM pg_extension AS e

@@ -1,4 +1,4 @@
--- The SQL surface of pg_fernet. Text and bytea have one layout in memory, so one C function serves
+-- The SQL interface of pg_fernet. Text and bytea have the same layout in memory, so one C function serves
 -- both wherever only the bytes of a token matter.
 
 --
@@ -77,25 +77,25 @@ CREATE FUNCTION fernet_rotate(token text) RETURNS text
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_wrapper';
 COMMENT ON FUNCTION fernet_rotate(text) IS
-    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest of the value stays, and so does a token that is already under the first key';
 
 CREATE FUNCTION fernet_rotate(token bytea) RETURNS bytea
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_wrapper';
 COMMENT ON FUNCTION fernet_rotate(bytea) IS
-    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest of the value stays, and so does a token that is already under the first key';
 
 CREATE FUNCTION fernet_rotate(document json) RETURNS json
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_json_wrapper';
 COMMENT ON FUNCTION fernet_rotate(json) IS
-    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a document, if it has any, under the first key, with their own timestamps; the rest of the document stays, and so does a token that is already under the first key';
 
 CREATE FUNCTION fernet_rotate(document jsonb) RETURNS jsonb
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_rotate_jsonb_wrapper';
 COMMENT ON FUNCTION fernet_rotate(jsonb) IS
-    're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+    're-encrypt the Fernet tokens in a document, if it has any, under the first key, with their own timestamps; the rest of the document stays, and so does a token that is already under the first key';
 
 --
 -- Inspect
@@ -105,25 +105,25 @@ CREATE FUNCTION fernet_key_index(token text) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_wrapper';
 COMMENT ON FUNCTION fernet_key_index(text) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a value, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 CREATE FUNCTION fernet_key_index(token bytea) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_wrapper';
 COMMENT ON FUNCTION fernet_key_index(bytea) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a value, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 CREATE FUNCTION fernet_key_index(document json) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_json_wrapper';
 COMMENT ON FUNCTION fernet_key_index(json) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a document, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 CREATE FUNCTION fernet_key_index(document jsonb) RETURNS integer
     LANGUAGE c STABLE STRICT PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'fernet_key_index_jsonb_wrapper';
 COMMENT ON FUNCTION fernet_key_index(jsonb) IS
-    'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+    'place in the key list, counted from 1, of the key that opens the token in a document, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
 CREATE FUNCTION fernet_is_token(value text) RETURNS boolean
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
@@ -166,10 +166,10 @@ COMMENT ON FUNCTION fernet_keys() IS
     'the configured keys by place in the list and fingerprint: 16 hex digits of their SHA-256';
 
 --
--- Whole columns. row_security = off: a policy that would hide rows is an error. The procedure, which
--- commits and so can have no settings of its own, looks for policies itself. fernet_find_columns
--- begins subtransactions, which servers before 17 refuse in a parallel query; to compile its query of
--- the catalogs would take longer than to run it.
+-- Whole columns. row_security = off: a policy that would hide rows is an error. A procedure that commits
+-- cannot have settings of its own, so the procedures look for policies themselves. fernet_find_columns
+-- begins subtransactions, which servers before 17 refuse in a parallel query. Compiling its query of the
+-- catalogs would take longer than running it.
 --
 
 CREATE FUNCTION fernet_census(relation regclass, column_name name)
@@ -200,10 +200,9 @@ COMMENT ON PROCEDURE fernet_rotate_column(
     regclass, name, integer, boolean, integer, bigint, bigint, bigint, bigint, bigint) IS
     're-encrypt the tokens of a column under the first key, in batches with a COMMIT after each';
 
--- Like fernet_rotate_column, these two return first what they did, and then what they found and left. What
--- they should have converted and could not is in no column: a WARNING counts it. Both leave a token that
--- has text beside it: fernet_encrypt_column counts it as current or old_key, fernet_decrypt_column as
--- in_text.
+-- Like fernet_rotate_column, these two return first what they did, and then what they found and left. No
+-- column counts what they should have converted and could not; a WARNING does. Both leave a token that has
+-- text beside it: fernet_encrypt_column counts it as current or old_key, fernet_decrypt_column as in_text.
 CREATE PROCEDURE fernet_encrypt_column(
     relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
     INOUT encrypted bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old_key bigint DEFAULT NULL,
@@ -212,7 +211,7 @@ CREATE PROCEDURE fernet_encrypt_column(
     AS 'MODULE_PATHNAME', 'fernet_encrypt_column_wrapper';
 COMMENT ON PROCEDURE fernet_encrypt_column(
     regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
-    'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
+    'encrypt those values of a column that hold no token, in batches with a COMMIT after each';
 
 CREATE PROCEDURE fernet_decrypt_column(
     relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
@@ -249,20 +248,20 @@ COMMENT ON PROCEDURE fernet_decrypt_shard(regclass, name, integer, text, text) I
     'what fernet_decrypt_column calls for each shard of a table that Citus distributes';
 
 --
--- Keep encrypted. Whoever creates a trigger must be allowed to execute the function; whoever writes to
--- the table need not be.
+-- Keep encrypted. A role that creates a trigger must be allowed to execute the function; a role that
+-- writes to the table need not be.
 --
 
 CREATE FUNCTION fernet_encrypt_trigger() RETURNS trigger
     LANGUAGE c
     AS 'MODULE_PATHNAME', 'fernet_encrypt_trigger_wrapper';
 COMMENT ON FUNCTION fernet_encrypt_trigger() IS
-    'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
+    'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens is not changed';
 
 --
--- Privileges: what reads or uses the keys is granted function by function, so that a role can
--- rotate without being able to decrypt. fernet_generate_key and fernet_is_token use none. Whatever
--- ALTER DEFAULT PRIVILEGES has made of that is undone.
+-- Privileges: functions that read or use the keys are granted one by one, so that a role can rotate
+-- without being able to decrypt. fernet_generate_key and fernet_is_token use no keys. Privileges from
+-- ALTER DEFAULT PRIVILEGES are revoked.
 --
 
 DO $$
@@ -270,7 +269,7 @@ DECLARE
     routine record;
     creators text;
 BEGIN
-    -- So far, the schema that the extension goes to was in the path.
+    -- Until here, the schema of the extension was in the path.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
     FOR routine IN
@@ -293,7 +292,7 @@ BEGIN
         END IF;
     END LOOP;
 
-    -- Whoever may create a function beside ours may create one that fits a call better than ours.
+    -- A role that may create a function beside ours may create one that fits a call better than ours.
     SELECT string_agg(DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC') COLLATE "C", ', ')
     INTO creators
     FROM pg_extension AS e

@@ -1,5 +1,6 @@
-//! The SQL functions. `sql/pg_fernet.sql` declares, documents and protects them; where one serves
-//! text and bytea alike, it does so because both have the same layout.
+//! The SQL functions on single values. `sql/pg_fernet.sql` declares, documents and protects them.
+//! One function serves both text and bytea if only the bytes matter, since both have the same
+//! layout.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -61,7 +62,7 @@ fn fernet_rotate<'fcx>(token: Value<'fcx>) -> Result<Value<'fcx>> {
     let keyring = keyring()?;
     let mut buffer = Buffer::new(token.len())?;
     let mut refusal = Some(fernet::Error::NotAToken);
-    // Tokens that are refused come last.
+    // Refused tokens come last.
     let each = |opener: Result<_, _>| refusal = opener.err();
     let rotated = keyring.rotate_value(&token[..], &mut buffer, random::iv, each)?;
     match (refusal, rotated) {
@@ -86,7 +87,7 @@ fn fernet_key_index(token: Value<'_>) -> Result<Option<i32>> {
     let keyring = keyring()?;
     let mut buffer = Buffer::new(token.len())?;
     let mut highest = None;
-    // Tokens that are refused come last.
+    // Refused tokens come last.
     keyring.inspect_value(&token[..], &mut buffer, |opener| {
         highest = match opener {
             Ok(index) => highest.max(Some(index)),
@@ -155,7 +156,7 @@ fn open(
     Ok((buffer, len))
 }
 
-/// Rotates the tokens in a document, in which there need not be any.
+/// Rotates the tokens in a document, which may hold none.
 fn rotate_document<'fcx>(
     document: Document<'fcx>,
     value_type: &ValueType,
@@ -173,7 +174,7 @@ fn rotate_document<'fcx>(
 }
 
 /// Returns the highest place of the keys that open the tokens in a document, or `None` if there is no
-/// token, or one that no key opens.
+/// token, or if no key opens one of them.
 fn highest_key(document: Document<'_>, value_type: &ValueType) -> Result<Option<i32>, Error> {
     let keyring = keyring()?;
     let mut highest = None;
@@ -197,15 +198,15 @@ fn decode<'a>(token: &[u8], buffer: &'a mut Buffer) -> Result<Token<'a>, Error> 
     Ok(Token::decode(token, buffer)?)
 }
 
-/// Refuses a token that is older than `ttl`, or more than a minute ahead, at the time `at`.
+/// Refuses a token that at the time `at` is older than `ttl`, or more than a minute ahead.
 fn check_age(timestamp: u64, ttl: Interval, at: TimestampWithTimeZone) -> Result<(), Error> {
     let made = timestamp_at(timestamp);
-    // Both ends of the range of timestamptz, infinities included, order as they should.
+    // The ends of the range of timestamptz, including the infinities, compare as they should.
     if i64::from(made) > i64::from(at).saturating_add(MAX_CLOCK_SKEW) {
         return Err(Error::FromTheFuture);
     }
     let expires = PgTryBuilder::new(|| i64::from(made + ttl))
-        // Past the range of timestamptz, at the end that the interval points to.
+        // The sum is past the range of timestamptz, at the end to which the interval points.
         .catch_when(PgSqlErrorCode::ERRCODE_DATETIME_FIELD_OVERFLOW, |_| {
             if ttl.as_micros() < 0 {
                 i64::MIN
@@ -220,10 +221,11 @@ fn check_age(timestamp: u64, ttl: Interval, at: TimestampWithTimeZone) -> Result
     Ok(())
 }
 
-/// How far ahead the clock of the machine that made a token may be, in microseconds: pyca's minute.
+/// How far ahead the clock of the machine that made a token may be, in microseconds: a minute, as
+/// in pyca.
 const MAX_CLOCK_SKEW: i64 = 60_000_000;
 
-/// Returns the time `seconds` after 1970, or infinity where that is past the range of timestamptz.
+/// Returns the time `seconds` after 1970, or infinity if that is past the range of timestamptz.
 fn timestamp_at(seconds: u64) -> TimestampWithTimeZone {
     // PostgreSQL counts microseconds from 2000.
     const EPOCH: i64 = 946_684_800;
@@ -234,7 +236,7 @@ fn timestamp_at(seconds: u64) -> TimestampWithTimeZone {
         .unwrap_or_else(TimestampWithTimeZone::positive_infinity)
 }
 
-/// What can be refused of a single value.
+/// Why a single value is refused.
 #[derive(Debug)]
 enum Error {
     Keys(keys::Error),

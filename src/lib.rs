@@ -8,7 +8,7 @@
 //! | `pg`        | all that touches the server |
 //! | [`fernet`]  | the Fernet core: tokens, keys, keyrings; pure Rust, no PostgreSQL |
 //!
-//! Each may use those below it.
+//! Each may use only those below it.
 
 #![allow(
     clippy::result_large_err,

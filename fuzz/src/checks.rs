@@ -1,5 +1,5 @@
-//! One check per fuzz target. Each takes whatever the fuzzer makes up, and panics if the core is
-//! not what the rules, or the `fernet` crate, make of it.
+//! One check per fuzz target. Each takes any input that the fuzzer makes, and panics if the core's
+//! result differs from that of the rules or of the `fernet` crate.
 
 use std::convert::Infallible;
 
@@ -12,8 +12,8 @@ use crate::fernet::{Error, Haystack, IV, Keyring, Token, count_tokens, sealed_le
 use crate::mask::{is_named, mask_keys, mask_literals};
 use crate::pg::literal::Syntax;
 
-/// Keys for the fuzzer to choose from: that of the vectors, one of its own, and two that share the
-/// half that signs.
+/// Keys for the fuzzer to choose from: the key of the vectors, another key, and two that share
+/// their signing half.
 const KEYS: [Key; 4] = [
     *b"\x73\x0f\xf4\xc7\xaf\x3d\x46\x92\x3e\x8e\xd4\x51\xee\x81\x3c\x87\xf7\x90\xb0\xa2\x26\xbc\x96\xa9\x2d\xe4\x9b\x5e\x9c\x05\xe1\xee",
     *b"a key's signing and its cipher's",
@@ -23,13 +23,14 @@ const KEYS: [Key; 4] = [
 
 const NEW_IV: IV = *b"another IV, new.";
 
-/// Decoding and encoding: both ways of the core, and both of the `base64` crate's.
+/// Decoding and encoding: both ways of the core, and both of the `base64` crate.
 pub fn decode(data: &[u8]) {
     let expected = rules::decode(data);
     for &byte in data {
         assert_eq!(codec::is_char(byte), rules::digit(byte).is_some());
     }
-    // No byte more than is promised to be enough, so that writing behind it shows.
+    // Exactly the number of bytes that is promised to suffice, so that a write past the end is
+    // noticed.
     let mut buf = vec![0; Token::decoded_len_max(data.len())];
     let lenient = codec::decode_lenient(data, &mut buf).map(|(len, _)| &buf[..len]);
     assert_eq!(lenient, expected.as_deref());
@@ -99,7 +100,7 @@ fn compare_keys(ring: Result<Keyring, Error>, expected: Result<Vec<Key>, Error>)
     );
 }
 
-/// Opening a token, and which key it is under.
+/// Opening a token, and finding the key that it is under.
 pub fn open(data: &[u8]) {
     let Some(Case { keys, token }) = Case::new(data) else {
         return;
@@ -114,7 +115,8 @@ pub fn open(data: &[u8]) {
         ))
     });
     let ring = keyring(keys);
-    // Whatever key the ring remembers from the token before: the last of them, then this one's.
+    // The result must not depend on the key that the ring remembers from the previous token: first
+    // the last key, then this token's.
     open_one_under(keys.last().unwrap(), &ring);
     for _ in 0..2 {
         let mut buf = vec![0; Token::decoded_len_max(token.len())];
@@ -127,7 +129,7 @@ pub fn open(data: &[u8]) {
     }
 }
 
-/// Tokens in a value: which there are, and that those under an older key change, and nothing else.
+/// Tokens in a value: which tokens there are, and that only those under an older key change.
 pub fn scan(data: &[u8]) {
     let Some((keys, value)) = value(data) else {
         return;
@@ -148,13 +150,13 @@ fn scan_one(keys: &[Key], value: &[u8], is_document: bool) {
             .iter()
             .map(|found| found.outcome.as_ref().map(|(key, _)| *key).map_err(|&e| e))
             .partition(|outcome| outcome.is_ok());
-        // Those that are refused come last, and those with a wrong padding behind the others.
+        // Refused tokens come last, and those with wrong padding after the others.
         let unauthenticated = |outcome: &&_| **outcome == Err(Error::Unauthenticated);
         let (first, last): (Vec<_>, Vec<_>) = refused.iter().partition(unauthenticated);
         [opened, first, last].concat()
     };
     let ring = keyring(keys);
-    // Whatever key the ring remembers from the token before.
+    // The result must not depend on the key that the ring remembers from the previous token.
     open_one_under(keys.last().unwrap(), &ring);
     assert_eq!(inspect_in(&ring, haystack(value)), outcomes(&found));
     let forms = count_tokens(haystack(value), &mut value.to_vec());
@@ -190,7 +192,7 @@ fn scan_one(keys: &[Key], value: &[u8], is_document: bool) {
     }
     assert_eq!(rest, &value[at..]);
 
-    // What is found in the new value is the same, and none of it is old.
+    // The new value holds the same tokens, and none under an older key.
     let again: Vec<_> = told.iter().map(|outcome| outcome.map(|_| 0)).collect();
     assert_eq!(rotate_value_in(&ring, haystack(&rotated)), (None, again));
 }
@@ -199,8 +201,8 @@ fn take<'a>(bytes: &mut &'a [u8], len: usize) -> &'a [u8] {
     bytes.split_off(..len).unwrap()
 }
 
-/// Makes a value with tokens in it, and keys, of what the fuzzer made up: the first byte says which
-/// keys; from then on a byte says what follows, and how many of the next bytes it takes.
+/// Makes keys and a value with tokens in it from the fuzzer's input. The first byte selects the
+/// keys; after that, a byte selects what follows and how many of the next bytes that takes.
 fn value(data: &[u8]) -> Option<(&'static [Key], Vec<u8>)> {
     let (&ring, mut rest) = data.split_first()?;
     let mut value = Vec::new();
@@ -208,7 +210,8 @@ fn value(data: &[u8]) -> Option<(&'static [Key], Vec<u8>)> {
         let number = usize::from(piece >> 3);
         let len = match piece & 7 {
             ..5 => number,
-            // A token's, in the shortest form or up to three blocks more, and nearly that.
+            // The length of a token, with up to three blocks more than the shortest, or close to
+            // that.
             _ => 2 + rules::HEADER + 16 * (1 + number % 4) + number / 16,
         };
         let len = len.min(rest.len());
@@ -227,7 +230,8 @@ fn value(data: &[u8]) -> Option<(&'static [Key], Vec<u8>)> {
                 };
                 let mut case = [&[ring, signer, spelling], record].concat();
                 if piece & 7 > 5 && case.len() > 3 + rules::HEADER {
-                    // The version, a time in this millennium, the padding: none of it is easy to guess.
+                    // The version, a time in this millennium, and the padding: none of these is easy to
+                    // guess.
                     case[3..8].copy_from_slice(&[rules::VERSION, 0, 0, 0, 0]);
                     *case.last_mut().unwrap() = 1;
                 }
@@ -235,7 +239,7 @@ fn value(data: &[u8]) -> Option<(&'static [Key], Vec<u8>)> {
                 continue;
             }
         };
-        // As many of them as there are bytes: a run of `gAAA` is a matter of one.
+        // As many of them as there are bytes, since a run of `gAAA` depends on its length.
         value.extend(
             bytes
                 .iter()
@@ -245,8 +249,8 @@ fn value(data: &[u8]) -> Option<(&'static [Key], Vec<u8>)> {
     Some((keys(ring), value))
 }
 
-/// What is masked in the server log: keys, and the literals of a statement, which may be between quotes in
-/// a message.
+/// What is masked in the server log: keys, and the literals of a statement. In a message, the statement
+/// may be between quotes.
 pub fn mask(data: &[u8]) {
     let Some((&flags, rest)) = data.split_first() else {
         return;
@@ -262,7 +266,7 @@ pub fn mask(data: &[u8]) {
     let keys_masked = mask_keys(&text, syntax, is_named_beside).unwrap();
     let all_masked = mask_literals(&text, syntax, is_named_beside).unwrap();
     for masked in [&keys_masked, &all_masked] {
-        // Not the text itself once more, unless it is masked already.
+        // This must not be the text itself again, unless that is masked already.
         assert!(masked.as_ref() != Some(&text) || memmem::find(&text, b"***").is_some());
         let [text, masked] = [&text, masked.as_ref().unwrap_or(&text)].map(without_escapes);
         for key in &KEYS {
@@ -283,7 +287,7 @@ pub fn mask(data: &[u8]) {
     }
 }
 
-/// Checks that nothing that is in one place of a text, and secret, is in another text.
+/// Checks that no secret that is in one place of a text is in another text.
 fn assert_lacks(masked: &[u8], text: &[u8], secrets: Vec<&[u8]>) {
     let mut pieces = secrets.iter().flat_map(|secret| secret.windows(4));
     let is_shown = |piece: &&[u8]| {
@@ -306,8 +310,8 @@ fn without_escapes(text: &Vec<u8>) -> Vec<u8> {
     plain
 }
 
-/// Makes what may be in the log of what the fuzzer made up: a byte says what follows, and how many of the
-/// next bytes it takes.
+/// Makes a possible log text from the fuzzer's input: a byte selects what follows and how many of the
+/// next bytes that takes.
 fn log_text(mut rest: &[u8]) -> Vec<u8> {
     let mut text = Vec::new();
     while let Some(&piece) = rest.split_off_first() {
@@ -351,7 +355,7 @@ fn log_text(mut rest: &[u8]) -> Vec<u8> {
     text
 }
 
-/// A key as it may be written, or a piece of one, or more than one.
+/// A key in one of the forms in which it may be written, a piece of a key, or several keys.
 fn key_text(is_piece: bool, how: u8) -> Vec<u8> {
     let mut text = rules::encode(&KEYS[usize::from(how) % KEYS.len()]);
     if how & 4 != 0 {
@@ -361,17 +365,17 @@ fn key_text(is_piece: bool, how: u8) -> Vec<u8> {
         text.truncate(text.trim_end_matches('=').len());
     }
     if is_piece {
-        // From somewhere in the first on, into up to the fourth.
+        // From somewhere in the first key up to, at most, the fourth.
         let start = usize::from(how >> 4);
         text = text.repeat(4)[start..start + usize::from(how) / 2].to_owned();
     }
     text.into_bytes()
 }
 
-/// The `fernet` crate on the same tokens. It differs on purpose, in three ways:
+/// Compares with the `fernet` crate on the same tokens. It differs on purpose, in three ways:
 ///
 /// * it refuses a timestamp from the future, so it is told that it is that time;
-/// * it takes base64url alone, so it gets what we take in that form;
+/// * it accepts only base64url, so it gets what we accept in that form;
 /// * it takes any number of `=` at the end, even none, so what it takes we get with those it lacks.
 pub fn fernet_crate(data: &[u8]) {
     let Some(Case { keys, token }) = Case::new(data) else {
@@ -389,19 +393,19 @@ pub fn fernet_crate(data: &[u8]) {
     }
 }
 
-/// What a check of tokens works on.
+/// The input of a check of tokens.
 struct Case {
     keys: &'static [Key],
     token: Vec<u8>,
 }
 
 impl Case {
-    /// Makes a token of what the fuzzer made up. It could not guess an HMAC: so its first bytes say
-    /// under which keys the rest becomes a token, and how that is written.
+    /// Makes a token from the fuzzer's input. The fuzzer could not guess an HMAC, so the first
+    /// bytes select the keys under which the rest becomes a token, and how that is written.
     fn new(data: &[u8]) -> Option<Self> {
         let (&[ring, signer, spelling], rest) = data.split_first_chunk()?;
         let keys = keys(ring);
-        // It need not be among them.
+        // That key need not be in the ring.
         let key = &KEYS[usize::from(signer >> 2) % KEYS.len()];
         let mut record = rest.to_vec();
         match signer & 3 {
@@ -411,7 +415,7 @@ impl Case {
                     token: record,
                 });
             } // as text
-            1 => {} // as it is
+            1 => {} // unchanged
             2 => record.extend(rules::sign(key, rest)),
             _ => {
                 rules::encrypt(key, &mut record);
@@ -425,14 +429,14 @@ impl Case {
     }
 }
 
-/// One key or more, from any on.
+/// One or more keys, starting with any.
 fn keys(ring: u8) -> &'static [Key] {
     let first = usize::from(ring >> 2) % KEYS.len();
     let keys = &KEYS[first..];
     &keys[..1 + usize::from(ring) % keys.len()]
 }
 
-/// Writes a token in one of the ways that pyca takes, or nearly so.
+/// Writes a token in one of the forms that pyca accepts, or nearly so.
 fn spell(record: &[u8], how: u8) -> Vec<u8> {
     let mut token = rules::encode(record);
     if how & 1 != 0 {
@@ -506,7 +510,7 @@ fn open_with_crate(keys: &[Key], token: &str) -> Option<Vec<u8>> {
     })
 }
 
-/// What is too many of them is ignored.
+/// Superfluous ones are ignored.
 fn padded(token: &str) -> String {
     token.trim_end_matches('=').to_owned() + "=="
 }

@@ -1,5 +1,5 @@
-//! What the fuzz targets check, on the core and on what masks the log, without a server.
-//! `pg_test/core/fuzzed.rs` replays the inputs that once failed, with the same code.
+//! The checks of the fuzz targets. They test the core, and the masking of the log, without a
+//! server. `pg_test/core/fuzzed.rs` uses the same code to replay inputs that once failed.
 
 #[path = "../../src/fernet/codec.rs"]
 mod codec;

@@ -1,5 +1,5 @@
-//! The rules for keys, tokens and literals, stated once more and as plainly as can be, for the core, and
-//! for what masks the log, to be compared with.
+//! The rules for keys, tokens and literals, written a second time and as plainly as possible. The core
+//! and the masking of the log are compared with them.
 
 use aes::Aes128;
 use aes::cipher::{Array, BlockCipherDecrypt as _, BlockCipherEncrypt as _, KeyInit as _};
@@ -30,8 +30,8 @@ pub fn decode(encoded: &[u8]) -> Option<Vec<u8>> {
     decode_and_place(encoded).map(|(bytes, _)| bytes)
 }
 
-/// Decodes base64 as pyca does. Returns also from where to where it is, without what pyca skips before
-/// and behind it.
+/// Decodes base64 as pyca does. Also returns where it begins and ends, without the bytes that pyca
+/// skips before and after it.
 fn decode_and_place(encoded: &[u8]) -> Option<(Vec<u8>, Range<usize>)> {
     let start = encoded.iter().position(|&byte| digit(byte).is_some());
     let mut place = start.unwrap_or(0)..0;
@@ -83,7 +83,7 @@ pub fn key_list(list: &[u8]) -> Result<Vec<Key>, Error> {
     )
 }
 
-/// Reads keys on lines and between commas, with comments.
+/// Reads keys separated by line breaks and commas, with comments.
 pub fn key_file(text: &[u8]) -> Result<Vec<Key>, Error> {
     let mut elements = vec![Vec::new()];
     let mut comment = false;
@@ -122,7 +122,7 @@ fn keys(elements: Vec<Vec<u8>>) -> Result<Vec<Key>, Error> {
     Ok(keys)
 }
 
-/// Returns what a token holds: version, timestamp, IV, ciphertext, HMAC.
+/// Returns the fields of a token: version, timestamp, IV, ciphertext, HMAC.
 pub fn record(token: &[u8]) -> Result<Vec<u8>, Error> {
     let record = decode(token).filter(|record| is_record(record));
     record.ok_or(Error::NotAToken)
@@ -136,14 +136,14 @@ fn is_record(bytes: &[u8]) -> bool {
 /// A token in a value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
-    /// What a rotation replaces.
+    /// The bytes that a rotation replaces.
     pub place: Range<usize>,
     pub record: Vec<u8>,
     /// The key that opens it, and the plaintext.
     pub outcome: Result<(usize, Vec<u8>), Error>,
 }
 
-/// Finds all tokens in a value, or in a document, which as a whole is none.
+/// Finds all tokens in a value or in a document, which as a whole is no token.
 pub fn tokens(keys: &[Key], value: &[u8], is_document: bool) -> Vec<Found> {
     let whole = decode_and_place(value).filter(|(bytes, _)| is_record(bytes) && !is_document);
     let whole = whole.map(|(record, place)| found(keys, record, without_others(value, place)));
@@ -168,7 +168,7 @@ pub fn tokens(keys: &[Key], value: &[u8], is_document: bool) -> Vec<Found> {
     tokens
 }
 
-/// Returns where the digits end, those behind an escaped `/` included.
+/// Returns where the digits end. An escaped `/` counts as a digit.
 fn end_of_stretch(value: &[u8], at: usize) -> usize {
     let count =
         |at: usize, f: &dyn Fn(u8) -> bool| value[at..].iter().take_while(|&&byte| f(byte)).count();
@@ -183,7 +183,7 @@ fn end_of_stretch(value: &[u8], at: usize) -> usize {
     }
 }
 
-/// Leaves out what is in front of the first run of digits with a `gAAA`, and the letters of an escape.
+/// Leaves out what precedes the first run of digits with a `gAAA`, and the letters of an escape.
 fn beginning_with_text(value: &[u8], stretch: Range<usize>) -> Option<Range<usize>> {
     let text = &value[stretch.clone()];
     let first = text.windows(4).position(|window| window == b"gAAA")?;
@@ -236,7 +236,7 @@ fn tokens_in_a_stretch(keys: &[Key], value: &[u8], stretch: Range<usize>) -> Vec
     tokens
 }
 
-/// Leaves the padding out if it is not the token's own: if other text than white space is before it.
+/// Leaves out the padding if it is not the token's own: if anything but white space precedes it.
 fn without_others(value: &[u8], place: Range<usize>) -> Range<usize> {
     let text = &value[place.clone()];
     let digits = text.iter().rposition(|&byte| digit(byte).is_some());
@@ -260,7 +260,7 @@ fn opened_at_the_end(keys: &[Key], value: &[u8], text: Range<usize>) -> Option<F
         let Some(record) = record_at(value, place.clone()) else {
             continue;
         };
-        // A limit to what is tried, for the sake of hostile values.
+        // Limits the effort, because of hostile values.
         tried += place.len();
         if tried >= 4 * text.len() && place != text {
             continue;
@@ -273,7 +273,7 @@ fn opened_at_the_end(keys: &[Key], value: &[u8], text: Range<usize>) -> Option<F
     None
 }
 
-/// Returns what the digits at a place are, if that has the form of a token, with the padding behind it.
+/// Returns the digits at a place with the padding after them, if they have the form of a token.
 fn record_at(value: &[u8], place: Range<usize>) -> Option<Vec<u8>> {
     let digits = &value[place.clone()];
     let count = digits.iter().filter(|&&byte| byte != b'\\').count();
@@ -307,13 +307,13 @@ fn found(keys: &[Key], record: Vec<u8>, place: Range<usize>) -> Found {
     }
 }
 
-/// Returns the place of the first key under which the record's HMAC is right.
+/// Returns the index of the first key under which the record's HMAC is right.
 pub fn key_index(keys: &[Key], record: &[u8]) -> Option<usize> {
     let (signed, hmac) = record.split_at(record.len() - HMAC);
     keys.iter().position(|key| sign(key, signed) == hmac)
 }
 
-/// Returns the place of the key that opens the record, and the plaintext.
+/// Returns the index of the key that opens the record, and the plaintext.
 pub fn open(keys: &[Key], record: &[u8]) -> Result<(usize, Vec<u8>), Error> {
     let (signed, hmac) = record.split_at(record.len() - HMAC);
     let mut refusal = Error::Unauthenticated;
@@ -349,7 +349,7 @@ fn decrypt(key: &Key, signed: &[u8]) -> Vec<u8> {
     blocks.windows(2).flat_map(decrypt).collect()
 }
 
-/// Encrypts the whole blocks behind the header, in place.
+/// Encrypts the whole blocks after the header, in place.
 pub fn encrypt(key: &Key, signed: &mut [u8]) {
     let cipher = Aes128::new_from_slice(&key[16..]).unwrap();
     for at in (HEADER..signed.len().saturating_sub(BLOCK - 1)).step_by(BLOCK) {
@@ -367,14 +367,14 @@ fn xor(left: &[u8], right: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-/// Finds keys in a text, and, if `fernet.keys` is named, pieces of keys.
+/// Finds keys in a text. If `fernet.keys` is named, also finds pieces of keys.
 pub fn keys_in(text: &[u8], is_named: bool) -> Vec<&[u8]> {
     let mut found = Vec::new();
     let mut at = 0_usize;
     for mut run in text.split(|&byte| digit(byte).is_none()) {
         let (before, behind) = (&text[..at], &text[at + run.len()..]);
         at += run.len() + 1;
-        // An escape in front of a key is not part of it: a letter, and its digits.
+        // An escape before a key, which is a letter and its digits, is not part of the key.
         let escape = run.len().saturating_sub(43);
         let is_digit = |byte: &u8| byte.is_ascii_hexdigit();
         if before.ends_with(b"\\")
@@ -383,7 +383,7 @@ pub fn keys_in(text: &[u8], is_named: bool) -> Vec<&[u8]> {
         {
             run = &run[escape..];
         }
-        // With one `=` behind it, it is base64, or else there is a key at its end.
+        // With one `=` after it, it is either base64 or has a key at its end.
         let is_odd = run.len() > 43 && run.len() % 4 != 3;
         let is_padded = behind.starts_with(b"=") && !behind.starts_with(b"==");
         let has_token = memmem::find(run, b"gAAAA").is_some();
@@ -400,8 +400,8 @@ pub fn keys_in(text: &[u8], is_named: bool) -> Vec<&[u8]> {
     found
 }
 
-/// Finds, in the literals of a statement that begin behind `fernet.keys`, what is too short to be a piece of
-/// a key, or words.
+/// Finds, in the literals of a statement that begin after `fernet.keys`, what is too short to be a piece
+/// of a key, or words.
 pub fn short_in_literals(statement: &[u8], has_escapes: bool) -> Vec<&[u8]> {
     let named = named(statement).unwrap_or(statement.len());
     let behind = statement[named..].as_ptr();
@@ -413,7 +413,8 @@ pub fn short_in_literals(statement: &[u8], has_escapes: bool) -> Vec<&[u8]> {
         .collect()
 }
 
-/// Returns where `fernet.keys` ends, if it is in a text. With a slash before or behind it, it is a path.
+/// Returns where `fernet.keys` ends, if a text has it. With a slash before or after it, it is part of a
+/// path.
 pub fn named(text: &[u8]) -> Option<usize> {
     let text = text.to_ascii_lowercase();
     let name = b"fernet.keys";
@@ -431,7 +432,7 @@ fn is_long(run: &[u8]) -> bool {
     run.len() > 11 && !all(u8::is_ascii_lowercase) && !all(u8::is_ascii_uppercase)
 }
 
-/// Tells whether a key is in a text, with nothing around it that could belong to it.
+/// Tells whether a text has a key in it, with nothing around it that could belong to it.
 pub fn holds_key(text: &[u8], key: &Key) -> bool {
     let key = encode(key);
     let key = key.trim_end_matches('=');
@@ -440,12 +441,12 @@ pub fn holds_key(text: &[u8], key: &Key) -> bool {
     runs.any(|run| spellings.iter().any(|key| run == key.as_bytes()))
 }
 
-/// Finds what is in the literals of a statement.
+/// Finds the contents of the literals of a statement.
 pub fn literals(text: &[u8], has_escapes: bool) -> Vec<&[u8]> {
     let mut found = Vec::new();
     let mut rest = text;
     while let &[first, ref behind @ ..] = rest {
-        // A number has no `$` in it.
+        // `$` is not part of a number.
         let is_word = |&&byte: &&u8| {
             byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80 || byte == b'$'
         };
@@ -497,7 +498,7 @@ pub fn literals(text: &[u8], has_escapes: bool) -> Vec<&[u8]> {
     found
 }
 
-/// Splits what a quote has opened from what is behind the one that closes it.
+/// Splits a text after an opening quote into the content and what follows the closing quote.
 fn literal_in(text: &[u8], has_escapes: bool) -> (&[u8], &[u8]) {
     let mut at = 0;
     while at < text.len() {
@@ -513,8 +514,8 @@ fn literal_in(text: &[u8], has_escapes: bool) -> (&[u8], &[u8]) {
     (text, b"")
 }
 
-/// Returns what is behind the quote with which a literal goes on: on another line, and only behind blanks
-/// and comments up to the end of a line.
+/// Returns what follows the quote with which a literal continues: on another line, after nothing but
+/// blanks and comments that end with their line.
 fn continued(mut text: &[u8]) -> Option<&[u8]> {
     let mut lines = 0;
     loop {
@@ -532,7 +533,7 @@ fn continued(mut text: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// Returns what is behind a comment, without what opens it.
+/// Returns what follows a comment, given the text after its opening.
 fn comment(mut text: &[u8]) -> &[u8] {
     while !text.is_empty() {
         if let Some(behind) = text.strip_prefix(b"*/") {
@@ -546,13 +547,13 @@ fn comment(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// Returns what is behind a line, with what ends it.
+/// Returns the terminator of a line and what follows it.
 fn line(text: &[u8]) -> &[u8] {
     let end = text.iter().position(|byte| b"\n\r".contains(byte));
     &text[end.unwrap_or(text.len())..]
 }
 
-/// Splits a text into what is before and behind something, or the end.
+/// Splits a text into what precedes and what follows a separator, or into the text and nothing.
 fn up_to<'a>(text: &'a [u8], end: &[u8]) -> (&'a [u8], &'a [u8]) {
     let at = (0..text.len()).find(|&at| text[at..].starts_with(end));
     at.map_or((text, b""), |at| (&text[..at], &text[at + end.len()..]))

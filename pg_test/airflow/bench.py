@@ -1,9 +1,9 @@
-"""Times rotations of the same connections: Airflow's command beside an UPDATE.
+"""Times rotations of the same connections, by Airflow's command and by an UPDATE.
 
-Start-up is taken off: Airflow's command runs in a process that has run it before, less its median
-time on empty tables; the UPDATE runs in a session that is open. Each time is the median of nine
-runs of the UPDATE, of three of Airflow's command without its log masking, and of one of the stock
-command, which takes up to minutes.
+The time to start is not counted. Airflow's command runs in a process that has run it before, and
+its median time on empty tables is subtracted; the UPDATE runs in an open session. Each time is a
+median: of nine runs of the UPDATE, of three of Airflow's command without its log masking, and of
+one of the stock command, which takes up to minutes.
 """
 
 import os
@@ -35,14 +35,14 @@ OLD, NEW = Fernet.generate_key().decode(), Fernet.generate_key().decode()
 KEYS = f"{NEW},{OLD}"
 
 # Passwords as generators make them by default. Those with punctuation cost Airflow's log masking
-# twice, as they are and as they stand in a URL.
+# twice: once unchanged, and once escaped for a URL.
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 
 UPDATE = """
     UPDATE connection SET password = fernet_rotate(password), extra = fernet_rotate(extra)
      WHERE is_encrypted AND is_extra_encrypted
 """
-# What PostgreSQL itself takes to write the rows anew, for comparison.
+# The time that PostgreSQL itself takes to rewrite the rows, for comparison.
 UPDATE_ALONE = UPDATE.replace("fernet_rotate(password)", "password || ''").replace(
     "fernet_rotate(extra)", "extra || ''")
 
@@ -91,7 +91,7 @@ def time_all(airflow):
                 answer, _ = process.communicate("go\n")
             return float(answer.split()[-1])
 
-        # In turns, so that what else the machine does meets all alike.
+        # In turns, so that other load on the machine affects all alike.
         runs = defaultdict(list)
         for _ in range(3):
             for _ in range(3):
@@ -110,7 +110,7 @@ def time_all(airflow):
 
 
 def fill(airflow, rows):
-    """Connections as they are in use, under the old key, and a copy of them to begin anew from."""
+    """Connections of ordinary content, under the old key, and a copy of them to start again from."""
     with airflow.connect(keys=OLD) as connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE IF EXISTS plain, before")
         cursor.execute("CREATE TABLE plain (id int, password text)")
@@ -172,7 +172,7 @@ def report(airflow, times):
             print("|", " | ".join(cells), "|")
     most = max(ROWS)
     alone, update = (times[airflow.version, what, most] for what in ("alone", "update"))
-    print(f"\nWriting the {most:,} rows anew takes PostgreSQL {alone:.3f} s of the {update:.3f} s.")
+    print(f"\nRewriting the {most:,} rows takes PostgreSQL {alone:.3f} s of the {update:.3f} s.")
     sys.stdout.flush()
 
 
@@ -182,7 +182,8 @@ def curve(times, version, what):
 
 
 def curves(times):
-    """The curves of the picture. The UPDATE takes either schema the same time: one is drawn."""
+    """The curves of the picture. The UPDATE takes the same time with either schema, so one is
+    drawn."""
     curves = {"pg_fernet, UPDATE": curve(times, VERSIONS[-1], "update")}
     for version in VERSIONS:
         curves[f"Airflow {version}, stock"] = curve(times, version, "stock")

@@ -92,7 +92,7 @@ def scale(values, start, end, whole_decades=False):
 
 
 def apart(labels, gap=17):
-    """Moves labels down where they would lie on one another."""
+    """Moves labels down that would overlap."""
     placed = []
     for across, down, *rest in sorted(labels, key=lambda label: label[1]):
         for other, taken, *_ in placed:

@@ -39,7 +39,7 @@ class Airflow:
     def has_connection_tests(self):
         return not self.version.startswith("2.")
 
-    # What Airflow does. The key is its setting fernet_key: None for none at all.
+    # What Airflow does. `key` is its setting fernet_key; None means that it is not set.
 
     def environment(self, key):
         return os.environ | {
@@ -77,7 +77,7 @@ class Airflow:
         return json.loads(done.stdout.splitlines()[-1])
 
     def assert_reads(self, *seeded, key):
-        """Airflow, with this key alone, reads all that was seeded and nothing else."""
+        """With only this key, Airflow reads all that was seeded, and nothing else."""
         values = expected(*seeded)
         if not self.has_connection_tests:
             del values["connection_tests"]

@@ -28,7 +28,7 @@ ENCRYPTED = {
         {"classpath": "example.NoArguments", "kwargs": {}},
         {"classpath": "example.AtATime", "kwargs": {"moment": "2030-01-01T00:00:00+00:00"}},
     ],
-    # A table in them stands for an object of its library, whose secrets Airflow encrypts one by one.
+    # A table in them represents an object of its library, whose secrets Airflow encrypts one by one.
     "xcoms": {
         "delta": {"delta": {"aws_access_key_id": "AKIA", "aws_secret_access_key": "s3cr€t" * 100}},
         "iceberg": {"iceberg": {"token": "雪"}},
@@ -42,7 +42,7 @@ ENCRYPTED = {
     ],
 }
 
-# What Airflow stored before it had a key: SECRET is in most of it, to be looked for in the tables.
+# What Airflow stored before it had a key. Most of it contains SECRET, which the tests search the tables for.
 SECRET = "plain-secret"
 PLAINTEXT = {
     "connections": [

@@ -1,4 +1,4 @@
-"""check.sql: it succeeds only if everything is under the first key, and tells what is not."""
+"""check.sql succeeds only if everything is under the first key, and lists what is not."""
 
 import pytest
 from cryptography.fernet import Fernet
@@ -8,7 +8,7 @@ ALL_CURRENT = {
     ("connection.extra", "current"): ("1", 4, "yes"),
     ("variable.val", "current"): ("1", 5, "yes"),
     ("trigger.kwargs", "current"): ("1", 3, "yes"),
-    # Each table of Iceberg has one more: the class of its catalog.
+    # Each Iceberg table has one more token: the class of its catalog.
     ("xcom.value", "current"): ("1", 7, "yes"),
 }
 TESTS_CURRENT = {

@@ -27,7 +27,7 @@ with create_engine(os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]).begin() as
 
 
 def test_alembic_migration(airflow, new, both, tmp_path):
-    """Run by the Alembic that Airflow brings, beside Airflow's own version table."""
+    """Run by Airflow's own Alembic, beside Airflow's own version table."""
     (tmp_path / "versions").mkdir()
     (tmp_path / "env.py").write_text(ALEMBIC_ENV)
     (tmp_path / "versions" / "rotate.py").write_text(code_block("An Alembic migration", "python"))
@@ -131,7 +131,7 @@ def test_a_table_in_an_xcom_of_before_the_key(empty_airflow, old):
 
 
 def test_a_table_among_the_arguments_of_a_deferred_task(airflow, old, new, both):
-    """Both stores of them in Airflow 3: the one that the scripts look into, and the one that they do not."""
+    """Both stores of them in Airflow 3: the one that the scripts search, and the one that they do not."""
     if airflow.version.startswith("2."):
         pytest.skip("Airflow 2 stores no such tables there")
     begin = f"""

@@ -70,7 +70,7 @@ def test_one_half_of_a_connection(airflow, old):
 
 
 def test_token_without_its_flag_gets_the_flag_alone(airflow, old):
-    """What an encryption by hand leaves behind if it forgets the flags."""
+    """The state that an encryption by hand leaves if it forgets the flags."""
     with airflow.connect() as connection:
         connection.execute("UPDATE connection SET is_encrypted = false, is_extra_encrypted = false")
         connection.execute("UPDATE variable SET is_encrypted = false")
@@ -85,7 +85,7 @@ def test_token_without_its_flag_gets_the_flag_alone(airflow, old):
 
 
 def test_a_token_of_somebody_else(airflow, old, new):
-    """It stays what Airflow hands out, until it is encrypted by hand."""
+    """Airflow still returns it undecrypted, until it is encrypted by hand."""
     theirs = Fernet(Fernet.generate_key()).encrypt(b"theirs").decode()
     rows = {"connections": [], "triggers": [], "connection_tests": [], "variables": [{"key": "their_token", "val": theirs}]}
     airflow.seed(rows, key=None)
@@ -107,7 +107,7 @@ def test_a_token_of_somebody_else(airflow, old, new):
 
 
 def test_a_token_of_somebody_else_in_the_json_of_a_trigger(airflow, old, new, both):
-    """Inside another token, nothing could rotate it, or what is beside it, once the key is there."""
+    """Inside another token, neither it nor the tokens beside it could be rotated once the key is known."""
     lost = Fernet.generate_key().decode()
     theirs, ours = (Fernet(key).encrypt(b"secret").decode() for key in (lost, old))
     held = [theirs, f"v1-{theirs}", f"a line\n{theirs}", f"{ours};{theirs}"]

@@ -14,7 +14,7 @@ ROLE = "airflow_on_rds"
 
 @pytest.fixture
 def managed(airflow):
-    """Airflow in a database of that role, with none of the native extension."""
+    """Airflow in a database of that role, without the native extension."""
     on_server("CREATE ROLE {} LOGIN", ROLE)
     try:
         on_server("ALTER DATABASE {} OWNER TO {}", airflow.database, ROLE)

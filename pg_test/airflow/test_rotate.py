@@ -1,4 +1,4 @@
-"""Rotation: Airflow must read everything with the new key alone."""
+"""Rotation: Airflow must read everything with only the new key."""
 
 import json
 
@@ -12,7 +12,7 @@ from rows import ENCRYPTED, PLAINTEXT
 
 
 def test_airflow_cannot_read_the_rows_with_the_new_key_alone(airflow, new, both):
-    """What the other tests rest on: without a rotation their last step fails."""
+    """The other tests rest on this: without a rotation their last step fails."""
     with pytest.raises(AssertionError, match="InvalidToken"):
         airflow.read(new)
     airflow.assert_reads(ENCRYPTED, key=both)
@@ -86,7 +86,8 @@ def test_tokens_in_the_json_of_a_trigger(airflow, old, new, both):
 
 
 def test_the_schema_before_2_9(airflow, old, new, both):
-    """trigger.kwargs is of type json there. No Airflow writes tokens to it, but the class of a trigger may."""
+    """trigger.kwargs is of type json there. Airflow itself never writes tokens to it, but the class of a
+    trigger may."""
     if not airflow.version.startswith("2."):
         pytest.skip("Airflow 3 is not downgraded so far")
     airflow.seed({"triggers": [
@@ -141,7 +142,7 @@ def test_a_role_that_cannot_decrypt_may_rotate(airflow, new, both, monkeypatch):
 
 
 def test_the_owner_of_the_tables_rotates(half_encrypted_airflow, old, new, both, monkeypatch):
-    """As the documentation has it, and with no more rights."""
+    """As the documentation says, and with no more rights."""
     airflow = half_encrypted_airflow
     with airflow.connect(user=SUPERUSER) as connection:
         connection.execute("CREATE ROLE airflow LOGIN")

@@ -82,7 +82,7 @@ def test_old_key_dropped_too_early(airflow, old, new, both):
 
 
 def test_row_inserted_under_the_old_key_during_the_pass(airflow, old, new, both):
-    """A process that was not restarted yet: the check finds its row, a second pass takes it."""
+    """One process was not restarted yet: the check finds its row, and a second pass rotates it."""
     with airflow.connect(keys=both) as connection:
         connection.execute(code_block("Rotate without psql", "sql"))
         airflow.seed({"connections": [{"conn_id": "late", "conn_type": "http", "password": "p"}]},
@@ -106,7 +106,7 @@ def test_half_done_rotation(airflow, new, both):
 
 
 def test_plaintext_under_a_flag(airflow, old):
-    """What a process without a key stores that had loaded the connection before encrypt.sql ran."""
+    """A process without a key had loaded the connection before encrypt.sql ran; this is what it stores."""
     airflow.seed({"connections": [{"conn_id": "broken", "conn_type": "http", "password": "first"}]},
                  key=None)
     editor = airflow.editor("broken", key=None)
@@ -125,7 +125,7 @@ def test_plaintext_under_a_flag(airflow, old):
 
 
 def test_connection_edited_while_the_script_waits_for_it(airflow, old, new, both):
-    """Airflow is first: the script waits, says for whom, and rotates the new password."""
+    """Airflow comes first: the script waits, says whom it waits for, and rotates the new password."""
     editor = airflow.editor("both", key=old)
     editor.do("load", "change edited meanwhile", "flush")
     rotation = start(airflow, "rotate.sql", both)
@@ -181,7 +181,7 @@ def start(airflow, script, keys):
 
 
 def test_connection_edited_after_the_update_and_before_its_commit(airflow, new, both):
-    """The UPDATE is first: Airflow waits, and what it had loaded before does no harm."""
+    """The UPDATE comes first: Airflow waits, and what it had loaded before does no harm."""
     editor = airflow.editor("both", key=both)
     editor.do("load", "change edited meanwhile")
     with airflow.connect(keys=both) as connection:
@@ -199,7 +199,7 @@ def test_connection_edited_after_the_update_and_before_its_commit(airflow, new, 
 
 @pytest.mark.parametrize("script", ["rotate.sql", "encrypt.sql"])
 def test_tasks_that_write_xcoms(airflow, both, script):
-    """No script waits for them; what one of them is about to replace is left."""
+    """No script waits for running tasks; a row that a task is about to replace is left."""
     with airflow.connect() as task:
         task.execute("DELETE FROM xcom WHERE key = 'delta'")
         done = airflow.psql(script, both)
@@ -214,7 +214,7 @@ def test_tasks_that_write_xcoms(airflow, both, script):
 
 
 def test_documents_with_tokens_that_no_key_opens(airflow, old, new, both):
-    """They stop nothing. What is under the old key beside them is rotated by hand."""
+    """They do not stop the script. The old tokens beside them are rotated by hand."""
     lost = Fernet.generate_key().decode()
     mixed = [Fernet(key).encrypt(b"x").decode() for key in (lost, old)]
     airflow.push({"lost": {"delta": {"secret": "x"}}}, key=lost)
@@ -238,7 +238,7 @@ def test_documents_with_tokens_that_no_key_opens(airflow, old, new, both):
 
 
 AT_A_LOCK = "wait_event_type = 'Lock'"
-# The scripts wait in steps, and hold nothing.
+# The scripts wait in steps, and hold no lock meanwhile.
 AT_A_LOCK_OR_ASLEEP = f"({AT_A_LOCK} OR wait_event = 'PgSleep')"
 
 
@@ -253,7 +253,7 @@ def wait_for(airflow, what):
 
 
 def test_airflow_itself_stops_at_a_plaintext_trigger(half_encrypted_airflow, old, both):
-    """Why the documentation says so of airflow rotate-fernet-key; rotate.sql passes over it."""
+    """Why the documentation says this about airflow rotate-fernet-key; rotate.sql passes over it."""
     done = half_encrypted_airflow.run("airflow", "rotate-fernet-key", key=both, check=False)
     assert done.returncode != 0
     assert "InvalidToken" in done.stdout + done.stderr

@@ -12,7 +12,8 @@ PAGE = "docs/applications.md"
 
 
 class Application:
-    """One that is installed from the requirements in the folder of that name, with its section on the page."""
+    """An application that is installed from the requirements in the folder of that name, with its section on
+    the page."""
 
     def __init__(self, name, heading):
         self.folder = HERE / name
@@ -42,7 +43,7 @@ class Application:
 
 
 def tokens(session):
-    """How many tokens the whole database has: by their status, and their key's fingerprint."""
+    """How many tokens the whole database has, by their status and their key's fingerprint."""
     return {(status, fingerprint): count for status, fingerprint, count in session.execute("""
         SELECT status, fingerprint, sum(counted.tokens) FROM fernet_find_columns(), fernet_census(relation, column_name) AS counted
         WHERE status NOT IN ('not a token', 'null') AND counted.tokens > 0 GROUP BY status, fingerprint""")}

@@ -16,7 +16,7 @@ NULL_KEY = 43 * "A" + "="
 
 
 class Keystone(Application):
-    """One with a configuration of its own."""
+    """Keystone with a configuration of its own."""
 
     def __init__(self, folder, database):
         super().__init__("keystone", "Keystone")
@@ -103,7 +103,7 @@ def test_rotation(keystone, session):
     keystone.leave_key("2")
     assert keystone.credentials("read") == written
 
-    # Keystone goes on with its own commands: they trust key_hash.
+    # Keystone's own commands still work: they trust key_hash.
     shutil.copytree(everything, keystone.keys, dirs_exist_ok=True)
     keystone.manage("credential_rotate")
     assert keystone.key_numbers() == ["0", "2", "3"]
@@ -122,7 +122,7 @@ def test_the_new_key_alone_is_not_enough_before(keystone):
 
 
 def test_without_its_hash_a_key_cannot_be_followed_by_another(keystone, session):
-    """Why the page changes both columns at once: and what helps if somebody did not."""
+    """Why the page changes both columns at once, and what helps if somebody did not."""
     keystone.manage("credential_setup")
     written = keystone.credentials("write")
     keystone.manage("credential_rotate")
@@ -136,7 +136,7 @@ def test_without_its_hash_a_key_cannot_be_followed_by_another(keystone, session)
 
 
 def test_null_key(keystone, session):
-    """What Keystone encrypts with where it has no keys yet."""
+    """The key that Keystone encrypts with if it has no keys yet."""
     written = keystone.credentials("write")
     keystone.manage("credential_setup")
     set_keys(session, *keystone.list_for_the_server())

@@ -1,4 +1,4 @@
-"""Langflow: eleven columns, in JSON too, and secrets that are shorter than a key or have been one."""
+"""Langflow: eleven columns, some of them JSON, and secrets that are shorter than a key or have been one."""
 
 import json
 import secrets

@@ -31,7 +31,8 @@ def run(database, tmp_path):
     """Runs Open WebUI under a secret; what it reads of each place."""
     settings = {
         "ENABLE_VALVE_ENCRYPTION": "true",
-        # Its own files are where its launcher finds them, and what it writes when it is imported goes elsewhere.
+        # Its launcher finds its files in their usual place, but what it writes when it is imported goes
+        # elsewhere.
         "FROM_INIT_PY": "true",
         "DATA_DIR": str(tmp_path),
         "STATIC_DIR": str(tmp_path / "static"),

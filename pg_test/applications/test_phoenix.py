@@ -1,4 +1,4 @@
-"""Arize Phoenix: its own server stores and hands out, under a secret and under none."""
+"""Arize Phoenix: its own server stores and returns secrets, with and without a secret key."""
 
 import json
 import secrets
@@ -15,12 +15,12 @@ def random_secret():
 
 
 def handed_out(*stored, **secret):
-    """All secrets and providers, after what is named was stored."""
+    """All secrets and providers, after those named were stored."""
     return json.loads(phoenix.run("app.py", *stored, **secret))
 
 
 def census(session, table, name):
-    """Tokens by status and key, where there are any."""
+    """Tokens by status and key, if there are any."""
     return session.execute("SELECT status, fingerprint, tokens FROM fernet_census(%s, %s) WHERE tokens > 0",
                            [table, name]).fetchall()
 

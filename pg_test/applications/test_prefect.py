@@ -49,12 +49,12 @@ def test_key_in_the_database(database):
         session.execute("COMMIT")
         new = value(session, KEY_IN_THE_DATABASE)
         assert new != old
-        # The list was that of the transaction.
+        # The list was the transaction's.
         assert value(session, "SELECT current_setting('fernet.keys')") == ""
         assert_rotated(session, new)
         assert run("read") == written
 
-        # The way to a key in the environment.
+        # How to move to a key in the environment.
         old, new = new, key()
         set_keys(session, new, old)
         session.execute(prefect.block("sql"))

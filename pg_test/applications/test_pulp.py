@@ -34,7 +34,7 @@ class Pulp(Application):
                          "PULP_WORKING_DIRECTORY": str(scratch), "PULP_FILE_UPLOAD_TEMP_DIR": str(scratch)}
 
     def key_file(self, *keys):
-        """One that Pulp and the server can read."""
+        """A key file that Pulp and the server can read."""
         path = self.folder_of_keys / f"{len(list(self.folder_of_keys.iterdir()))}.key"
         return str(write(path, *keys, "# the newest first", ""))
 

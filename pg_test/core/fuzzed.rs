@@ -1,5 +1,5 @@
-//! Replays what the fuzz targets found: each file in `fuzzed/TARGET/` broke a core that had the
-//! fault it is named for.
+//! Replays what the fuzz targets found: each file in `fuzzed/TARGET/` made a core fail that had the
+//! fault in the file's name.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ mod mask;
 #[path = "../../fuzz/src/rules.rs"]
 pub mod rules;
 
-/// The core, and what it has for the crate only.
+/// The core, and its parts for use in this crate only.
 mod fernet {
     pub(crate) use super::codec::is_char as is_base64;
     pub(crate) use pg_fernet::fernet::*;
@@ -28,7 +28,7 @@ fn replay(target: &str, check: fn(&[u8])) {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("pg_test/core/fuzzed");
     for entry in fs::read_dir(found.join(target)).expect("inputs for the target") {
         let path = entry.expect("an input").path();
-        println!("{}", path.display()); // cargo shows it where the check fails
+        println!("{}", path.display()); // cargo shows it if the check fails
         check(&fs::read(path).expect("an input"));
     }
 }

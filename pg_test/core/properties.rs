@@ -1,5 +1,5 @@
-//! Properties of the core, with the `fernet` crate as the reference where the two agree by intent.
-//! They differ on purpose in three ways: we take base64 as leniently as pyca does, ignore the
+//! Properties of the core. The `fernet` crate is the reference where the two are meant to agree.
+//! They differ on purpose in three ways: we accept base64 as leniently as pyca does, ignore the
 //! timestamp, and can keep it.
 
 use std::convert::Infallible;
@@ -28,13 +28,13 @@ fn open(keyring: &Keyring, token: &[u8]) -> Result<Vec<u8>, Error> {
     let mut buf = vec![0xaa; Token::decoded_len_max(token.len())];
     let len = keyring.open(Token::decode(token, &mut buf)?)?;
     let plaintext = buf[..len].to_vec();
-    // What stood behind the plaintext in the buffer is gone.
+    // What followed the plaintext in the buffer is gone.
     let token_len = buf.len() - buf.iter().rev().take_while(|&&byte| byte == 0xaa).count();
     assert!(buf[len..token_len].iter().all(|&byte| byte == 0));
     Ok(plaintext)
 }
 
-/// The new token, if the value, which is a token, is not under the first key.
+/// The new token, if the value is a token that is not under the first key.
 fn rotate(keyring: &Keyring, token: &[u8], iv: &IV) -> Result<Option<String>, Error> {
     let (mut buf, mut opener) = (vec![0; token.len()], Err(Error::NotAToken));
     let iv = || Ok::<IV, Infallible>(*iv);
@@ -53,7 +53,7 @@ fn key_index(keyring: &Keyring, token: &[u8]) -> Option<usize> {
     keyring.key_index(&Token::decode(token, &mut buf).ok()?)
 }
 
-/// What is told of the tokens in a value.
+/// What is reported about the tokens in a value.
 fn inspect(keyring: &Keyring, value: &[u8]) -> Vec<Result<usize, Error>> {
     let mut openers = Vec::new();
     keyring.inspect_value(value, &mut vec![0; value.len()], |opener| {
@@ -62,7 +62,8 @@ fn inspect(keyring: &Keyring, value: &[u8]) -> Vec<Result<usize, Error>> {
     openers
 }
 
-/// The new value, if anything is rotated. What is told of its tokens is what inspection tells.
+/// The new value, if anything is rotated. A rotation reports the same about its tokens as an
+/// inspection.
 fn rotate_value(keyring: &Keyring, value: &[u8]) -> Option<Vec<u8>> {
     let (mut buf, mut openers) = (vec![0xaa; value.len()], Vec::new());
     let mut ivs = (1..).map(|n| Ok::<IV, Infallible>([n; 16]));
@@ -155,7 +156,7 @@ proptest! {
         prop_assert_eq!(rotated.len(), token.len());
         prop_assert_eq!(timestamp(rotated.as_bytes()), time);
         prop_assert_eq!(open(&keyring(&[&new]), rotated.as_bytes()), Ok(plaintext.clone()));
-        // What sealing under the new key would have made.
+        // The token that sealing under the new key would have made.
         prop_assert_eq!(&rotated, &seal(&keyring(&[&new]), &plaintext, time, &ivs.1));
         // A second run finds nothing to do.
         prop_assert_eq!(rotate(&ring, rotated.as_bytes(), &ivs.0), Ok(None));
@@ -204,8 +205,8 @@ proptest! {
 #[derive(Clone, Debug)]
 enum Part {
     Text(String),
-    /// A token under the first key, the second, or a third that is not in the ring, and how it is
-    /// written.
+    /// A token in one of its forms, under the first key, the second, or a third that is not in the
+    /// ring.
     Token {
         key: usize,
         plaintext: Vec<u8>,
@@ -215,7 +216,7 @@ enum Part {
 }
 
 impl Part {
-    /// Text after which a token is on its own.
+    /// Text after which a token counts as a run of its own.
     fn separator() -> impl Strategy<Value = Self> {
         let text = prop_oneof![
             3 => "[,\"' :\n\\[{]{1,4}",
@@ -257,7 +258,7 @@ impl Part {
     }
 }
 
-/// Tells whether no base64 character is at the end of a text, but for an escape.
+/// Tells whether a text ends without a base64 character, apart from an escape.
 fn is_alone(before: &str) -> bool {
     let is_char = |c: char| c.is_ascii_alphanumeric() || "+/-_".contains(c);
     let rest = before.trim_end_matches(is_char);
@@ -270,7 +271,7 @@ fn is_alone(before: &str) -> bool {
 }
 
 proptest! {
-    /// Whatever stands around them: each token is rotated where it is, and everything else stays.
+    /// Whatever surrounds them, each token is rotated where it is, and everything else stays.
     #[test]
     fn tokens_in_a_value(
         first in Part::separator(),
@@ -299,12 +300,12 @@ proptest! {
                 _ => {}
             }
         }
-        // The value as a whole may look like one, too.
+        // The value as a whole may look like a token, too.
         let mut buf = vec![0; value.len()];
         if expected.is_empty() && Token::decode(value.as_bytes(), &mut buf).is_ok() {
             expected.push(Err(Error::Unauthenticated));
         }
-        // Those that are refused come last.
+        // Refused tokens come last.
         expected.sort_by_key(Result::is_err);
         let told = inspect(&ring, value.as_bytes());
         prop_assert_eq!(&told, &expected);
@@ -317,7 +318,7 @@ proptest! {
         let mut rest = &rotated[..];
         for part in &parts {
             let old = part.written(&rings);
-            // An escape is not written again.
+            // Escapes are left as they were.
             let escapes = match part {
                 Part::Token { key: 1, slash, .. } => (slash.len() - 1) * old.matches(slash).count(),
                 _ => 0,
@@ -343,7 +344,7 @@ proptest! {
         prop_assert_eq!(inspect(&ring, &rotated), again);
     }
 
-    /// Each token of a value has an initialisation vector of its own, and none is asked for in vain.
+    /// Each token of a value gets its own initialisation vector, and none is fetched in vain.
     #[test]
     fn initialisation_vectors(makers in vec(0..2usize, 1..6)) {
         let (new, old) = (encode(&[1; 32]), encode(&[2; 32]));
@@ -359,7 +360,7 @@ proptest! {
     }
 }
 
-/// A token at the end of a run of whatever, however long, is found.
+/// A token at the end of any run is found, however long the run is.
 #[test]
 fn a_token_behind_a_hostile_run() {
     let (new, old) = (encode(&[1; 32]), encode(&[2; 32]));
@@ -375,7 +376,7 @@ fn a_token_behind_a_hostile_run() {
     }
 }
 
-/// What pyca reads of a value is rotated, whatever the rest: it skips foreign bytes, and ends at the
+/// What pyca reads of a value is rotated, whatever the rest: pyca skips other bytes, and ends at the
 /// padding.
 #[test]
 fn a_token_with_foreign_bytes_in_it() {
@@ -388,7 +389,7 @@ fn a_token_with_foreign_bytes_in_it() {
         ("", "", &[Ok(1)][..]),
         (" '\t", "\r\n\n", &[Ok(1)]),
         ("", "\n# note", &[Ok(1)]),
-        // Another behind it, which is not broken.
+        // Another token after it, which is not broken.
         ("[", &format!(",{token}]"), &[Ok(1), Ok(1)]),
         (
             "",
@@ -425,9 +426,8 @@ fn a_token_with_foreign_bytes_in_it() {
     );
 }
 
-/// Without a key that opens it, a token must be the whole run; what only looks like one a little, an
-/// image for instance, is none.
-/// The plaintext of a value that is one token and nothing else.
+/// Without a key that opens it, a token must be the whole run. Text that only resembles a token,
+/// such as an image, is none. The plaintext of a value that is one token and nothing else.
 fn open_value(keyring: &Keyring, value: &[u8]) -> (Option<Vec<u8>>, Vec<Result<usize, Error>>) {
     let (mut buf, mut openers) = (vec![0; value.len()], Vec::new());
     let len = keyring.open_value(value, &mut buf, |opener| openers.push(opener));
@@ -451,7 +451,7 @@ fn a_value_that_is_one_token_and_nothing_else() {
         let mut buf = vec![0; whole.len()];
         assert!(Token::decode_whole(whole.as_bytes(), &mut buf).is_some());
     }
-    // pyca opens some of these, too, and what stands beside the token would be lost.
+    // pyca opens some of these, too, and the text beside the token would be lost.
     for (text, tokens) in [
         (format!("\"{token}\""), 1),
         (format!("{token},{token}"), 2),
@@ -480,7 +480,7 @@ fn what_no_key_opens() {
     let ring = keyring(&[&new]);
     let told = |value: &str| {
         let openers = inspect(&ring, value.as_bytes());
-        // What has the form is counted without keys, too.
+        // What has the form of a token is counted without keys, too.
         let counted = count_tokens(value.as_bytes(), &mut vec![0; value.len()]);
         assert_eq!(counted, openers.len(), "{value}");
         openers
@@ -509,7 +509,7 @@ fn what_no_key_opens() {
     ] {
         assert_eq!(told(&none), []);
     }
-    // As the whole value, that one is.
+    // As the whole value, that one is a token.
     assert_eq!(
         told(&seal(&keyring(&[&other]), b"secret", 1 << 37, &[0; 16])),
         unknown
@@ -538,8 +538,9 @@ fn a_token_with_a_wrong_padding() {
     }
 }
 
-/// Keys may share the half that signs. pyca goes on to the next key when the padding is wrong under
-/// one; so a ring must not stop at the first HMAC that matches, nor trust the one it remembers.
+/// Keys may share their signing half. If the padding is wrong under one key, pyca goes on to the
+/// next. So a ring must neither stop at the first HMAC that matches, nor trust the key that it
+/// remembers.
 #[test]
 fn keys_that_share_their_signing_half() {
     let key = |encryption: u8| {
@@ -551,12 +552,12 @@ fn keys_that_share_their_signing_half() {
     let ring = keyring(&[&first, &second]);
     for iv in 0..200 {
         let token = seal(&keyring(&[&second]), b"a secret", 1, &[iv; 16]);
-        // In one case of 256 or so, what the first key makes of it ends in something like padding.
+        // In about one case of 256, what the first key makes of it ends in something like padding.
         match open(&keyring(&[&first]), token.as_bytes()) {
             Ok(garbage) => assert_eq!(open(&ring, token.as_bytes()), Ok(garbage)),
             Err(_) => assert_eq!(open(&ring, token.as_bytes()), Ok(b"a secret".to_vec())),
         }
-        // The one that authenticates it is the first, all the same.
+        // The key that authenticates it is still the first.
         assert_eq!(key_index(&ring, token.as_bytes()), Some(0));
     }
     let token = seal(&keyring(&[&third]), b"a secret", 1, &[0; 16]);
@@ -624,7 +625,7 @@ fn key_files() {
     for (text, position) in [
         ("secret".into(), 1),
         (format!("# a comment\n\n{KEY}\nbad\n"), 2),
-        // A file without a last line end, and what was appended to it.
+        // A file without a final line break, and what was appended to it.
         (format!("{KEY}\n{KEY}{KEY}\n"), 2),
         (format!("{KEY} {KEY}\n"), 1),
         (format!("{KEY} since May\n"), 1),
@@ -671,7 +672,7 @@ fn refusals_say_what_is_wrong() {
     }
 }
 
-/// What it overwrites, pg_test/security looks for; here, that it comes to its end.
+/// pg_test/security looks for what it overwrites; here, it only has to come to its end.
 #[test]
 fn overwriting_traces_succeeds() {
     assert!(overwrite_traces());
@@ -696,7 +697,7 @@ fn tokens_in_a_path() {
         (format!("\"{escaped}\\/{token}\""), &[Ok(1); 2]),
         (format!("{token}\\/{escaped}"), &[Ok(1); 2]),
         (format!("x/{standard}"), &[Ok(1)]),
-        // Without a key, there must be nothing else in the stretch.
+        // If no key opens it, there must be nothing else in the stretch.
         (format!("{unknown}/{token}"), &[Ok(1)]),
         (format!("{unknown}\\/{escaped}"), &[Ok(1)]),
         (format!("{unknown}/x"), &[]),
@@ -711,7 +712,7 @@ fn tokens_in_a_path() {
             assert_eq!(old_tokens, 0);
             continue;
         };
-        // What is not a token's is as it was.
+        // Bytes that do not belong to a token have not changed.
         let rotated = String::from_utf8(rotated).unwrap();
         let again = inspect(&ring, rotated.as_bytes());
         assert_eq!(again, vec![Ok(0); old_tokens], "{rotated}");
@@ -729,7 +730,7 @@ fn tokens_in_a_path() {
     }
 }
 
-/// As a whole, a document is no token, whatever is in it.
+/// As a whole, a document is never a token, whatever is in it.
 #[test]
 fn a_document_is_no_token() {
     let (new, old) = (encode(&[1; 32]), encode(&[2; 32]));
@@ -744,7 +745,7 @@ fn a_document_is_no_token() {
         ring.inspect_value(haystack, &mut buf, |opener| told.push(opener));
         assert_eq!(told, []);
         assert_eq!(count_tokens(haystack, &mut buf), 0);
-        // The same bytes as text may be one.
+        // As text, the same bytes may be one.
         assert_eq!(inspect(&ring, document.as_bytes()).len(), 1);
     }
 }

@@ -72,7 +72,7 @@ fn verify() {
     }
 }
 
-/// Two of the bad tokens are bad by their time alone, which the core leaves to its caller.
+/// Two of the bad tokens are bad only by their time, which the core leaves to its caller.
 #[test]
 fn invalid() {
     let vectors: Vec<Vector> =

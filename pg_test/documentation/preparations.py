@@ -27,7 +27,7 @@ def database_to_try(reader):
 
 
 def airflow(reader):
-    """The metadata database of Airflow 3.3, as far as it is of interest."""
+    """The relevant parts of the metadata database of Airflow 3.3."""
     reader.run_sql("CREATE ROLE airflow LOGIN; CREATE DATABASE airflow OWNER airflow;")
     reader.use_database("airflow")
     reader.run_sql("""
@@ -168,7 +168,7 @@ def keys_of_the_client(reader):
 
 
 def token(plaintext):
-    """One under the old key, made where there is no native extension."""
+    """A token under the old key, made in a place without the native extension."""
     return Fernet(OLD).encrypt(plaintext.encode()).decode()
 
 

@@ -1,4 +1,4 @@
-"""Somebody who follows a page: types what it says, and compares what is printed with what it shows."""
+"""A reader who follows a page: types its commands, and compares what is printed with what the page shows."""
 
 import os
 import re
@@ -12,15 +12,16 @@ from pages import ROOT
 
 RUN = shlex.split(os.environ.get("PG_FERNET_RUN", ""))
 END = "-- end of the block --"
-# Values alone.
+# Only values.
 TERSE = "\\set QUIET on\n\\pset format unaligned\n\\pset tuples_only on\n"
 NOT_TERSE = "\\pset tuples_only off\n\\pset format aligned\n\\set QUIET off\n"
 
 
 class Reader:
-    """Has one terminal, as the user that the server runs as: a command for the shell ends the session in psql.
+    """The reader has one terminal, as the user that the server runs as. A command for the shell ends the
+    session in psql.
 
-    Files go to a folder of the reader's own, which also stands for /etc/postgresql.
+    Files go to a folder of the reader's own, which also replaces /etc/postgresql.
     """
 
     def __init__(self, host):
@@ -28,7 +29,7 @@ class Reader:
         shutil.copytree(ROOT / "sql", self.folder / "sql")
         self.environment = os.environ | {"PGHOST": host, "PSQLRC": "/dev/null"}
         self.psql = None
-        # What stands for something else on the pages, and what for.
+        # Names on the pages that are replaced, and what replaces them.
         self.replaced = {"/etc/postgresql": str(self.folder)}
         self.fingerprints = {}
 
@@ -71,7 +72,8 @@ class Reader:
             raise AssertionError(f"{block}: {printed}")
 
     def compare(self, block, printed, shown):
-        """What is shown may have … for what differs each time. A fingerprint stands for some key's, always the same."""
+        """The text shown may have … for what differs each time. A fingerprint represents that of some key, always the
+        same."""
         printed, shown = (relevant_lines(text) for text in (printed, shown))
         pattern = re.sub("[0-9a-f]{16}", "([0-9a-f]{16})", re.escape("\n".join(shown)).replace("…", ".*"))
         match = re.fullmatch(pattern, "\n".join(printed))
@@ -138,6 +140,6 @@ class Reader:
 
 
 def relevant_lines(text):
-    """Without blank ones, and without what progress and speed depend on."""
+    """Without blank lines, and without what depends on progress and speed."""
     lines = (re.sub(r"( rows) in .* rows/s$", r"\1", line.rstrip()) for line in text.splitlines())
     return [line for line in lines if line and not re.match("NOTICE:  (rotating|encrypting|decrypting|checking what)", line)]

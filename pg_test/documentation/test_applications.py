@@ -1,4 +1,4 @@
-"""docs/applications.md: real libraries write, we rotate as the page says, and they read with the new secret alone."""
+"""docs/applications.md: real libraries write, we rotate as the page says, and they read with only the new secret."""
 
 import json
 import os
@@ -18,7 +18,8 @@ PAGE = "docs/applications.md"
 DATABASE = "pg_fernet_application"
 ENCRYPTED_FIELDS = "django-fernet-encrypted-fields"
 FERNET_FIELDS = "django-fernet-fields"
-# Tracecat is not on PyPI. These are its columns of tokens, by its source, and one of documents that hold some.
+# Tracecat is not on PyPI. These are its columns of tokens according to its source, and one of documents that
+# hold some.
 TRACECAT = {
     "secret": ["encrypted_keys"],
     "organization_secret": ["encrypted_keys"],
@@ -48,7 +49,7 @@ def fernet_key():
 
 
 def crypt_keys():
-    """One in either form."""
+    """A token in either form."""
     return {"JUPYTERHUB_CRYPT_KEY": f"{Fernet.generate_key().decode()};{secrets.token_hex(32)}"}
 
 
@@ -93,7 +94,7 @@ def test_rotation(database, heading, make_secret, column, column_type, applicati
 
 
 def test_key_files_of_derived_keys(tmp_path):
-    """The commands of the page's beginning: none makes a key of a secret that is not set."""
+    """The commands at the page's beginning: none makes a key of a secret that is not set."""
     file = tmp_path / "fernet.keys"
     (tmp_path / "derive.py").write_text(code_block(PAGE, "SQLAlchemy-Utils", "python"))
     first, rotation = (code_block(PAGE, "Other applications", "sh", containing=text).replace("/etc/postgresql", str(tmp_path))
@@ -153,7 +154,7 @@ def test_redash(database, setting):
 
 
 def test_the_published_secret_of_redash(database):
-    """The census shows who still uses it, by its fingerprint."""
+    """The census shows by its fingerprint who still uses it."""
     published = "c292a0a3aa32397cdb050e233733900f"
     assert f"`{published}`" in (ROOT / PAGE).read_text()
     run({"REDASH_SECRET_KEY": published}, "redash_options.py", "write")
@@ -166,7 +167,7 @@ def test_the_published_secret_of_redash(database):
 
 
 def test_a_library_that_has_no_key_hands_out_the_token(database):
-    """Why the page says to take the census before the old secret goes."""
+    """Why the page says to take the census before the old secret is removed."""
     application = ["django_fields.py", "encrypted_fields.fields"]
     run(secret_key(), *application, "write")
     assert run(secret_key(), *application, "read").startswith("gAAAAA")
@@ -190,7 +191,7 @@ def test_tracecat(database):
     columns = [(table, name) for table, names in TRACECAT.items() for name in names]
 
     def decrypted(key, stored):
-        """A value as Tracecat reads it; what is not encrypted, as it is."""
+        """A value as Tracecat reads it; what is not encrypted stays."""
         if isinstance(stored, dict):
             return {field: decrypted(key, value) for field, value in stored.items()}
         if isinstance(stored, str) and stored.startswith(TRACECAT_PREFIX):

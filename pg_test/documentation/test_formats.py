@@ -1,5 +1,5 @@
-"""docs/applications.md, for applications that are not on PyPI: we write what their source says that they write, rotate as the
-page says, and read as they do, with the new keys alone."""
+"""docs/applications.md, for applications that are not on PyPI: we write what they write according to their source,
+rotate as the page says, and read as they do, with only the new keys."""
 
 import base64
 import json
@@ -105,7 +105,7 @@ def test_openmetadata(session):
     tables = ["dbservice_entity", "user_entity", "openmetadata_settings", "entity_extension"]
     for table in tables:
         session.execute(f"""CREATE TABLE {table} (json jsonb NOT NULL, id text GENERATED ALWAYS AS (json ->> 'id') STORED)""")
-    # One among many rows without any.
+    # One row among many without any token.
     session.execute("""INSERT INTO entity_extension SELECT jsonb_build_object('id', n) FROM generate_series(1, 5000) AS n""")
 
     def document(secret):
@@ -220,7 +220,7 @@ def test_sentry(session, sentry_keys):
         return f"enc:fernet:{name}:{base64.b64encode(token.encode()).decode()}"
 
     def read(stored):
-        """As EncryptedField does: the value itself, where that fails."""
+        """As EncryptedField does: returns the value itself if that fails."""
         try:
             marker, method, name, data = stored.split(":", 3)
             return decrypted([(sentry_keys / name).read_text()], base64.b64decode(data, validate=True))

@@ -14,7 +14,7 @@ from postgres import server
 from preparations import PREPARATIONS
 from reader import Reader
 
-# Blocks that are not run here, by a text in them. Either the test that runs them, or why there is none.
+# Blocks that are not run here, by a text in them; and the test that runs each, or why there is none.
 NOT_RUN = {
     "README.md": {
         "-- the new key, and": "what Getting started says at length",
@@ -82,7 +82,7 @@ def reason(block):
 
 
 def missing_extensions(block):
-    """Those that a block creates, and the server does not have, as one from PyPI has few."""
+    """The schemas that a block creates, and that the server may lack, since one from PyPI has few."""
     sharedir = subprocess.run([os.environ["PG_CONFIG"], "--sharedir"], check=True, capture_output=True, text=True).stdout.strip()
     names = re.findall(r"^(?:.* -c ')?CREATE EXTENSION (?:IF NOT EXISTS )?(\w+)", block.text, re.MULTILINE)
     return "" if reason(block) else ", ".join(name for name in names if not Path(sharedir, "extension", f"{name}.control").exists())

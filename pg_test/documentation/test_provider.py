@@ -1,4 +1,5 @@
-"""docs/applications.md, where extensions cannot be installed: a server of our own rotates what is on another one."""
+"""docs/applications.md, for databases where extensions cannot be installed: a server of our own rotates what is on
+another one."""
 
 from contextlib import ExitStack
 
@@ -66,7 +67,7 @@ def test_no_edit_is_lost(database, our_own):
     edit = "UPDATE connection SET password = %s WHERE id = 3"
     token = Fernet(OLD).encrypt(b"edited").decode()
 
-    # One that comes later waits.
+    # A later one waits.
     with our_own.transaction(force_rollback=True):
         our_own.execute(ROTATE)
         application.execute("SET lock_timeout = '100ms'")

@@ -1,6 +1,6 @@
-"""docs/troubleshooting.md has the warnings of the installation and the errors and warnings of the SQL edition, and docs/airflow.md
-the messages of the scripts: what is written in SQL. Errors and warnings of the library are compared with the page where they
-are made: `cargo test`."""
+"""docs/troubleshooting.md has the warnings of the installation and the errors and warnings of the SQL edition, and
+docs/airflow.md the messages of the scripts: all messages that are written in SQL. `cargo test` compares the library's
+own errors and warnings with the page."""
 
 import re
 
@@ -18,7 +18,7 @@ STRING = "'(?:[^']|'')*'"
 
 
 def messages_of_the_edition():
-    """(SQLSTATE or nothing, message) of each error and warning; what stands for a value in it is %."""
+    """(SQLSTATE or nothing, message) of each error and warning. % replaces a value in it."""
     source = "".join(path.read_text() for path in sorted(ROOT.glob("sql/edition/*.sql")))
     literal = rf"(?:\(SELECT )?(?:(?:format|@\.concat)\()?({STRING})"
     for severity, said in re.findall(rf"RAISE (EXCEPTION|WARNING) ((?:{STRING}|[^';])*);", source):

@@ -1,4 +1,4 @@
-"""Values that no application should have written, and that are in its table all the same."""
+"""Values that no application should have written, but that are in its table."""
 
 import base64
 
@@ -28,12 +28,12 @@ def of_length(rng, key, length):
     yield bytes(rng.choices(ALPHABET, k=length))
     yield b"=" * length
     yield (b"gAAAAA" * 51)[:length]
-    # A token that is cut short, and one that goes on.
+    # A token that is cut short, and one with more after it.
     yield pyca.encrypt(key, rng.randbytes(200), 1_700_000_000)[:length]
     token = pyca.encrypt(key, b"hello", 1_700_000_000)
     for more in b"=", b" ", b"A", rng.randbytes(1):
         yield token + more * (length - len(token))
-    # The form of a token, nearly; with a right HMAC, too.
+    # Almost the form of a token; some with a right HMAC.
     yield base64.urlsafe_b64encode(pyca.VERSION + rng.randbytes(length))
     yield pyca.sign(key, pyca.VERSION + rng.randbytes(length))
     yield pyca.sign(key, rng.randbytes(length))
@@ -43,10 +43,11 @@ def tokens(rng, keys, lost):
     for key in [*keys, lost]:
         for timestamp in TIMESTAMPS:
             yield pyca.encrypt(key, b"hello", timestamp)
-        # Plaintexts that are no text: a zero byte, half a character, one past the end of Unicode, a surrogate.
+        # Plaintexts that are not text: a zero byte, half a character, one past the end of Unicode, a
+        # surrogate.
         for plaintext in b"\0", b"a\0b", b"\xc3", b"\xf4\x90\x80\x80", b"\xed\xa0\x80", b"\xff" * 100:
             yield pyca.encrypt(key, plaintext, 1_700_000_000)
-        # And ones that are text in some encodings alone.
+        # And plaintexts that are text only in some encodings.
         for plaintext in "é", "Ж", "鍵", "\U0001f511", "\u0301" * 100, "\ufeff", "\uffff":
             yield pyca.encrypt(key, plaintext.encode(), 1_700_000_000)
 
@@ -65,7 +66,7 @@ def megabytes(rng, key):
         yield repeated * (size // len(repeated))
     yield b"gAAAAA" + b"=" * size
     yield token + b"=" * size
-    # These are tokens: what is foreign is skipped. They compress well.
+    # These are tokens: foreign bytes are skipped. They compress well.
     yield b" " * size + token
     yield token + b"\n" * size
     yield (b" " * 10_000).join(bytes([byte]) for byte in token)
@@ -74,5 +75,5 @@ def megabytes(rng, key):
     for length in size, size + 7, size + 15:
         yield pyca.encrypt(key, rng.randbytes(length), 1_700_000_000)
     yield pyca.encrypt(key, b"a" * size, 1_700_000_000)
-    yield pyca.sign(key, pyca.VERSION + rng.randbytes(24 + size))  # the padding is wrong, but for 1 in 256
+    yield pyca.sign(key, pyca.VERSION + rng.randbytes(24 + size))  # the padding is wrong, except for 1 in 256
     yield pyca.sign(key, pyca.VERSION + rng.randbytes(size))

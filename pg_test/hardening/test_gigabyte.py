@@ -16,7 +16,7 @@ LARGEST = 16 * BLOCKS - 1
 
 
 def text(length):
-    """An expression for so many characters. To repeat a single one takes seconds."""
+    """An expression for so many characters. Repeating a single one takes seconds."""
     piece = max(n for n in range(1, 5000) if length % n == 0)
     return f"repeat('{'x' * piece}', {length // piece})"
 
@@ -90,7 +90,7 @@ def test_every_function_takes_the_largest_token(session, rng):
         f"length(fernet_decrypt_bytea(token, '1 day', clock_timestamp())) = {LARGEST}": "true",
         "fernet_key_index(fernet_rotate(token))": "1",
     }
-    # One byte short of a token, and as long as a value can be: no token, and refused.
+    # One byte short of a token, and as long as a value can be: it is not a token, and is refused.
     refused = ["fernet_decrypt(left(token, -1))", f"fernet_rotate(repeat('gAAA', {(GIGABYTE - 5) // 4}))"]
     for type, convert in ("text", "{}"), ("bytea", "convert_to({}, 'UTF8')"):
         session.execute(f"""

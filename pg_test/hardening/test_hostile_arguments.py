@@ -1,4 +1,4 @@
-"""Functions of whole columns on whatever a relation and a name may stand for."""
+"""Functions on whole columns, with any relation and name as arguments."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ import pytest
 import pyca
 from postgres import set_keys, value
 
-# What PostgreSQL raises in the like case. The contract's own errors are about keys and tokens.
+# Errors that PostgreSQL raises in similar cases. The contract's own errors are about keys and tokens.
 STANDARD = {
     "0A000": "a column that a table is partitioned by",
     "22004": "a NULL where none may be",
@@ -57,7 +57,7 @@ CATALOGS = ["pg_proc", "pg_authid", "pg_class", "pg_largeobject", "pg_statistic"
 
 @pytest.fixture
 def relations(healthy, db, rng):
-    """OIDs of relations of every kind, and of none."""
+    """OIDs of relations of every kind, and one of none."""
     set_keys(db, pyca.key_of(rng), pyca.key_of(rng))
     db.execute("SET log_error_verbosity = verbose")
     db.execute(OBJECTS)
@@ -89,7 +89,7 @@ def test_every_relation_and_name(db, relations):
                               "CALL fernet_decrypt_column(%s::oid::regclass, %s::name)",
                               "CALL fernet_encrypt_column(%s::oid::regclass, %s::name)"):
                 code = outcome(db, statement, relation, name)
-                # The division by zero is the view's own; values of the catalogs are no tokens.
+                # The division by zero is the view's own; values of the catalogs are not tokens.
                 assert code in {None, "22012", "22P02", *STANDARD}, (statement, relation, name)
                 seen[code] += 1
     print(f"{seen.total()} calls: {dict(seen)}")

@@ -1,4 +1,5 @@
-"""Lists of one to ten thousand keys, and of anything but keys: from the setting, from a file, from a command."""
+"""Lists of one to ten thousand keys, and lists of anything but keys: from the setting, from a file, from a
+command."""
 
 import os
 
@@ -45,7 +46,8 @@ def write_bytes(path, text):
 
 @pytest.fixture(params=["setting", "file", "command"])
 def source(request, db, healthy):
-    """Its name, and a function that makes the server use a list from it: the number of keys, or an SQLSTATE."""
+    """Its name, and a function that makes the server use a list from it: returns the number of keys, or a
+    SQLSTATE."""
     use = request.getfixturevalue("from_" + request.param)
     db.execute("SET log_error_verbosity = verbose")
 
@@ -64,7 +66,7 @@ def test_every_list(source, rng):
     key = pyca.key_of(rng).encode()
     keys = [pyca.key_of(rng).encode() for _ in range(10_000)]
     lists = {
-        # What is foreign to base64 is skipped.
+        # Bytes that are not base64 are skipped.
         key: 1,
         b" " * (MEGABYTE - 100) + key: 1,
         key + b"!" * (MEGABYTE - 100): 1,

@@ -8,7 +8,7 @@ import pyca
 from hostile import TIMESTAMPS
 from postgres import set_keys, value
 
-# The ends of what an interval's three parts hold, and values around nothing.
+# The ends of the ranges of an interval's three parts, and values around zero.
 TTLS = ["0", "1 us", "-1 us", "1 day", "-1 day", "1 month -30 days", "178956970 years 7 months", "-178956970 years -8 months",
         "2147483647 days", "-2147483648 days", "2562047788:00:54.775807", "-2562047788:00:54.775807",
         "178956970 years 7 months 2147483647 days 2562047788:00:54.775807",

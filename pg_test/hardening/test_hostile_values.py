@@ -1,4 +1,4 @@
-"""Whatever is in a column, each function returns a result or an error of the contract, and the session goes on."""
+"""Whatever a column holds, each function returns a result or an error of the contract, and the session goes on."""
 
 from collections import Counter
 from hashlib import sha256
@@ -73,7 +73,7 @@ def is_text(value, encoding):
 
 
 def outcomes(session, call):
-    """What comes of a call for each row, by number: (result, None), or (None, SQLSTATE)."""
+    """The outcome of a call for each row, by number: (result, None), or (None, SQLSTATE)."""
     session.execute(f"""
         CREATE OR REPLACE FUNCTION pg_temp.attempt(row_n integer, OUT result text, OUT code text) LANGUAGE plpgsql AS $$
         BEGIN
@@ -98,7 +98,7 @@ def test_every_function(table, keys):
             seen = Counter(code for _, code in results[call])
             assert set(seen) <= {None, *allowed}, call
             calls, codes = calls + len(made), codes + seen
-        # Not just some result, but the one of Python, of all its versions.
+        # Not just any result, but Python's, in all its versions.
         for token, is_there, row in zip(made, present, zip(*results.values(), strict=True), strict=True):
             outcome = dict(zip(CALLS, row, strict=True))
             assert {outcome[ENCRYPT][0], outcome[ENCRYPT_TEXT][0]} <= {"true", None}
@@ -112,7 +112,7 @@ def test_every_function(table, keys):
 
 
 def oracle(keys, token):
-    """What a call must come to, where Python tells."""
+    """The outcome that a call must have, if Python knows it."""
     if not pyca.is_token(token):
         # Rotation may find a token in it.
         calls = [call for call in OF_TOKENS if "rotate" not in call or not tokens_inside(token)]
@@ -133,7 +133,7 @@ def oracle(keys, token):
 
 
 def tokens_inside(value):
-    """None of the large ones holds any, and it would take Python for ever to tell."""
+    """None of the large values holds any, and Python would take far too long to tell."""
     return pyca.tokens_inside(value) if len(value) < 10_000 else []
 
 
@@ -165,7 +165,8 @@ def test_whole_columns(table, keys):
             census[status] += tokens
         assert +census == {STATUS.get(status, status): tokens for status, tokens in statuses.items()}
 
-        # Twice, at first in tiny batches: the second finds nothing to do. What no key opens stays as it is.
+        # Twice, the first time in tiny batches: the second call finds nothing to do. What no key opens stays
+        # unchanged.
         bad = (f"SELECT sha256(string_agg(sha256({column}::bytea), '' ORDER BY n)) FROM hostile"
                f" WHERE fernet_key_index({column}) IS NULL")
         if column == "words":
@@ -180,7 +181,7 @@ def test_whole_columns(table, keys):
         assert error.value.sqlstate in (NOT_A_TOKEN, NO_KEY)
 
 
-# What fernet_census calls what fernet_rotate_column counts.
+# What fernet_census calls the counts of fernet_rotate_column.
 STATUS = {"rotated": "old key", "unknown_key": "unknown key", "not_a_token": "not a token", "nulls": "null"}
 
 

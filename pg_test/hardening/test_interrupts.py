@@ -35,7 +35,7 @@ STATEMENTS = {
 def make_large_values(db, new, old):
     set_keys(db, old)
     db.execute("CREATE UNLOGGED TABLE large (token text)")
-    # What PostgreSQL tries to compress, it does not interrupt.
+    # PostgreSQL cannot be interrupted while it tries to compress a value.
     db.execute("ALTER TABLE large ALTER token SET STORAGE EXTERNAL")
     db.execute("INSERT INTO large SELECT fernet_encrypt(repeat('x', 3 << 20))")
     db.execute("CREATE UNLOGGED TABLE blanks AS SELECT repeat(' ', 4 << 20) || fernet_encrypt('x') AS token")
@@ -78,7 +78,7 @@ def session(large, sessions, keys):
 
 
 def seconds_to_end(session, statement, stop, refusal, after=0.3):
-    """How long a statement goes on once it is told to stop."""
+    """How long a statement goes on after it is told to stop."""
     ended = []
 
     def work():
@@ -142,7 +142,7 @@ def test_fast_shutdown(keys):
 
 @pytest.mark.skipif(not SOAK, reason="takes 2 GB of memory, and time: in make soak")
 def test_one_value_of_256_mib(large, session):
-    """Inside of a call nothing is interrupted: it ends no later than the call."""
+    """Nothing inside one call can be interrupted: the statement ends no later than the call."""
     session.execute("CREATE TEMP TABLE one (token text)")
     session.execute("ALTER TABLE one ALTER token SET STORAGE EXTERNAL")
     session.execute(f"INSERT INTO one SELECT fernet_encrypt(repeat('x', {192 << 20}))")

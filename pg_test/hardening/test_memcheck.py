@@ -1,7 +1,8 @@
-"""Under valgrind's memcheck the regression tests show no invalid access, and calls no leak that grows.
+"""Under valgrind's memcheck, the regression tests show no invalid access, and repeated calls show no leak
+that grows.
 
-The server is not built for valgrind, and has complaints of its own: what counts is what has the library on the
-stack. Memory contexts are blocks to memcheck, and their chunks it does not see, but for large ones.
+The server is not built for valgrind, and causes complaints of its own, so only those count that have the
+library on the stack. memcheck sees memory contexts as blocks, but not their chunks, except large ones.
 """
 
 import os
@@ -38,11 +39,11 @@ def memcheck(monkeypatch, database):
 
 
 def complaints(log):
-    """What memcheck says with the library on the stack: accesses, and leaks."""
+    """What memcheck reports with the library on the stack: accesses, and leaks."""
     blocks = re.split(r"^==\d+== \n", log.read_text(errors="replace"), flags=re.MULTILINE)
     ours = [block for block in blocks if "pg_fernet.so" in block]
     leaks = [block for block in ours if LEAK.search(block)]
-    # Padding that the server writes to its files as it is.
+    # Padding that the server writes to its files uninitialised.
     return [block for block in ours if block not in leaks and "Syscall param pwrite64(buf)" not in block], leaks
 
 
@@ -88,7 +89,7 @@ def test_leaks(memcheck, rng):
         db.execute("ALTER TABLE samples ADD plaintext char(200) DEFAULT 'hello'; CREATE TABLE written (value varchar)")
         encrypt_writes(db, "written")
         db.execute("CREATE FUNCTION write(text) RETURNS text LANGUAGE sql AS 'INSERT INTO written VALUES ($1) RETURNING value'")
-        # To the log, with a key and a literal to mask.
+        # A message for the log, with a key and a literal to mask.
         db.execute(f"CREATE FUNCTION tell(text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE LOG '{new} %', quote_literal($1); RETURN $1; END $$")
         db.execute("CREATE VIEW failing AS SELECT (1 / length(left(old, 0)))::text AS token FROM samples")
         db.execute("""

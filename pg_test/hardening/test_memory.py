@@ -1,4 +1,5 @@
-"""A session needs no more memory after five million calls than after a thousand: 100,000 calls in `make test`."""
+"""A session needs no more memory after five million calls than after a thousand: after 100,000 calls in `make
+test`."""
 
 import pytest
 
@@ -32,7 +33,8 @@ def tokens(db, rng):
 
 
 def growth(db, run, calls):
-    """By how much memory grows over two halves of so many calls, after a thousand. `run` makes some, and returns their number."""
+    """By how much memory grows over two halves of that many calls, after the first thousand. `run` makes some, and
+    returns their number."""
     assert run(1000) == 1000
     sizes = [private_memory(db)]
     for _ in range(2):
@@ -151,7 +153,7 @@ def test_columns_there_and_back(db, tokens, type):
     "CALL fernet_rotate_column('hundred', 'token', 40)",
 ])
 def test_whole_columns(db, tokens, call, type):
-    """Of a hundred values, so that as many are looked at."""
+    """Of a hundred values, so that all of them are sampled."""
     db.execute("CREATE TEMP TABLE hundred AS SELECT CASE WHEN n % 10 = 0 THEN lost ELSE old END AS token FROM tokens, generate_series(1, 100) AS n")
     using = {"text": "token", "jsonb": "to_jsonb(token)", "text[]": "ARRAY[token]"}[type]
     db.execute(f"ALTER TABLE hundred ALTER token TYPE {type} USING {using}")
@@ -185,7 +187,7 @@ def test_large_values(db, rng):
 
 
 def test_large_values_of_a_view(db, rng):
-    """They are all in their rows, and so few rows are fetched at once."""
+    """They are all stored in their rows, so that few rows are fetched at a time."""
     set_keys(db, pyca.key_of(rng))
     db.execute("CREATE TEMP VIEW large AS SELECT repeat('x', 1000000) AS value FROM generate_series(1, 200)")
     before = peak_memory(db)

@@ -61,7 +61,7 @@ MANY_TABLES = [
 
 @pytest.fixture
 def limit():
-    """Lets the process of a session have so many more bytes than it has."""
+    """Lets the process of a session have that many more bytes than it has."""
     # The server's user may do it.
     shell = subprocess.Popen([*RUN, "sh", "-c", "while read limit; do prlimit $limit && echo; done"], cwd="/",
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -79,7 +79,7 @@ def limit():
 
 
 def codes(session, limit, statement, step, most):
-    """What a statement ends with, by and by with more memory, and at last with as much as it wants."""
+    """The outcomes of a statement with more and more memory, and at last with as much as it needs."""
     seen = []
     for room in [*range(0, most, step), None]:
         limit(session, room)

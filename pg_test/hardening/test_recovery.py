@@ -42,7 +42,7 @@ def cluster(moment):
 
 
 class Rotation:
-    """A table whose tokens are all under one key, and its rotation to the other, to and fro."""
+    """A table whose tokens are all under one key, and their rotation back and forth between two keys."""
 
     def __init__(self, cluster, table):
         self.cluster, self.table = cluster, table
@@ -51,7 +51,7 @@ class Rotation:
         with cluster.connect() as db:
             fill(db, ROWS, table=table)
             db.execute("SELECT set_config('fernet.keys', %s, false)", [OLD])
-            # Out of line, and in an index as far as it goes.
+            # Out of line, and indexed as far as that is possible.
             db.execute(f"INSERT INTO {table} SELECT {ROWS} + i, fernet_encrypt(repeat(md5(i::text), 3000)) FROM generate_series(1, {LARGE}) AS i")
             db.execute(f"CREATE INDEX ON {table} (left(value, 200))")
             self.expected = {id: plaintext for id, (plaintext, _) in plaintexts(db, table=table).items()}
@@ -76,7 +76,7 @@ class Rotation:
 
 
 def is_told(statement):
-    """Whether a statement in the background was told to have succeeded."""
+    """Whether a statement in the background was reported to have succeeded."""
     try:
         statement.result()
         return True
@@ -101,7 +101,7 @@ def test_killed(cluster, rng, moment):
                 running.result()
                 longest = 1.1 * (time.monotonic() - begun)
             else:
-                # What a commit has handed to the kernel, a kill cannot take back: it is decided early.
+                # A kill cannot undo what a commit has handed to the kernel: that is decided early.
                 time.sleep(longest * rng.random() ** (1 if moment == "update" else 4))
             cluster.kill(processes)
             seen.append(rotation.check(is_told(running)))

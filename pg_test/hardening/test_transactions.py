@@ -258,7 +258,7 @@ def test_a_prepared_statement_uses_the_keys_of_its_execution(db, table, keys, mo
     for statement in f"parameter('{token}')", "constant", "condition", "encrypting":
         with pytest.raises(errors.ObjectNotInPrerequisiteState):
             db.execute("EXECUTE " + statement)
-    # Before there are keys, a statement can be prepared, and explained as far as nothing is evaluated.
+    # Without keys, a statement can be prepared, and explained as long as nothing is evaluated.
     db.execute(f"PREPARE later AS SELECT fernet_decrypt('{token}')")
     set_keys(db, *keys)
     assert value(db, "EXECUTE later") == "1"
@@ -326,7 +326,7 @@ def test_what_depends_on_the_keys_is_not_stored(db, table, call):
 
 
 def test_the_form_of_a_token_is_stored(db, table, keys):
-    """It is the same whatever the keys are, in an index, a generated column, a check."""
+    """Its result does not depend on the keys: in an index, a generated column, a check."""
     db.execute("ALTER TABLE secrets ADD is_token boolean GENERATED ALWAYS AS (fernet_is_token(token)) STORED")
     db.execute("CREATE INDEX of_form ON secrets (fernet_is_token(token))")
     db.execute("CREATE INDEX of_plaintexts ON secrets (n) WHERE NOT fernet_is_token(token)")

@@ -1,4 +1,4 @@
-"""Tokens in JSON, and in the other types whose values hold text: each is rotated where it stands, and nothing else changes."""
+"""Tokens in JSON, and in the other types whose values hold text: each is rotated where it is, and nothing else changes."""
 
 import json
 import re
@@ -14,7 +14,7 @@ TOKEN = re.compile(r"gAAAAA(?:[A-Za-z0-9_+/-]|\\+/)+")
 
 
 class Document:
-    """A random document in which tokens stand; `text` is one of the ways to write it."""
+    """A random document with tokens in it; `text` is one of the ways to write it."""
 
     def __init__(self, rng, keys):
         self.rng, self.keys, self.openers = rng, keys, []
@@ -26,7 +26,7 @@ class Document:
         if rng.random() < 0.3:
             text = text.replace("=", "\\u003d")
         if text[0] == "{":
-            # Neither order, nor number, nor a key that comes twice may get lost.
+            # Neither the order, nor a number, nor a repeated key may be lost.
             text = text[:-1] + (", " if document else "") + '"twice":1.50,"twice" : 1e2 }'
         self.text = text
 
@@ -51,7 +51,7 @@ class Document:
 
 
 def plain(text):
-    """The text with the length and the slashes of its tokens taken out of sight."""
+    """The text without the length and the slashes of its tokens."""
     return TOKEN.sub("token", text)
 
 
@@ -81,7 +81,7 @@ def test_json(db, rng):
         assert value(db, "SELECT fernet_key_index(%s::json)", text) == index
         assert value(db, "SELECT fernet_key_index(%s::jsonb)", text) == index
 
-        # jsonb is the same, as far as it keeps what json does.
+        # jsonb gives the same, as far as it keeps what json does.
         binary, as_it_was = db.execute("SELECT fernet_rotate(j)::text, j::text FROM (SELECT %s::jsonb AS j) AS x", [text]).fetchone()
         assert plain(binary) == plain(as_it_was)
         assert plaintexts(keys, binary) == [(0, *rest) for _, *rest in plaintexts(keys, as_it_was)]
@@ -102,7 +102,7 @@ def test_no_token_and_unknown_keys(db, rng, type):
         with pytest.raises(Exception, match="no configured key authenticates the Fernet token") as raised:
             value(db, f"SELECT fernet_rotate(%s::{type})", text)
         assert raised.value.sqlstate == "39000"
-    # Something that only looks like a token, inside of a longer run, is none.
+    # Text inside a longer run that only looks like a token is none.
     assert value(db, f"SELECT fernet_rotate(%s::{type})::text = %s::{type}::text", *[json.dumps("x" + foreign)] * 2)
 
 
@@ -127,7 +127,7 @@ def test_large_documents(db, rng, type):
 
 
 def test_deep_documents(db, rng):
-    """What the server could store, and can no longer print, is an error, and not a crash."""
+    """A value that the server could store but can no longer print is an error, and not a crash."""
     keys = [pyca.key_of(rng) for _ in range(2)]
     set_keys(db, *keys)
     token = pyca.encrypt(keys[1], b"secret", TIMESTAMP).decode()

@@ -19,7 +19,7 @@ def keys(rng):
 
 @pytest.fixture
 def databases(keys):
-    """One with tokens under the older key, and one that is empty."""
+    """A table with tokens under the older key, and one that is empty."""
     create_database(SOURCE)
     create_database(TARGET)
     with superuser() as admin, connect(SOURCE) as session:

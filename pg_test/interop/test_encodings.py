@@ -33,7 +33,8 @@ def encoding(request):
 @pytest.fixture
 def session(encoding):
     with connect(f"pg_fernet_{encoding}") as session:
-        # The driver converts from and to UTF-8. A server of SQL_ASCII does not, and psycopg gives bytes.
+        # The driver converts from and to UTF-8. A server with SQL_ASCII does not, and psycopg then gives
+        # bytes.
         if encoding != "SQL_ASCII":
             session.execute("SET client_encoding = 'UTF8'")
         yield session
@@ -63,7 +64,7 @@ def test_sql_to_python(session, encoding, key):
 
 
 def test_the_database_holds_its_own_encoding(session, encoding, key):
-    """Not the UTF-8 bytes, which would look right to nobody but us."""
+    """Not the UTF-8 bytes, which nobody else could read."""
     python_name = {"UTF8": "utf-8", "LATIN1": "latin-1", "EUC_JP": "euc_jp", "SQL_ASCII": "utf-8"}[encoding]
     for text in FITS[encoding]:
         token = Fernet(key).encrypt(text.encode())
@@ -81,7 +82,7 @@ def test_bytes_are_left_alone(session, key):
 
 def test_what_does_not_fit_is_refused(session, encoding, key):
     plaintexts = [text.encode() for text in DOES_NOT_FIT.get(encoding, [])]
-    # A zero byte, bytes that are no UTF-8: a start alone, an end alone, too long a form, a surrogate.
+    # A zero byte, and bytes that are not UTF-8: only a start, only an end, an overlong form, a surrogate.
     plaintexts += [b"secret\0", b"\0", b"secret caf\xe9", b"secret \xc5", b"\xbe secret", b"secret \xc0\xaf", b"secret \xed\xa0\x80"]
     session.execute("SET log_min_error_statement = panic")
     with server_log() as logged:
@@ -104,7 +105,7 @@ def test_what_does_not_fit_is_refused(session, encoding, key):
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII"], indirect=True)
 def test_text_that_is_not_utf8_is_refused(session, key):
-    """A database of SQL_ASCII may hold any bytes as text; only UTF-8 has a meaning to Python."""
+    """A database in SQL_ASCII may hold any bytes as text; only UTF-8 has a meaning to Python."""
     with pytest.raises(psycopg.errors.CharacterNotInRepertoire):
         session.execute("SELECT fernet_encrypt(convert_from('\\x636166e9', 'SQL_ASCII'))")
 
@@ -122,7 +123,7 @@ def test_columns_there_and_back(session, encoding, key):
         session.execute("CALL fernet_decrypt_column('texts', 'value')")
         assert session.execute(stored).fetchall() == before
 
-        # Of what does not fit, the row is named, and nothing of the value shown.
+        # If a value does not fit, its row is named, and nothing of it is shown.
         for plaintext in [text.encode() for text in DOES_NOT_FIT.get(encoding, [])] + [b"secret\0", b"secret \xed\xa0\x80"]:
             session.execute("TRUNCATE texts")
             session.execute("INSERT INTO texts VALUES (1, convert_from(%s, 'SQL_ASCII'))", [Fernet(key).encrypt(plaintext)])
@@ -158,7 +159,7 @@ def test_paths_in_messages(session, encoding):
 
 def test_names_in_messages(session, encoding, key):
     """The server's messages are in the encoding of the database, pgrx's are not."""
-    # To a server of SQL_ASCII, psycopg sends no other text.
+    # psycopg sends no other text to a server with SQL_ASCII.
     name = {"UTF8": "žluťoučký 🐘", "LATIN1": "schlüssel", "EUC_JP": "日本語", "SQL_ASCII": "A key"}[encoding]
     stored = name.encode({"LATIN1": "latin-1", "EUC_JP": "euc_jp"}.get(encoding, "utf-8"))
     shown = name if SQL or encoding == "UTF8" else "".join(chr(byte) if byte < 128 else "?" for byte in stored)

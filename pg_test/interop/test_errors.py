@@ -6,10 +6,10 @@ import pytest
 import pyca
 from postgres import connect, server_log, set_keys, value
 
-# A call that fails, of $1 (a token or a list of keys), by its SQLSTATE.
+# A call with $1 (a token or a list of keys) that fails, by its SQLSTATE.
 FAILURES = {
     "55000": "fernet_decrypt($1)",
-    # Refused as it is set, or with the next call.
+    # The list is refused when it is set, or with the next call.
     "22023": "fernet_encrypt(set_config('fernet.keys', $1, false))",
     "22P02": "fernet_rotate($1)",
     "39000": "fernet_decrypt_bytea($1)",
@@ -21,7 +21,7 @@ PLAINTEXT = b"attack at dawn\xff"
 
 @pytest.fixture
 def secrets(rng):
-    """Keys, and by SQLSTATE the values that fail under them."""
+    """Keys, and the values that fail under them, by SQLSTATE."""
     keys = [pyca.key_of(rng) for _ in range(2)]
     lost = pyca.key_of(rng)
     token = pyca.encrypt(keys[0], PLAINTEXT, 0)
@@ -37,7 +37,7 @@ def secrets(rng):
 
 
 def test_no_secret_is_said(database, secrets):
-    """In nothing that reaches the client at the lowest level, nor in the log."""
+    """Neither in anything that reaches the client at the lowest level, nor in the log."""
     keys, values = secrets
     said = []
 
@@ -50,7 +50,7 @@ def test_no_secret_is_said(database, secrets):
                         "log_min_error_statement = panic"):
             session.execute("SET " + setting)
 
-        # Set before the library is loaded: the list is looked at, and refused, when a key is needed.
+        # Set before the library is loaded: the list is checked, and refused, when a key is needed.
         session.execute("SELECT set_config('fernet.keys', %s, false)", [values["22023"][1]])
         assert value(session, "SELECT fernet_is_token('x')") is False
         with pytest.raises(psycopg.Error) as error:
@@ -75,7 +75,7 @@ def test_no_secret_is_said(database, secrets):
         assert value(session, "SELECT fernet_decrypt_bytea(%s::text)", values["22021"][0]) == PLAINTEXT
 
     logged = "".join(logged)
-    assert logged.count("22P02") >= 4  # it is the right log, and verbose
+    assert logged.count("22P02") >= 4  # it is the right log, and it is verbose
     for text in [*said, logged]:
         for key in {key.strip(",") for listed in [*values["22023"], *keys] for key in listed.split(",")} - {""}:
             # No part of it either.

@@ -1,4 +1,4 @@
-"""Without a preload the library comes with the first call; with one, keys are hidden from the start."""
+"""Without preloading, the library is loaded with the first call; with it, keys are hidden from the start."""
 
 import time
 
@@ -81,7 +81,7 @@ def test_an_ordinary_role_is_not_shown_the_keys(user, preload):
 def test_an_ordinary_role_sets_no_keys(user, preload, rng):
     set_own = "SELECT set_config('fernet.keys', %s, false)"
     if preload == "none":
-        # Taken at first, and dropped with a warning when the library is loaded.
+        # Accepted at first, and dropped with a warning when the library is loaded.
         user.execute(set_own, [pyca.key_of(rng)])
         assert 'permission denied to set parameter "fernet.keys"' in warnings_of(user, "SELECT fernet_is_token('x')")
         # Nor are other keys used in their place.

@@ -1,5 +1,5 @@
-"""Random and mutated tokens and keys: accepted and refused exactly as pyca does it. Rotation also finds tokens in what
-pyca refuses; a key with more behind its padding is refused."""
+"""Random and mutated tokens and keys: accepted and refused exactly as pyca does it. There are two differences:
+rotation also finds tokens in what pyca refuses, and a key with more after its padding is refused."""
 
 import base64
 import re
@@ -79,7 +79,7 @@ def strip_padding(rng, token):
 
 
 def change_last_character(rng, token):
-    """Often only the bits that are left over."""
+    """Often only the unused bits."""
     bare = token.rstrip(b"=")
     return bare[:-1] + bytes(rng.choices(BASE64, k=1)) + token[len(bare):] if bare else token
 
@@ -142,7 +142,7 @@ def random_token(rng, keys):
 
 
 def key_lists(rng):
-    """Distinct keys; some that share the half that signs; some twice."""
+    """Distinct keys; some that share their signing half; some twice."""
     a, b, c = (pyca.key_of(rng) for _ in range(3))
     twin = pyca.key_with_signing_half_of(b, rng)
     return [[a], [a, b], [a, b, c], [a, twin, b], [b, twin], [a, b, a, c, b], [twin, a, twin, b, c]]
@@ -194,7 +194,7 @@ def compare(db, keys, tokens):
             assert timestamp == refusal, what
         else:
             made = pyca.timestamp(keys, token)
-            # The last second that a timestamptz can be.
+            # The last second that a timestamptz can represent.
             assert timestamp == ((f"{made}.000000" if made <= 9_224_318_015_999 else "Infinity"), None), what
             seen["padding wrong"] += plaintext is None
     compare_text_with_bytea(db, tokens)
@@ -202,15 +202,16 @@ def compare(db, keys, tokens):
 
 
 def check_rotated(keys, token, plaintext, rotated, key_index, what):
-    """What pyca reads is rotated, and so is what a key opens inside. Tells whether it is only inside."""
+    """What pyca reads is rotated, and so is what a key opens inside it. Tells whether there is only the
+    latter."""
     result, code = rotated
     place, error = key_index
     assert error is None, what
-    # fernet_key_index is NULL exactly where fernet_rotate fails.
+    # fernet_key_index is NULL exactly if fernet_rotate fails.
     assert (place is None) == (code is not None), what
     forms = pyca.forms_inside(token)
     if code is not None:
-        # It is no token, or beside what a key opens there is one that none does.
+        # It is not a token, or there is a token that no key opens beside one that a key opens.
         assert code == ("39000" if pyca.is_token(token) or forms else "22P02"), what
         assert plaintext is None or any(pyca.opener(keys, form) is None for form in forms), what
         return False
@@ -218,7 +219,7 @@ def check_rotated(keys, token, plaintext, rotated, key_index, what):
     openers = [pyca.opener(keys, inside) for inside in pyca.tokens_inside(token)]
     openers = [opener for opener in (pyca.opener(keys, token), *openers) if opener is not None]
     assert int(place) == max(openers) + 1, what
-    # It is above 1 exactly where something changes; and then nothing is left under an old key.
+    # It is above 1 exactly if something changes; and then nothing is left under an old key.
     assert (int(place) == 1) == (result == token), what
     assert all(pyca.opener(keys, inside) in (None, 0) for inside in pyca.tokens_inside(result)), what
     if plaintext is not None:
@@ -228,7 +229,7 @@ def check_rotated(keys, token, plaintext, rotated, key_index, what):
 
 
 def compare_text_with_bytea(db, tokens):
-    """What a column of text can hold is treated as in one of bytea."""
+    """A value that a text column can hold is treated like the same value in a bytea column."""
     tokens = [token for token in tokens if is_text(token)]
     for expression in ("encode(fernet_decrypt_bytea({}), 'hex')", "fernet_key_index({})", "fernet_timestamp({})", "fernet_is_token({})"):
         as_text = attempts(db, expression.format("convert_from($1, 'UTF8')"), tokens)
@@ -256,7 +257,7 @@ def accepts(key):
         pyca.Fernet(key.encode())
     except ValueError:
         return False
-    # What follows the padding, pyca ignores, even where it is another key.
+    # pyca ignores what follows the padding, even if that is another key.
     return len(re.findall(r"[\w+/-]", key, re.ASCII)) == 43
 
 
@@ -271,7 +272,7 @@ def test_keys(db, rng):
         END $$""")
     db.execute("SELECT fernet_generate_key()")  # loads the library
     good = pyca.key_of(rng)
-    # To the SQL edition, an empty list is none.
+    # The SQL edition takes an empty list as none.
     keys = [key for key in (random_key(rng) for _ in range(KEYS)) if key or not SQL]
     seen = Counter()
     for template in ("{}", good + ",{}"):

@@ -20,7 +20,7 @@ def keys():
 
 @pytest.fixture
 def session(sessions, keys):
-    """A table of tokens under the last key, which is the session's only one so far."""
+    """A table of tokens under the last key, which is at first the session's only one."""
     session = sessions()
     set_keys(session, keys[2])
     session.execute("CREATE TABLE parallel_tokens AS SELECT fernet_encrypt(n::text) AS token, fernet_encrypt(n::text)::bytea AS bytes"
@@ -74,7 +74,7 @@ def test_workers_see_what_the_leader_set(session, keys):
 
 
 def test_workers_of_an_ordinary_role_see_the_keys(session, sessions, role, database, keys):
-    """It may use them, and see or set them no more than elsewhere."""
+    """It may use them, and can see or set them no more than elsewhere."""
     session.execute(f"GRANT SELECT ON parallel_tokens TO {role}")
     session.execute(f"ALTER ROLE {role} IN DATABASE {database} SET fernet.keys = '{keys[0]}', '{keys[2]}'")
     user = sessions(user=role)
@@ -87,7 +87,7 @@ def test_workers_of_an_ordinary_role_see_the_keys(session, sessions, role, datab
 
 
 def test_keys_of_a_security_definer_function(session, sessions, role, keys):
-    """Keys that a function brings along are there for its workers, and for no one after it."""
+    """Keys that a function brings along are valid for its workers, and for nobody after it."""
     session.execute(f"CREATE FUNCTION total() RETURNS bigint LANGUAGE sql SECURITY DEFINER SET fernet.keys = '{keys[2]}'"
                     " AS 'SELECT sum(fernet_decrypt(token)::int) FROM parallel_tokens'")
     user = sessions(user=role)

@@ -24,7 +24,7 @@ def test_no_iv_is_used_twice(preloaded, rng):
     token = pyca.encrypt(old, b"hello", 0)
 
     def encrypt_and_rotate(_):
-        # Each starts with a fresh process, so with the state that the fork left it.
+        # Each starts with a new process, and so with the state that the fork left.
         with connect("postgres", host=preloaded) as session:
             set_keys(session, new, old)
             return column(session, "SELECT CASE WHEN n %% 2 = 0 THEN fernet_encrypt('') ELSE fernet_rotate(convert_from(%s, 'UTF8')) END"
@@ -47,7 +47,7 @@ def test_no_iv_is_used_twice(preloaded, rng):
     ivs = [pyca.initialisation_vector(token) for tokens in results for token in tokens]
     assert len(ivs) == (BACKENDS + 2) * TOKENS
     assert len(set(ivs)) == len(ivs)
-    # Nor parts of one: bytes are not handed out twice at another offset.
+    # Nor parts of one: no bytes are used twice at another offset.
     assert len({iv[:8] for iv in ivs} | {iv[8:] for iv in ivs}) == 2 * len(ivs)
 
 

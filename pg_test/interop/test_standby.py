@@ -1,4 +1,4 @@
-"""On a hot standby all that writes nothing works."""
+"""On a hot standby, everything works that writes nothing."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import pyca
 from edition import SUPERUSER
 from postgres import column, connect, force_parallel, plan, set_keys, value
 
-PORT = 5433  # a name of its socket, no more: the server listens on no address
+PORT = 5433  # only a name for its socket: the server listens on no address
 
 
 def as_server_user(program, *arguments):
@@ -51,7 +51,7 @@ def test_hot_standby(db, standby, database, rng):
     for query, expected in {
         "SELECT sum(fernet_decrypt(token)::int) FROM replicated": 50_005_000,
         "SELECT sum(fernet_key_index(token)) FROM replicated": 20_000,
-        # A rotation that is kept nowhere.
+        # A rotation whose result is not stored.
         "SELECT sum(fernet_key_index(fernet_rotate(token))) FROM replicated": 10_000,
     }.items():
         assert plan(standby, query)[1] > 0

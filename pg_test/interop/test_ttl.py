@@ -71,7 +71,7 @@ def test_infinite_ttl(db, rng):
 @pytest.mark.parametrize("form", ["fernet_decrypt(%s::text, %s)", "fernet_decrypt(%s::bytea, %s)",
                                   "fernet_decrypt_bytea(%s::text, %s)", "fernet_decrypt_bytea(%s::bytea, %s)"])
 def test_the_time_is_the_statements(db, rng, form):
-    """A transaction that lasts lets no token live longer."""
+    """A long transaction does not extend a token's life."""
     key = pyca.key_of(rng)
     set_keys(db, key)
     with db.transaction():
@@ -82,6 +82,6 @@ def test_the_time_is_the_statements(db, rng, form):
         db.execute("SELECT pg_sleep(0.6)")
         with pytest.raises(psycopg.errors.DataException, match="expired"), db.transaction():
             db.execute("SELECT " + form, [token, ttl])
-        # One that is made meanwhile, up to a minute ahead.
+        # A token that is made meanwhile, up to a minute ahead.
         token = pyca.encrypt(key, b"hello", int(began.timestamp()) + 60).decode()
         assert value(db, "SELECT " + form, token, ttl) in ("hello", b"hello")

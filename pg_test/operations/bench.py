@@ -1,5 +1,6 @@
-"""Rotates tables of some sizes as one UPDATE, in batches, and with workers, encrypts and decrypts them, and tells what
-each took; and how fast a standby replays it. Each figure is a median of some turns, in which all ways have theirs."""
+"""Rotates tables of several sizes as one UPDATE, in batches and with workers, encrypts and decrypts them, and reports
+what each takes, and how fast a standby replays it. Each figure is a median of several turns, each of which has all
+ways in it."""
 
 import statistics
 import sys
@@ -28,7 +29,7 @@ def two_updates(db):
         update.result()
 
 
-# What begins with a table that has not been converted, and what has converted it.
+# What begins with a table that has not been converted, and the conversion that made it.
 CONVERSIONS = {
     "UPDATE": (ROTATE, lambda db: db.execute(UPDATE.format(schema=""))),
     "two UPDATEs of half": (ROTATE, two_updates),
@@ -40,7 +41,7 @@ CONVERSIONS = {
     "CALL to encrypt": (ENCRYPT, ENCRYPT.call),
     "CALL to decrypt": (DECRYPT, DECRYPT.call),
 }
-# The SQL edition takes a tenth of the rows.
+# The SQL edition gets a tenth of the rows.
 OF_THE_EDITION = {
     "SQL edition: UPDATE": lambda db: db.execute(UPDATE.format(schema="edition.")),
     "SQL edition: CALL": lambda db: db.execute("CALL edition.fernet_rotate_column('secrets', 'value')"),
@@ -58,7 +59,7 @@ def new_table(db, conversion, rows):
 
 def measure(db, work):
     """Seconds, megabytes of WAL, and megabytes by which the table grew."""
-    db.execute("CHECKPOINT")  # each page that changes is in the WAL once as a whole
+    db.execute("CHECKPOINT")  # the WAL has each changed page once as a whole
     size, position = table_mb(db), value(db, "SELECT pg_current_wal_insert_lsn()")
     start = time.perf_counter()
     work(db)
@@ -101,7 +102,7 @@ def compare(db, rows, turns, of_edition):
     for way, figures in median.items():
         show(rows // 10 if way in OF_THE_EDITION else rows, way, *figures)
     took = {way: seconds for way, (seconds, _, _) in median.items()}
-    # The proof reads the whole table once more: what a call does that finds nothing to rotate.
+    # The proof reads the whole table once more: the time of a call that finds nothing to rotate.
     print(f"{rows:>10}  the CALL has of the UPDATE's speed {target(took['UPDATE'] / took['CALL'], 0.85)},"
           f" without the proof {target(took['UPDATE'] / (took['CALL'] - took['CALL, all done']), 0.95)}")
     print(f"{rows:>10}  two workers have, times the speed of one, {target(took['CALL, 1 worker'] / took['CALL, 2 workers'], 1.6)};"
@@ -111,7 +112,7 @@ def compare(db, rows, turns, of_edition):
 
 
 def replay(rows):
-    """A standby has received what a rotation has written, and then replays it, in its one process."""
+    """A standby has received the WAL of a rotation, and then replays it in its single process."""
     settings = "shared_buffers = 512MB", "max_wal_size = 16GB", "checkpoint_timeout = 1h", "autovacuum = off"
     with Cluster([NEW, OLD], *settings) as primary, primary.connect() as db:
         db.execute("CREATE EXTENSION pg_fernet")

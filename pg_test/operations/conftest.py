@@ -29,7 +29,7 @@ def sessions(database):
     with ExitStack() as stack:
         def session():
             session = connect(database, keys=[NEW, OLD])
-            # At once: where a test has failed, a statement may still be running, and wait for another session.
+            # All at once: after a failed test, a statement may still be running, and wait for another session.
             stack.callback(session.close)
             return session
 
@@ -38,7 +38,7 @@ def sessions(database):
 
 @pytest.fixture
 def keys_in_database(database):
-    """The keys of the sessions are in the settings of the database, too, where background workers find them."""
+    """The keys of the sessions are also in the settings of the database, where background workers find them."""
     with connect(database) as admin:
         admin.execute(f"ALTER DATABASE {database} SET fernet.keys = '{NEW},{OLD}'")
         yield

@@ -1,6 +1,6 @@
-"""Tables that Citus distributes: called on one node, all shards are converted and counted where they are.
+"""Tables that Citus distributes: a call on one node converts and counts all shards where they are.
 
-Skipped where the server has no Citus, which is not installed for these tests."""
+Skipped if the server has no Citus, which is not installed for these tests."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def nodes():
             with node.connect() as db:
                 db.execute("CREATE EXTENSION citus")
         with coordinator.connect() as db:
-            # Without reference tables, it holds no rows itself.
+            # Without reference tables, the coordinator holds no rows itself.
             db.execute("SELECT citus_set_coordinator_host(%s, 5432)", [coordinator.dir])
             for worker in one, other:
                 db.execute("SELECT citus_add_node(%s, 5432)", [worker.dir])
@@ -178,7 +178,7 @@ def test_a_role_needs_its_privileges_on_each_node(db, coordinator, conversion):
     db.execute("CREATE ROLE fernet_rotator LOGIN")
     try:
         db.execute("GRANT SELECT, UPDATE ON secrets TO fernet_rotator")
-        # Of the functions of an extension, Citus passes no privileges on.
+        # Citus does not pass on privileges for functions of an extension.
         on_each(db, "GRANT EXECUTE ON FUNCTION fernet_census TO fernet_rotator")
         db.execute(f"GRANT EXECUTE ON PROCEDURE fernet_{name}_column TO fernet_rotator")
         with coordinator.connect(user="fernet_rotator") as rotator:
@@ -218,7 +218,7 @@ def test_a_worker_with_other_keys_is_named(db, workers, conversion, keys, reason
             assert not any(key in str(caught.value) for key in (NEW, OLD))
     finally:
         worker.write("keys", f"{NEW}\n{OLD}")
-    # The shards on the other worker are done, and none here.
+    # The shards on the other worker are done, and none on this one.
     done = census(db)[conversion.after]
     assert 0 < done < 1000
     assert conversion.call(db) == conversion.counts(1000 - done, done)
@@ -313,7 +313,7 @@ def test_the_trigger_fires_where_a_row_is(db, workers):
         worker.execute("UPDATE secrets SET value = 'secret ' || id::text WHERE id > 500")
     assert census(db) == {"current": 1000}
     assert contents(db) == secrets(1000)
-    # With what keys there are on that node.
+    # With that node's own keys.
     workers[1].write("keys", "")
     try:
         with pytest.raises(errors.InvalidParameterValue):

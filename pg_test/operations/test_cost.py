@@ -1,4 +1,4 @@
-"""What a rotation takes of memory. `make bench-operations` measures its time beside the UPDATE."""
+"""How much memory a rotation takes. `make bench-operations` compares its time with that of the UPDATE."""
 
 import os
 import time

@@ -20,7 +20,7 @@ VICTIMS = [("session", 0), ("server", 0), *([] if SQL else [("session", 2), ("wo
 
 @pytest.fixture(scope="module")
 def cluster():
-    # A killed server must find what it has committed.
+    # A killed server must find all that it has committed.
     settings = ["fsync = on", "synchronous_commit = on", "restart_after_crash = on"]
     if sys.platform == "linux":
         settings.append("recovery_init_sync_method = syncfs")  # starts faster
@@ -31,8 +31,8 @@ def cluster():
 
 
 def there_and_back(procedure, cluster):
-    """Conversions in turn, each of which undoes the one before: rotations from one key to the other, or there from plaintexts to
-    tokens and back. Yields the conversion, and whether a value is as it makes it."""
+    """Conversions in turn, each of which undoes the previous one: rotations from one key to the other and back, or
+    encryption and decryption. Yields the conversion, and whether a value has the form that it makes."""
     for keys in itertools.cycle([[NEW, OLD], [OLD, NEW]]):
         if procedure == "rotate":
             cluster.write_keys(keys)
@@ -81,7 +81,7 @@ def test_a_new_call_completes_the_job(cluster, rng, victim, workers, procedure):
         if victim == "server":
             cluster.start()
         with cluster.connect() as db:
-            # Every value is what it was; what was converted stays so.
+            # Every value is what it was; what was converted stays converted.
             assert contents(db) == {id: f"secret {id}" for id in range(1, ROWS + 1)}
             current = sum(is_new(found) for (found,) in db.execute("SELECT value FROM secrets"))
             assert census(db).get(conversion.after, 0) == current
@@ -90,7 +90,7 @@ def test_a_new_call_completes_the_job(cluster, rng, victim, workers, procedure):
             done = current
             if finished or current == ROWS:
                 assert current == ROWS
-                # The other way round, then.
+                # Then the other way round.
                 (conversion, is_new), done = next(conversions), 0
     with cluster.connect() as db:
         assert conversion.call(db) == conversion.counts(ROWS - done, done)

@@ -1,4 +1,4 @@
-"""fernet_find_columns: many tables, few locks, and which tables stand for themselves. Columns of citext."""
+"""fernet_find_columns: many tables, few locks, and which tables count on their own. Columns of citext."""
 
 import os
 import time
@@ -43,7 +43,7 @@ def db(sessions):
 
 @pytest.fixture
 def role(db):
-    """Becomes a role that has only the rights that are passed, on relations of the schema."""
+    """Becomes a role that has only the given rights on relations of the schema."""
     create_role("fernet_finder")
     db.execute("GRANT USAGE ON SCHEMA found TO fernet_finder")
     db.execute("GRANT EXECUTE ON FUNCTION fernet_find_columns TO fernet_finder")
@@ -89,7 +89,7 @@ def test_ten_thousand_tables_take_few_locks():
         assert taken < 10
 
         def found_behind(table):
-            """What is found, and the locks held while the table cannot be read, and those held afterwards."""
+            """What is found; the locks held while the table cannot be read; and those held afterwards."""
             other.execute("BEGIN")
             other.execute(f"LOCK TABLE {table}")
             with cluster.connect() as caller, caller.transaction(), in_background(found, caller) as call:
@@ -113,9 +113,9 @@ def test_locks_and_settings_of_the_caller_stay(db):
         modes = "SELECT array_agg(mode) FROM pg_locks WHERE relation = 'secrets'::regclass AND pid = pg_backend_pid()"
         assert value(db, modes) == ["ShareLock"]
         assert value(db, "SHOW work_mem") == "5MB"
-        # It wrote nothing, and so takes no number of a transaction.
+        # It wrote nothing, and so needs no transaction number.
         assert value(db, "SELECT pg_current_xact_id_if_assigned() IS NULL")
-    # Rows that the caller has not committed, and a cursor that is open meanwhile.
+    # Rows that the caller has not committed, while a cursor is open.
     with db.transaction():
         db.execute("DECLARE rows CURSOR FOR TABLE secrets")
         db.execute("FETCH 1 FROM rows")
@@ -142,7 +142,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_found(db, told, sessions):
         db.execute("SET lock_timeout = '10ms'")
         assert found(db) == {"secrets.value": (10, 10)}
         assert told == ["could not read found.locked: canceling statement due to lock timeout"]
-        # In a transaction, too: it goes on.
+        # In a transaction, too, which goes on.
         with db.transaction():
             assert found(db) == {"secrets.value": (10, 10)}
             assert value(db, "SELECT count(*) FROM secrets") == 10
@@ -189,7 +189,7 @@ def test_a_partitioned_table_stands_for_its_partitions(db, told):
     db.execute("CREATE TABLE deep PARTITION OF below DEFAULT")
     db.execute("INSERT INTO parts SELECT 4, fernet_encrypt('x'), fernet_encrypt('y')")
     assert found(db) == {"parts.value": (31, 31), "parts.other": (31, 1)}
-    # No more than is asked for, over all of them.
+    # No more than requested, over all of them.
     assert db.execute("SELECT column_name, sampled, tokens FROM fernet_find_columns(15)").fetchall() == \
         [("value", 15, 15), ("other", 15, 1)]
     assert told == []
@@ -197,7 +197,7 @@ def test_a_partitioned_table_stands_for_its_partitions(db, told):
 
 @pytest.mark.parametrize("seen_through", ["parts", "each partition"])
 def test_many_small_partitions_are_sampled(db, told, role, seen_through):
-    # 16 of 200 blocks are looked at, each of them the only one of its partition.
+    # 16 of 200 blocks are sampled, each of them the only one of its partition.
     partition(db, 200, 60)
     rights = ["SELECT ON ALL TABLES IN SCHEMA found"] if seen_through != "parts" else []
     role("SELECT ON parts", *rights)
@@ -216,14 +216,14 @@ def test_rights_to_partitions(db, told, role):
     role("SELECT ON part_1", "SELECT (other) ON part_2")
     assert found(db) == {"part_1.value": (10, 10), "part_1.other": (10, 10), "part_2.other": (10, 10)}
     db.execute("RESET ROLE")
-    # Of its own, some partitions it may read; the other ones through the table alone.
+    # It may read some partitions by themselves, and the others only through the table.
     role("SELECT ON parts")
     assert found(db) == {"parts.value": (30, 30), "parts.other": (30, 30)}
     assert told == []
 
 
 def test_the_largest_number_looks_at_every_row(db):
-    """One token in a table, and in the partitions of another, behind 20,000 plaintexts."""
+    """One token in a table, and one in the partitions of another, after 20,000 plaintexts."""
     db.execute("CREATE TABLE alone (id integer, value text)")
     db.execute("CREATE TABLE parts (id integer, value text) PARTITION BY LIST (id)")
     for i in range(3):
@@ -317,7 +317,7 @@ def test_citext(db, citext):
     db.execute("INSERT INTO secrets SELECT i, t, t FROM generate_series(1, 10) AS i, fernet_encrypt(i::text) AS t")
     db.execute(f"SELECT set_config('fernet.keys', '{NEW},{OLD}', false)")
     assert found(db) == {"secrets.value": (10, 10), "secrets.other": (10, 10)}
-    # Neither an operator nor a cast of somebody's own is looked up in the path.
+    # No operator or cast made by another role is found through the path.
     db.execute("CREATE FUNCTION equal(aside.citext, text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$")
     db.execute("CREATE OPERATOR = (LEFTARG = aside.citext, RIGHTARG = text, FUNCTION = equal)")
     db.execute("SET search_path = found, pg_catalog, public")
@@ -348,7 +348,7 @@ def test_a_type_that_is_only_called_citext(db, citext, definition):
     db.execute("INSERT INTO secrets VALUES ('x')")
     assert_cannot_hold_tokens(db)
     if definition == ENUM:
-        # Whoever owns the extension may add types to it.
+        # The owner of the extension may add types to it.
         db.execute("ALTER EXTENSION citext ADD TYPE found.citext")
         try:
             assert_cannot_hold_tokens(db)

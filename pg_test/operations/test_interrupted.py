@@ -33,7 +33,7 @@ def test_cancel(db, sessions, conversion):
     done = census(db)
     assert 1000 <= done[conversion.after] < 2000
     assert is_consistent(db)
-    # The same session goes on where it was.
+    # The same session continues where it was.
     assert conversion.call(caller) == conversion.counts(done[conversion.before], done[conversion.after])
     assert census(db) == {conversion.after: ROWS}
     assert is_consistent(db)
@@ -84,7 +84,7 @@ def test_an_error_in_a_trigger(db, sessions, conversion):
         with pytest.raises(errors.RaiseException, match="not this one"):
             conversion.call(db, batch_size=100)
         assert is_transaction_over(db)
-        # The batch of that row is undone, those before it are not.
+        # The batch of that row is undone, but not those before it.
         done = census(db)
         assert 500 < done[conversion.after] < 777 and done[conversion.before] == 1000 - done[conversion.after]
     finally:
@@ -93,7 +93,7 @@ def test_an_error_in_a_trigger(db, sessions, conversion):
 
 
 def test_keys_that_change_meanwhile(db, sessions, database):
-    # The call keeps the keys that it has started with.
+    # The call keeps the keys with which it started.
     fill(db, ROWS)
     server = connect(database, [NEW], user=SUPERUSER)
     server.execute(f"ALTER SYSTEM SET fernet.keys = '{NEW},{OLD}'")

@@ -1,4 +1,4 @@
-"""An error of the server that passes through the CALL, the census or fernet_find_columns() is what the server made it."""
+"""An error of the server that passes through the CALL, the census or fernet_find_columns() stays as the server made it."""
 
 import pytest
 from psycopg import errors
@@ -14,14 +14,14 @@ RAISE = r"""BEGIN RAISE EXCEPTION USING ERRCODE = 'UX001', MESSAGE = 'no: %s', D
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A server in whose environment pgrx finds that it may put backtraces into errors."""
+    """A server in whose environment pgrx is told that it may put backtraces into errors."""
     with Cluster([NEW, OLD], "fsync = off", environment={"RUST_BACKTRACE": "1"}) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module", params=["UTF8", "LATIN1", "EUC_JP"])
 def session(cluster, request):
-    """A session in a database of that encoding, and text that only it has."""
+    """A session in a database with that encoding, and text that only that encoding has."""
     text = {"UTF8": "Ā 🐘", "LATIN1": "naïve café", "EUC_JP": "日本語"}[request.param]
     name = f"errors_{request.param}".lower()
     create_database(name, request.param, host=cluster.dir)

@@ -1,4 +1,4 @@
-"""pg_upgrade, from each older server in the cache that has the extension to this one."""
+"""pg_upgrade to this server from each older server in the cache that has the extension."""
 
 import os
 import re
@@ -56,7 +56,8 @@ def test_pg_upgrade(version):
             db.execute("ALTER TABLE secrets ADD CHECK (crypt.fernet_is_token(value))")
             db.execute("GRANT SELECT, UPDATE ON secrets TO fernet_rotator")
             functions = privileges(db)
-            # PostgreSQL 15.20 marks columns with the option pg_attver, which 18.6, of an earlier month, cannot restore.
+            # PostgreSQL 15.20 marks columns with the option pg_attver, which 18.6, released in an earlier month, cannot
+            # restore.
             db.execute("UPDATE pg_attribute SET attoptions = NULL WHERE attoptions IS NOT NULL")
         cluster.stop()
 
@@ -86,7 +87,7 @@ def privileges(db):
 
 
 def upgrade(cluster, old_bin, new_bin):
-    """Puts a new server's data in the place of the old one's."""
+    """Puts a new server's data in place of the old one's."""
     data, old = cluster.data, cluster.data + ".old"
     run("mv", data, old)
     cluster.programs = new_bin

@@ -1,4 +1,4 @@
-"""A conversion ends with nothing left, under an older key for instance, or with a WARNING that says how much: whatever moves, is
+"""A conversion ends with nothing left to convert, or with a WARNING that says how much is left, whatever is moved,
 inserted or kept meanwhile."""
 
 import re
@@ -20,7 +20,7 @@ LEFT = re.compile(r"(\d+) tokens? can still be read only with an older key|still
 
 @contextmanager
 def over_and_over(session, statement):
-    """Runs a statement, or several in one transaction, as fast as it can. Yields how often it has."""
+    """Runs a statement, or several in one transaction, as fast as it can. Yields how often it has run."""
     count, stop, errors = [0], threading.Event(), []
 
     def run():
@@ -43,7 +43,7 @@ def over_and_over(session, statement):
 
 
 def warned_of(told):
-    """How many tokens the warnings say are left."""
+    """How many tokens are left according to the warnings."""
     return sum(int(found[1] or found[2]) for message in told if (found := LEFT.fullmatch(message)))
 
 
@@ -78,7 +78,7 @@ def test_a_row_that_moves_all_the_time(db, sessions, conversion, statement, rows
 
 @pytest.mark.skipif(major_version() < 19, reason="it came with PostgreSQL 19")
 def test_a_table_that_is_repacked_all_the_time(db, sessions, conversion, rng, workers):
-    """While others write to it: it gets the file of a copy, in which to older snapshots there are no rows."""
+    """While others write to it, it gets the file of a copy, in which older snapshots see no rows."""
     rows = 20_000
     conversion.fill(db, rows)
     expected = {id: f"secret {id}" for id in range(1, rows + 1)}
@@ -98,7 +98,7 @@ def test_a_table_that_is_repacked_all_the_time(db, sessions, conversion, rng, wo
             conversion.call(caller, batch_size=1000, workers=workers)
             writes.result()
         print(f"repacked {repacked[0] - start} times")
-        # Now that nothing is written any more, there is an end.
+        # Once nothing is written any more, the call comes to an end.
         told.clear()
         conversion.call(caller, batch_size=1000, workers=workers)
     assert repacked[0] > start
@@ -120,7 +120,7 @@ def test_what_was_not_committed_when_the_call_began(db, sessions, conversion, wo
         assert told[0] == f"waiting for process {pid}, which has written to public.secrets or locked it"
         assert census(db) == {conversion.after: 10}
         assert value(db, "SELECT count(*) FROM pg_locks WHERE pid = %s AND locktype = 'relation'", caller.info.backend_pid) == 0
-        # Nor a snapshot, but for the moment in which it looks.
+        # Nor does it have a snapshot, except while it looks.
         wait_until(lambda: value(db, "SELECT backend_xmin IS NULL FROM pg_stat_activity WHERE pid = %s", caller.info.backend_pid))
         writer.execute("COMMIT")
         assert call.result()[conversion.done] == 11
@@ -146,7 +146,7 @@ def test_lock_timeout_bounds_the_wait(db, sessions, conversion):
 
 @pytest.mark.parametrize("lock", ["ACCESS SHARE", "SHARE UPDATE EXCLUSIVE", "ROW SHARE"])
 def test_who_does_not_write_is_not_waited_for(db, sessions, lock):
-    # A query; a vacuum; who has locked rows that nobody wants.
+    # A query; a vacuum; a session that has locked rows that nobody wants.
     fill(db, 10)
     other = sessions()
     other.execute("BEGIN")
@@ -187,21 +187,22 @@ def test_partitions_are_locked_after_their_table(db, sessions, called):
     other.execute("LOCK TABLE ONLY secrets IN ACCESS EXCLUSIVE MODE")
     with in_background(rotate, caller, table=called) as call:
         wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
-        # A deadlock, if the call had locked the partition first.
+        # This would be a deadlock if the call had locked the partition first.
         other.execute("SET LOCAL lock_timeout = '5s'")
         other.execute("ALTER TABLE secrets ADD COLUMN note text")
         other.execute("COMMIT")
         assert call.result()["rotated"] == 1
 
 
-# The first is what ALTER COLUMN TYPE does to a partition, for which the parent would have to be changed as well.
+# The first is what ALTER COLUMN TYPE does to a partition; for the whole, the parent would have to be changed as
+# well.
 REWRITES = ["ALTER TABLE {} SET UNLOGGED", *["REPACK (CONCURRENTLY) {}"] * (major_version() >= 19)]
 
 
 @pytest.mark.parametrize("rewrite", REWRITES)
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
 def test_a_table_that_is_rewritten_after_the_snapshot(db, sessions, conversion, isolation, rewrite):
-    # To that snapshot it is empty then.
+    # That snapshot then sees it as empty.
     db.execute("CREATE TABLE secrets (id integer, n integer, value text) PARTITION BY LIST (id)")
     for part in 1, 2:
         db.execute(f"CREATE TABLE secrets_{part} (id integer PRIMARY KEY, n integer, value text)")
@@ -216,7 +217,7 @@ def test_a_table_that_is_rewritten_after_the_snapshot(db, sessions, conversion, 
     with in_background(conversion.call, caller) as call:
         wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
         locker.execute("BEGIN")
-        # A stronger lock would have a transaction number, for whose end REPACK would wait.
+        # A stronger lock would have a transaction number, and REPACK would wait for its end.
         locker.execute(f"LOCK TABLE {first} IN SHARE MODE")
         writer.execute("COMMIT")
         waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = %s AND NOT granted AND relation = %s::regclass)"
@@ -251,7 +252,7 @@ def test_a_table_that_is_added_in_an_open_transaction(db, sessions, conversion, 
     assert census(db) == {conversion.after: 1}
 
 
-# After the snapshot of a look has been taken, and before it comes to the second child.
+# After the snapshot of a look is taken, but before it comes to the second child.
 CHANGES = {
     "replaced": "CREATE TABLE again (LIKE secrets); INSERT INTO again SELECT * FROM secrets_2;"
                 " DROP TABLE secrets_2; ALTER TABLE again INHERIT secrets",
@@ -267,7 +268,7 @@ def test_a_child_that_is_changed_behind_the_snapshot(db, sessions, conversion, c
     db.execute("INSERT INTO secrets_2 VALUES (2, %s)", [conversion.value("x")])
     locker, caller = sessions(), sessions()
     locker.execute("BEGIN")
-    # That is not waited for before the look, but it keeps it from the first child.
+    # The look does not wait for that transaction, but is kept from the first child by it.
     locker.execute("LOCK TABLE ONLY secrets_1 IN SHARE MODE")
     with in_background(conversion.call, caller) as call:
         wait_until(lambda: value(db, WAITS_FOR_FIRST, caller.info.backend_pid))
@@ -293,7 +294,7 @@ def test_a_column_that_is_made_again_behind_the_snapshot(db, sessions):
     try:
         with in_background(rotate, caller) as call:
             wait_until(lambda: value(db, WAITS_FOR_FIRST, caller.info.backend_pid))
-            # Before the call in the queue: who has the lock already need not wait behind it.
+            # Before the call in the queue: a session that already has the lock need not wait behind it.
             locker.execute(swap)
             locker.execute("COMMIT")
             assert call.result()["rotated"] == 10
@@ -310,7 +311,7 @@ BECOMES_A_DOCUMENT = {
 
 @pytest.mark.parametrize("conversion, left, warning", BECOMES_A_DOCUMENT.values(), ids=BECOMES_A_DOCUMENT)
 def test_a_column_that_becomes_a_document_meanwhile(db, sessions, conversion, left, warning):
-    """What is in it then is neither encrypted nor decrypted, and the call says that it is left."""
+    """Values that it holds then are neither encrypted nor decrypted, and the call says that they are left."""
     conversion.fill(db, 10)
     writer, other, caller = sessions(), sessions(), sessions()
     told = notices(caller, "WARNING")
@@ -341,7 +342,7 @@ def test_a_table_that_is_dropped_meanwhile(db, sessions):
 
 
 def test_rows_that_a_foreign_key_would_change_are_not_waited_for(db, sessions):
-    # The rows of the batch are locked meanwhile: a deadlock with who wants one of them.
+    # The rows of the batch are locked meanwhile: a deadlock with a session that wants one of them.
     fill(db, 100)
     db.execute("CREATE UNIQUE INDEX ON secrets (value)")
     db.execute("CREATE TABLE children (id integer, value text REFERENCES secrets (value) ON UPDATE CASCADE)")
@@ -396,7 +397,8 @@ def test_what_a_trigger_keeps_is_counted(db, sessions, conversion, function, whe
 
 
 def test_beside_the_trigger_that_encrypts(db, sessions):
-    """It passes tokens on as they are: what the call encrypts is encrypted once. What the call decrypts, it encrypts again."""
+    """It leaves tokens unchanged, so what the call encrypts is encrypted once. What the call decrypts, it encrypts
+    again."""
     ENCRYPT.fill(db, 50)
     db.execute("CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('value')")
     db.execute("INSERT INTO secrets VALUES (51, 'secret 51')")

@@ -31,14 +31,14 @@ def test_hot_standby(primary):
             assert rotate(db)["rotated"] == 1000
             caught_up(db, replica)
             assert census(replica) == {"current": 1000}
-            # A standby that does not have the new key: to be told before the rotation, not after.
+            # A standby without the new key must be noticed before the rotation, not after it.
             standby.write_keys([OLD])
             wait_until(lambda: census(replica) == {"unknown key": 1000})
         db.execute("DROP TABLE secrets")
 
 
 def test_a_standby_promoted_half_way_completes_the_rotation(primary):
-    # With feedback, what the rotation leaves behind does not cut the census on the standby short.
+    # With feedback, the dead rows of the rotation do not interrupt the census on the standby.
     settings = "fsync = off", "hot_standby_feedback = on", "wal_receiver_status_interval = 1s"
     with primary.connect() as db, primary.connect() as caller, Cluster([NEW, OLD], *settings, base=primary) as standby:
         fill(db, 30_000)
@@ -69,7 +69,7 @@ def test_logical_replication(primary):
             replica.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
             fill(db, 1000)
             db.execute("CREATE PUBLICATION secrets FOR TABLE secrets")
-            # On one server, the slot must be made first.
+            # If both are on one server, the slot must be made first.
             publisher.execute("SELECT pg_create_logical_replication_slot('secrets', 'pgoutput')")
             subscriber.execute(f"CREATE SUBSCRIPTION secrets CONNECTION 'host={primary.dir} user=postgres dbname=postgres'"
                                " PUBLICATION secrets WITH (create_slot = false)")
@@ -91,7 +91,7 @@ def test_postgres_fdw(primary):
             db.execute(f"CREATE SERVER remote FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{primary.dir}', dbname 'remote')")
             map_user("remote", host=primary.dir)
             db.execute("CREATE FOREIGN TABLE there (id integer, value text) SERVER remote OPTIONS (table_name 'secrets')")
-            # The values come over, and the keys of this server are used: the other one has no extension.
+            # The values are replicated, and this server's own keys are used: the other one has no extension.
             assert census(db, "there") == {"old key": 10}
             with pytest.raises(errors.WrongObjectType):
                 rotate(db, "there")

@@ -17,7 +17,7 @@ PER_SEGMENT = 2**20  # transactions, in a file of pg_xact
 
 
 def next_xid(cluster, xid):
-    """Makes a transaction's number the next one of a server, as if it had lived so long."""
+    """Sets the next transaction number of a server, as if it had lived that long."""
     with cluster.connect(user=SUPERUSER) as db:
         db.execute("VACUUM FREEZE")
     cluster.stop()
@@ -26,7 +26,7 @@ def next_xid(cluster, xid):
     run("dd", "if=/dev/zero", f"of={segment}", "bs=256k", "count=1", "status=none")
     cluster.start()
     with cluster.connect(user=SUPERUSER) as db:
-        # All rows are frozen, and none of them needs a transaction that is older.
+        # All rows are frozen, and none of them needs an older transaction.
         db.execute("UPDATE pg_class SET relfrozenxid = %s::text::xid WHERE relfrozenxid <> '0'", [str(xid - 1000)])
         db.execute("UPDATE pg_database SET datfrozenxid = %s::text::xid", [str(xid - 1000)])
 
@@ -52,7 +52,7 @@ def test_numbers_of_objects(cluster):
         db.execute("INSERT INTO secrets VALUES (1, %s)", [Fernet(OLD).encrypt(b"secret 1").decode()])
         found = "SELECT relation::text, column_name::text, sampled, tokens FROM fernet_find_columns()"
         assert db.execute(found).fetchall() == [("secrets", "value", 1, 1)]
-        # From a column, a number comes with its sign extended.
+        # A number from a column comes sign-extended.
         of_all = "SELECT sum(tokens) FROM pg_class AS c, fernet_census(c.oid, 'value') WHERE relname LIKE 'secrets%%' AND status = %s"
         assert value(db, of_all, "old key") == 2
         with cluster.connect() as writer:

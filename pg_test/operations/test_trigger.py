@@ -1,4 +1,5 @@
-"""fernet_encrypt_trigger beside what else writes to a table: rotation, replication, dumps, foreign tables, other encodings."""
+"""fernet_encrypt_trigger together with everything else that writes to a table: rotation, replication, dumps, foreign
+tables, other encodings."""
 
 import subprocess
 import threading
@@ -34,7 +35,8 @@ def write_in_plaintext(db, stop, written, number):
 
 
 def test_writers_beside_a_rotation(db, sessions):
-    """Two write plaintext, and the rotation's own updates pass the trigger, too: nothing is encrypted twice, and nothing is lost."""
+    """Two sessions write plaintext, and the rotation's own updates pass the trigger, too: nothing is encrypted twice,
+    and nothing is lost."""
     fill(db, ROWS)
     db.execute(TRIGGER.format("secrets"))
     warnings = notices(db, "WARNING")
@@ -67,7 +69,7 @@ def test_keys_of_a_file_change_between_statements():
 
 
 def test_large_values(db):
-    """Stored out of line, and compressed where they can be."""
+    """Stored out of line, and compressed if possible."""
     create(db)
     db.execute("ALTER TABLE secrets ADD other text")
     for id, plaintext in enumerate(("x" * 1_000_000, "é" * 500_000), 1):
@@ -76,7 +78,7 @@ def test_large_values(db):
     db.execute("UPDATE secrets SET other = 'x'")
     assert column(db, "SELECT value FROM secrets ORDER BY id") == before
     assert [Fernet(NEW).decrypt(token).decode() for token in before] == ["x" * 1_000_000, "é" * 500_000]
-    # Those of a key that is lost may stay, whether they are written again or not.
+    # Tokens of a lost key may stay, whether they are written again or not.
     set_keys(db, LOST)
     db.execute("UPDATE secrets SET other = 'y'")
     db.execute("UPDATE secrets SET value = value || ''")
@@ -145,7 +147,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("type", "keys", "code"), REFUSALS.values(), ids=REFUSALS)
 def test_no_error_has_a_plaintext_in_it(db, sessions, type, keys, code):
-    """COPY adds the line that it has read to errors. Not so to these, neither for the client nor in the log."""
+    """COPY adds the line that it has read to errors, but not to these, neither for the client nor in the log."""
     db.execute("DROP DOMAIN IF EXISTS of_secrets CASCADE; CREATE DOMAIN of_secrets AS text CHECK (length(value) < 100)")
     create(db, type)
     db.execute("RESET fernet.keys")
@@ -184,7 +186,7 @@ def test_other_errors_of_copy_still_name_their_line(db):
     with pytest.raises(errors.InvalidTextRepresentation) as error, db.cursor().copy("COPY secrets FROM STDIN") as copy:
         copy.write("1\tone\n2\ttwo\nthree\tthree\n")
     assert "COPY secrets, line 3, column id" in error.value.diag.context
-    # Nor do they lose it after one of ours was caught.
+    # Nor do later errors lose it after one of ours was caught.
     db.execute("RESET fernet.keys")
     with pytest.raises(errors.DivisionByZero) as error:
         db.execute(r"""
@@ -200,7 +202,7 @@ def test_other_errors_of_copy_still_name_their_line(db):
 
 
 def test_dump_and_restore(db, database):
-    """Data come back as they are: pg_restore creates triggers after it has loaded them."""
+    """Data are restored unchanged: pg_restore creates triggers after it has loaded them."""
     create(db)
     db.execute("INSERT INTO secrets SELECT i, 'secret ' || i FROM generate_series(1, 100) AS i")
     create_database("fernet_restored")
@@ -223,7 +225,7 @@ def test_a_trigger_keeps_the_extension(db):
         db.execute("DROP EXTENSION pg_fernet")
     db.execute("CREATE SCHEMA elsewhere; ALTER EXTENSION pg_fernet SET SCHEMA elsewhere")
     try:
-        # Who writes need not see it, either.
+        # A role that writes need not see it, either.
         create_role("fernet_writer")
         db.execute("GRANT INSERT ON secrets TO fernet_writer; SET ROLE fernet_writer")
         db.execute("INSERT INTO secrets VALUES (1, 'one')")
@@ -236,7 +238,7 @@ def test_a_trigger_keeps_the_extension(db):
 
 
 def test_old_copies(db, database):
-    """What docs/columns.md says of the plaintexts that were there before: where they stay, and until when."""
+    """What docs/columns.md says about earlier plaintexts: where they stay, and until when."""
     db.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
     db.execute("INSERT INTO secrets SELECT i, 'plaintext ' || i % 10 FROM generate_series(1, 1000) AS i")
     db.execute("ANALYZE secrets")
@@ -271,7 +273,8 @@ def publisher():
 
 
 def test_logical_replication(publisher):
-    """A subscriber applies changes as session_replication_role = replica does: triggers fire there only if they are to fire always."""
+    """A subscriber applies changes as with session_replication_role = replica: triggers fire there only if they are
+    enabled always."""
     with (publisher.connect() as db, publisher.connect("subscriber") as replica, publisher.connect(user=SUPERUSER) as admin,
           publisher.connect("subscriber", user=SUPERUSER) as subscriber):
         db.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
@@ -308,7 +311,7 @@ def plaintext_rows(db):
 
 
 def test_foreign_table(publisher):
-    """What goes to another server is encrypted before it leaves this one."""
+    """Values for another server are encrypted before they leave this one."""
     with publisher.connect() as db:
         foreign_data_wrapper(host=publisher.dir)
         create_database("remote", host=publisher.dir)

@@ -1,4 +1,4 @@
-"""All types of columns that can hold tokens: found, counted, rotated, and otherwise as they were."""
+"""All types of columns that can hold tokens: found, counted, rotated, and otherwise unchanged."""
 
 import re
 import time
@@ -16,7 +16,7 @@ DOMAINS = """
     CREATE DOMAIN token AS text CHECK (VALUE LIKE 'gAAA%' OR length(VALUE) < 10);
     CREATE DOMAIN tokens AS token[];
     CREATE DOMAIN document AS jsonb CHECK (VALUE ? 'a')"""
-# By type: a value with so many tokens, which are $1, $2 and so on.
+# By type: a value with several tokens, which are $1, $2 and so on.
 TYPES = {
     "text": (1, "$1"),
     "varchar(300)": (2, "$1 || ', ' || $2"),
@@ -57,7 +57,7 @@ def db(sessions):
 
 
 def make(db, type, rows=10):
-    """A table of such values under the old key, but for a null and an empty value, if there is such."""
+    """A table of such values under the old key, with a null and, if the type has one, an empty value."""
     count, expression = TYPES[type]
     if "." in type and value(db, "SELECT to_regtype(%s) IS NULL", type):
         pytest.skip(f"no {type} here")
@@ -90,7 +90,7 @@ def census(db):
 def test_a_column(db, type, trigger):
     count = make(db, type)
     if trigger:
-        # What it leaves is looked at.
+        # What it leaves is checked.
         db.execute("CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;"
                    " CREATE TRIGGER watch BEFORE UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION watch()")
     before = contents(db, [OLD])
@@ -99,7 +99,7 @@ def test_a_column(db, type, trigger):
     found = "SELECT column_name, sampled, tokens FROM fernet_find_columns() WHERE relation = 'secrets'::regclass"
     assert db.execute(found).fetchall() == [("value", 10, 10 * count)]
     with db.transaction():
-        # Without keys, by the form.
+        # Without keys, by their form.
         db.execute("SET LOCAL fernet.keys TO DEFAULT")
         assert db.execute(found).fetchall() == [("value", 10, 10 * count)]
     assert census(db) == {"old key": 10 * count, "null": 1}
@@ -114,7 +114,8 @@ def test_a_column(db, type, trigger):
 
 # From 19 on, a backslash escapes only in E''.
 STRINGS = ["escape_string_warning = off", "standard_conforming_strings = off"] if major_version() < 19 else []
-# What any role may set: how values, names and places are written and read, how a query is done, and what transactions are like.
+# Settings that any role may change: how values, names and places are written and read, how a query is done, and what
+# transactions are like.
 SETTINGS = {
     "forms": ["array_nulls = off", "backslash_quote = off", "bytea_output = escape", "client_encoding = LATIN1", "DateStyle = 'German, DMY'",
               *STRINGS, "extra_float_digits = -15", "IntervalStyle = sql_standard", "quote_all_identifiers = on",
@@ -131,7 +132,7 @@ SETTINGS = {
 
 @contextmanager
 def settings(db, kind):
-    """A session that has set everything of the kind."""
+    """A session that has changed all of these settings."""
     for setting in SETTINGS[kind]:
         db.execute(f"SET {setting}")
     yield
@@ -194,7 +195,8 @@ PLAIN = ["text", "varchar(300)", "char(200)", "bytea", "aside.citext", "code"]
 @pytest.mark.parametrize("trigger", [False, True], ids=["alone", "with a trigger"])
 @pytest.mark.parametrize("type", PLAIN)
 def test_there_and_back(db, type, trigger):
-    """What is encrypted is what the functions on single values would encrypt, and what is decrypted is what was there before."""
+    """What is encrypted is what the functions on single values would encrypt, and decryption restores what was there
+    before."""
     if "." in type and value(db, "SELECT to_regtype(%s) IS NULL", type):
         pytest.skip(f"no {type} here")
     db.execute("CREATE DOMAIN code AS varchar(200)")
@@ -224,7 +226,7 @@ def test_there_and_back(db, type, trigger):
 def test_what_is_not_encrypted_as_a_whole(db, type):
     make(db, type)
     before = db.execute("SELECT value::text FROM secrets ORDER BY id").fetchall()
-    # The domain over text has a constraint, which plaintexts might not satisfy. There is nothing in it to encrypt.
+    # The domain over text has a constraint that plaintexts might not satisfy. There is nothing in it to encrypt.
     refusal = "which cannot be encrypted or decrypted as a whole" if type != "token" else "is in constraint token_check of domain types.token"
     for conversion in [ENCRYPT, DECRYPT] if type != "token" else [DECRYPT]:
         with pytest.raises((errors.DatatypeMismatch, errors.DependentObjectsStillExist), match=refusal):
@@ -234,7 +236,8 @@ def test_what_is_not_encrypted_as_a_whole(db, type):
 
 @pytest.mark.parametrize("type", ["jsonb", "text[]", "json"])
 def test_unknown_keys_and_no_tokens(db, type):
-    """Each token counts, and what no key opens does not keep the others of its value from a rotation."""
+    """Each token counts, and a token that no key opens does not keep the others of its value from being
+    rotated."""
     make(db, "jsonb")
     unknown = pyca.encrypt(LOST, b"secret", 1_700_000_000).decode()
     db.execute("UPDATE secrets SET value = jsonb_set(value, '{c}', to_jsonb(%s::text)) WHERE id = 1", [unknown])
@@ -295,7 +298,7 @@ def test_constraints_of_elements(db):
 
 
 def test_only_new_elements_are_checked(db):
-    """A statement would not check the others, either. It takes no memory for each."""
+    """A statement would not check the others, either. It takes no extra memory for each."""
     make(db, "token[]")
     db.execute("ALTER TABLE secrets ALTER value TYPE token[] USING value || ARRAY['short', NULL]::text[]")
     db.execute("ALTER DOMAIN token ADD CONSTRAINT short CHECK (length(VALUE) > 50 OR VALUE IS NULL) NOT VALID;"
@@ -309,7 +312,7 @@ def test_only_new_elements_are_checked(db):
 
 @pytest.mark.parametrize("number", [3000, 10_000])
 def test_a_document_that_prints_as_a_gigabyte(db, number):
-    """It takes no more than its own size to look at it, and to rotate what is in it."""
+    """Reading it and rotating its tokens takes no more memory than its own size."""
     make(db, "jsonb", rows=1)
     db.execute("UPDATE secrets SET value = value || ('{\"n\": [' || repeat('1e131071, ', %s) || '1]}')::jsonb WHERE id = 1", [number])
     assert value(db, "SELECT pg_column_size(value) < 10000 FROM secrets WHERE id = 1")
@@ -324,7 +327,7 @@ def test_a_document_that_prints_as_a_gigabyte(db, number):
 
 
 def test_keys_of_objects(db):
-    """A token may be one, and its object has another order then."""
+    """An object's key may be a token, and the object then has another order."""
     make(db, "jsonb")
     db.execute("UPDATE secrets SET value = jsonb_build_object(value->>'a', 1, value->'b'->>2, 2, 'other', value->'a') WHERE id > 0")
     assert census(db) == {"old key": 30, "null": 1}
@@ -337,7 +340,7 @@ def test_keys_of_objects(db):
 
 @pytest.mark.parametrize("type", ["json", "jsonb", "aside.hstore"])
 def test_a_document_as_a_whole_is_no_token(db, type):
-    """Not even where its strings, one after the other, would be one."""
+    """Not even if its strings, one after the other, would be one."""
     make(db, "text")
     if "." in type and value(db, "SELECT to_regtype(%s) IS NULL", type):
         pytest.skip(f"no {type} here")
@@ -374,7 +377,7 @@ def test_what_cannot_hold_tokens(db, type):
 
 @pytest.mark.parametrize("definition", ["AS ENUM ('x')", "AS (x text)", "AS RANGE (SUBTYPE = text)"])
 def test_a_type_that_somebody_has_added_to_hstore(db, definition):
-    """Whoever owns the extension may add types to it. What they print may depend on settings."""
+    """The owner of the extension may add types to it. What they print may depend on settings."""
     if not value(db, "SELECT count(*) FROM pg_extension WHERE extname = 'hstore'"):
         pytest.skip("no hstore here")
     db.execute(f"CREATE TYPE added {definition}; ALTER EXTENSION hstore ADD TYPE added")
@@ -393,7 +396,7 @@ def test_a_type_that_somebody_has_added_to_hstore(db, definition):
 
 @pytest.mark.parametrize("prepare", [False, True])
 def test_arguments_that_are_sent_apart_from_the_statement(db, conversion, prepare):
-    """As most drivers do. Then the transaction begins before the statement, as in a block."""
+    """As most drivers do. The transaction then begins before the statement, as in a block."""
     conversion.fill(db, 10)
     db.execute(f"CALL fernet_{conversion.name}_column(%s::regclass, %s::name)", ["secrets", "value"], prepare=prepare)
     assert census(db) == {conversion.after: 10}

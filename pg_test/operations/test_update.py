@@ -1,6 +1,6 @@
-"""ALTER EXTENSION pg_fernet UPDATE leads from each released version to what a fresh installation gives.
+"""ALTER EXTENSION pg_fernet UPDATE leads from each released version to the same state as a new installation.
 
-The SQL of each release is kept in sql/releases, the scripts from one to the next are in sql."""
+The SQL of each release is kept in sql/releases; the scripts from one release to the next are in sql."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def provide():
         path.unlink()
 
 
-# All that SQL says of a function, and what it says of anything else that belongs to the extension.
+# All that SQL says about a function, and about anything else that belongs to the extension.
 MEMBERS = """
     SELECT pg_describe_object(d.classid, d.objid, 0), obj_description(d.objid, d.classid::regclass::name),
            pg_get_functiondef(p.oid), (SELECT array_agg(acl::text ORDER BY acl::text) FROM unnest(p.proacl) AS acl)
@@ -100,7 +100,8 @@ def test_every_release_is_kept():
     assert {version for version, rest in headings if "unreleased" not in rest} == RELEASES.keys()
 
 
-# A version that never was: it lacks a function, has one with another volatility, and lets everybody rotate.
+# A version that never existed: it lacks a function, has one with another volatility, and lets everybody
+# rotate.
 [ADDED] = re.findall(r"CREATE FUNCTION fernet_keys\(\).*?;\nCOMMENT ON FUNCTION fernet_keys\(\).*?;\n", SCRIPT, re.DOTALL)
 OLDER = SCRIPT.replace(ADDED, "") \
     .replace("(token text) RETURNS integer\n    LANGUAGE c STABLE", "(token text) RETURNS integer\n    LANGUAGE c VOLATILE") \
@@ -172,7 +173,7 @@ def test_what_was_granted_on_a_procedure_with_a_new_parameter(db, provide):
 
 
 def grants(db):
-    """Who else than the owner may run what, by function."""
+    """Which roles other than the owner may run what, by function."""
     found = {}
     for function, role in db.execute("""
             SELECT p.oid::regprocedure::text, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END
@@ -182,7 +183,7 @@ def grants(db):
 
 
 def test_what_default_privileges_had_granted_to_0_1_0(db, provide):
-    """It revoked from PUBLIC only. What an administrator has granted since stays, in a dump, too."""
+    """It revoked only from PUBLIC. What an administrator has granted since stays, in a dump, too."""
     provide("0.1.0", RELEASES["0.1.0"])
     db.execute("DROP EXTENSION IF EXISTS pg_fernet; CREATE ROLE fernet_readers; CREATE ROLE fernet_rotator; CREATE SCHEMA fernet")
     warnings = []
@@ -204,7 +205,8 @@ def test_what_default_privileges_had_granted_to_0_1_0(db, provide):
             "fernet.fernet_rotate(text)": {"fernet_rotator"},
             "fernet.fernet_key_index(text)": {"fernet_readers", "fernet_rotator"},
         }
-        # To take it away where something else was granted would let pg_dump forget that: it is said instead.
+        # If it were revoked where something else was granted, pg_dump would forget that: so a warning names
+        # it instead.
         assert warnings == [("functions of pg_fernet are still granted because of ALTER DEFAULT PRIVILEGES",
                              "Still granted are fernet.fernet_key_index(text) to fernet_readers.")]
         dump = subprocess.run(["pg_dump", "-d", DATABASE], check=True, capture_output=True, text=True).stdout

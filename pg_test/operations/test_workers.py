@@ -1,4 +1,5 @@
-"""Background workers that help a call: in its place, as its role, with its settings, and no longer than it."""
+"""Background workers that help a call: in its place, as its role, with its settings, and no longer than it
+lasts."""
 
 import re
 import shutil
@@ -28,7 +29,8 @@ def keys(keys_in_database):
 
 @pytest.fixture
 def journal(db):
-    """Lets a trigger note which process writes a row of the table, and what some expressions are in it."""
+    """Lets a trigger note which process writes a row of the table, and what some expressions evaluate to in
+    it."""
     def note(*expressions):
         drop()
         db.execute("CREATE TABLE journal (process integer, noted text[]); GRANT INSERT ON journal TO PUBLIC")
@@ -62,7 +64,7 @@ def held(db, sessions):
         db.execute("SELECT pg_advisory_lock(1)")
         db.execute("CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
                    " WHILE NOT pg_try_advisory_xact_lock_shared(1) LOOP PERFORM pg_sleep(0.005); END LOOP; RETURN NEW; END $$")
-        # Not at once: some batches are done before.
+        # Not at once: some batches are done before that.
         db.execute("CREATE TRIGGER hold BEFORE UPDATE ON secrets FOR EACH ROW WHEN (mod(OLD.id, 3000) = 2999) EXECUTE FUNCTION hold()")
         go_on = lambda: db.execute("SELECT pg_advisory_unlock_all()")
         try:
@@ -98,11 +100,11 @@ def test_they_do_the_writing(db, sessions, conversion, journal):
     assert conversion.call(caller, workers=3, batch_size=100) == conversion.counts(ROWS)
     processes = dict(db.execute("SELECT process, count(*) FROM journal GROUP BY process").fetchall())
     print(processes)
-    # What one could not write, since another was extending a table for too long, the caller has.
+    # The caller writes what a worker could not write because another was extending a table for too long.
     assert processes.pop(caller.info.backend_pid, 0) < ROWS / 20
     assert len(processes) == 3 and min(processes.values()) > ROWS / 20
     assert census(db) == {conversion.after: ROWS} and is_consistent(db)
-    # In transactions of so many rows.
+    # In transactions of that many rows.
     assert value(db, "SELECT max(rows) FROM (SELECT count(*) AS rows FROM secrets GROUP BY xmin::text) AS batches") <= 100
     assert len(told) == 1 and told[0].endswith("rows/s")
     assert value(db, WORKERS) == 0
@@ -119,7 +121,7 @@ def test_partitions_and_children(db, sessions, conversion):
 
 
 def test_they_do_no_more_than_there_is(db, sessions):
-    # One range of blocks is for one worker.
+    # One worker takes one range of blocks.
     fill(db, 100)
     assert rotate(sessions(), workers=1_000_000) == ROTATE.counts(100)
     db.execute("TRUNCATE secrets")
@@ -206,7 +208,7 @@ def test_settings_of_the_login_that_were_changed_since(db, database, journal):
 
 
 def test_a_setting_that_the_login_could_not_make(db, database):
-    # From the configuration, the server accepts it, or warns and goes on.
+    # If it comes from the configuration, the server accepts it, or warns and goes on.
     fill(db, 1000)
     db.execute(f"ALTER DATABASE {database} SET default_text_search_config = 'no_such_thing'")
     try:
@@ -230,7 +232,7 @@ def test_settings_that_depend_on_each_other(db, database, journal):
 
 
 def test_all_digits_of_a_setting(db, database, journal):
-    # SHOW prints six of them. A plan has them all.
+    # SHOW prints six of the digits. A plan has them all.
     fill(db, 1000)
     db.execute("CREATE FUNCTION plan() RETURNS text LANGUAGE plpgsql AS"
                " $$ DECLARE line text; BEGIN EXECUTE 'EXPLAIN SELECT * FROM pg_database' INTO line; RETURN line; END $$")
@@ -247,7 +249,8 @@ def test_all_digits_of_a_setting(db, database, journal):
 
 
 def test_a_setting_of_a_library_that_is_not_loaded_yet(db, database, journal):
-    """The server lets any role set it, and drops it when the library is loaded if the role may not."""
+    """Any role can set it at first. When the library is loaded, the server drops it if the role may not set
+    it."""
     db.execute("CREATE ROLE fernet_rotator LOGIN; GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")
     try:
         for grant, setting in ("", "error"), ("GRANT SET ON PARAMETER plpgsql.variable_conflict TO fernet_rotator", "use_column"):
@@ -276,7 +279,7 @@ def test_privileges(db, database):
             with pytest.raises(errors.InsufficientPrivilege, match="row-level security may hide rows"):
                 rotate(caller, workers=2)
             db.execute("ALTER TABLE secrets DISABLE ROW LEVEL SECURITY")
-            # One who may not log in any more has done so before.
+            # A role that may no longer log in had done so before.
             db.execute("ALTER ROLE fernet_rotator CONNECTION LIMIT 1")
             assert rotate(caller, workers=2)["rotated"] == 1000
     finally:
@@ -314,7 +317,7 @@ def test_keys_of_the_session_alone(db, sessions, database):
         rotate(sessions(), workers=2)
 
 
-# A statement may have keys in it: of a caller who sets them and rotates in one block, say.
+# A statement may have keys in it: for instance, if the caller sets them and rotates in one block.
 WITH_KEYS = SimpleNamespace(call=lambda caller, batch_size, workers: caller.execute(
     f"CALL /* {NEW},{OLD} */ fernet_rotate_column('secrets', 'value', batch_size => {batch_size}, workers => {workers})"))
 
@@ -351,7 +354,8 @@ def test_a_key_file_of_the_session(db, database):
 
 @pytest.mark.parametrize("role, path", [("fernet_rotator", "/dropped"), ("postgres", "bad")])
 def test_a_key_file_that_was_set_before_the_library_was_loaded(db, database, role, path):
-    """The server has dropped it, since the role may not set it, or it is bad. The keys of the database take precedence."""
+    """The server has dropped it, because the role may not set it, or because it is bad. The keys of the database take
+    precedence."""
     db.execute("CREATE ROLE fernet_rotator LOGIN; GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")
     try:
         fill(db, 100)
@@ -471,7 +475,7 @@ def test_transaction_timeout(db, sessions):
         caller = sessions()
         caller.execute("SET transaction_timeout = '3s'")
         start = time.monotonic()
-        # Each transaction is short, that of a caller who waits for workers, too.
+        # Each transaction is short, including that of a caller who waits for workers.
         assert rotate(caller, workers=1, batch_size=10) == ROTATE.counts(1000)
         assert time.monotonic() - start > 3
     finally:
@@ -541,7 +545,7 @@ def test_a_locked_row_is_left_to_the_caller(db, sessions):
 
 @pytest.fixture
 def deferred(db):
-    """Lets a trigger do something when a transaction that has written certain rows is committed."""
+    """Lets a trigger do something when a transaction that has written certain rows commits."""
     def define(when, body):
         db.execute(f"CREATE FUNCTION deferred() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NULL; END $$")
         db.execute("CREATE CONSTRAINT TRIGGER deferred AFTER UPDATE ON secrets DEFERRABLE INITIALLY DEFERRED"
@@ -567,7 +571,7 @@ def test_workers_whose_deferred_triggers_wait_for_each_other(db, sessions, defer
 
 
 def test_a_deferred_trigger_that_waits_for_the_caller(db, sessions, deferred):
-    # The caller waits for the workers, and that is no lock: the server would not see a deadlock.
+    # The caller waits for the workers, but not for a lock: the server would not notice a deadlock.
     fill(db, ROWS)
     deferred("OLD.id = 15000", "PERFORM pg_advisory_xact_lock(7)")
     caller = sessions()
@@ -637,7 +641,7 @@ def test_max_worker_processes(processes, started):
 
 
 def test_no_shared_memory_segment_left():
-    # So few sessions can be there that one query takes all the segments that are for them.
+    # So few sessions are possible that one query takes all the segments that are meant for them.
     few = "max_connections = 5", "max_wal_senders = 0", "max_worker_processes = 2", "autovacuum_max_workers = 1"
     with Cluster([NEW, OLD], "fsync = off", *few) as cluster, cluster.connect() as db, cluster.connect() as other:
         db.execute("CREATE EXTENSION pg_fernet")
@@ -661,7 +665,7 @@ class WithSharedMemoryOfItsOwn(Cluster):
     launcher = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=8m tmpfs /dev/shm && exec "$@"', "sh", *RUN]
 
     def fill_shared_memory(self, left):
-        """Leaves so many bytes."""
+        """Leaves that many bytes."""
         with open(f"/proc/{self.processes()[0]}/root/dev/shm/filler", "wb", buffering=0) as filler:
             try:
                 while filler.write(bytes(4096)):
@@ -677,7 +681,7 @@ def test_no_shared_memory_left():
         db.execute("CREATE EXTENSION pg_fernet")
         fill(db, ROWS)
         told = notices(db)
-        # Enough for two queues and all else, and not for eight.
+        # Enough for two queues and everything else, but not for eight.
         cluster.fill_shared_memory(80 << 10)
         assert rotate(db, workers=8) == ROTATE.counts(ROWS)
         assert re.fullmatch("no background worker started: could not resize shared memory segment .*: No space left on device", told[0])
@@ -696,7 +700,7 @@ def stop(cluster, caller, workers):
 
 def kill_all_but_the_workers(cluster, caller, workers):
     cluster.kill([cluster.processes()[0], caller])
-    # They end by themselves, and not when the work is done, in some minutes.
+    # They end by themselves, and not only when the work is done, in some minutes.
     wait_until(lambda: not any(map(is_alive, workers)), seconds=10)
 
 

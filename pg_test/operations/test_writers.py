@@ -1,4 +1,4 @@
-"""Rotation, encryption and decryption beside others who write to the table, or lock its rows."""
+"""Rotation, encryption and decryption while others write to the table, or lock its rows."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ class Writer(threading.Thread):
     def __init__(self, db, number, forms, rng, stop):
         super().__init__()
         self.db, self.number, self.rng, self.stop = db, number, rng, stop
-        self.forms = forms  # of which each makes a value of a plaintext
+        self.forms = forms  # each of which turns a plaintext into a value
         self.written = {}
         self.slowest = 0
         self.error = None
@@ -75,7 +75,7 @@ def test_nothing_is_lost(db, sessions, conversion, rng, only_new, workers):
         stop.set()
         for writer in writers:
             writer.join()
-    # None of them met a deadlock, or waited for longer than some batches.
+    # None of them met a deadlock, or waited for longer than some batches take.
     assert [writer.error for writer in writers] == [None] * WRITERS
     slowest = max(writer.slowest for writer in writers)
     print(f"{counts}, {sum(len(w.written) for w in writers)} rows written, the slowest in {slowest:.2f} s")
@@ -87,7 +87,7 @@ def test_nothing_is_lost(db, sessions, conversion, rng, only_new, workers):
     expected |= {id: plaintext for id, (plaintext, _) in written.items()}
     assert contents(db) == expected
 
-    # What is still as it was before was written so; the census tells exactly how much.
+    # What still is as it was before was written in that form; the census tells exactly how much.
     old = {id for id, found in db.execute("SELECT id, value FROM secrets") if not conversion.is_new(found)}
     assert old <= {id for id, (_, form) in written.items() if form == conversion.value}
     assert census(db).get(conversion.before, 0) == len(old)
@@ -143,7 +143,7 @@ COMMIT;
 @contextmanager
 def pgbench(database, key, others, folder):
     """Two clients that update and insert rows at random, under one key, as fast as they can."""
-    # Each has its own: it may still be reading it when the next one is begun.
+    # Each pgbench has a file of its own: it may still be reading that when the next one begins.
     script = folder / f"{key}.sql"
     script.write_text(SCRIPT)
     command = ["pgbench", "-n", "-f", script, "-T", "86400", "-c", "2", "-D", f"rows={ROWS}", "-D", f"key='{key}'"]
@@ -172,8 +172,8 @@ def test_nothing_is_lost_beside_pgbench(db, sessions, database, tmp_path, worker
         assert counts["unknown_key"] == counts["not_a_token"] == counts["nulls"] == 0
         assert counts["rotated"] > ROWS * 0.9 / FEWER
 
-        # Each value is what was written last; the others are what they were. What is still under the old key was written
-        # under it, and the census tells exactly how much that is.
+        # Each value is what was written last; the others are what they were. What is still under the old key was
+        # written under it, and the census tells exactly how much that is.
         db.execute("CREATE TABLE last AS SELECT DISTINCT ON (id) id, plaintext, key FROM journal ORDER BY id, number DESC")
         rows, right, old, written_so = db.execute("""
             SELECT count(*), count(*) FILTER (WHERE fernet_decrypt(value) = coalesce(plaintext, 'secret ' || id)),
@@ -189,7 +189,7 @@ def test_nothing_is_lost_beside_pgbench(db, sessions, database, tmp_path, worker
 
 
 def wait_until_it_waits_for_long(db, session):
-    """For longer than the moment for which a batch waits before it leaves a row out."""
+    """Longer than the moment for which a batch waits before it leaves a row out."""
     def waits():
         return waits_for_lock(db, session.info.backend_pid)
 
@@ -197,7 +197,7 @@ def wait_until_it_waits_for_long(db, session):
 
 
 def rotated_after_waiting_for(db, sessions, change, end="COMMIT"):
-    """How many rows a call rotates that has to wait for a transaction with a change."""
+    """How many rows a call rotates if it has to wait for a transaction with a change."""
     writer, caller = sessions(), sessions()
     writer.execute("BEGIN")
     writer.execute(change)
@@ -263,19 +263,19 @@ def test_an_update_in_progress_wins(db, sessions, conversion):
     writer.execute("UPDATE secrets SET value = %s WHERE id = 2", [mine])
     with in_background(conversion.call, caller) as call:
         wait_until_it_waits_for_long(db, caller)
-        # A deadlock, if the call had a lock on another row while it waits.
+        # This would be a deadlock if the call had a lock on another row while it waits.
         writer.execute("SET deadlock_timeout = '10ms'")
         writer.execute("UPDATE secrets SET value = %s WHERE id = 1", [mine])
         writer.execute("COMMIT")
         counts = call.result()
     assert contents(db) == {1: "mine", 2: "mine", 3: "secret 3"}
-    # Row 1 was converted, written again as before, and converted again: it counts once.
+    # Row 1 was converted, overwritten with its old form, and converted again: it counts once.
     assert counts == conversion.counts(3)
     assert census(db) == {conversion.after: 3}
 
 
 def test_a_row_is_rotated_whose_other_columns_are_changed_meanwhile(db, sessions):
-    # Its new version has the old token, and is in a place that was passed when the change ends.
+    # Its new version has the old token, and is in a place that the call has passed when the change ends.
     fill(db, 3)
     assert rotated_after_waiting_for(db, sessions, "UPDATE secrets SET id = -id WHERE id = 2") == 3
     assert census(db) == {"current": 3}
@@ -344,7 +344,7 @@ def test_a_trigger_that_puts_the_old_value_back_brings_a_warning(db, sessions):
 
 
 def test_a_trigger_that_moves_rows_to_another_partition_ends_the_call(db):
-    """As it would end an UPDATE of the partition. One of the partitioned table moves the row."""
+    """As it would end an UPDATE of the partition. An UPDATE of the partitioned table moves the row."""
     three_partitions(db)
     db.execute("CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.part := 3; RETURN NEW; END $$")
     db.execute("CREATE TRIGGER move BEFORE UPDATE ON secrets FOR EACH ROW WHEN (OLD.part = 2) EXECUTE FUNCTION move()")
@@ -372,7 +372,7 @@ def test_what_is_deleted_meanwhile_is_missing_from_what_was_current(db, sessions
 
 
 def test_rights_to_each_partition(db, database):
-    """The tables that are written are the partitions."""
+    """The partitions are the tables that are written."""
     three_partitions(db)
     create_role("fernet_rotator")
     try:
@@ -430,7 +430,7 @@ def test_who_may_not_write_locks_no_row(db, database):
 
 
 def test_a_unique_column_whose_rows_are_referred_to(db, sessions):
-    # Then an UPDATE of it conflicts with a lock that no other does.
+    # An UPDATE of it then conflicts with a lock that no other UPDATE conflicts with.
     fill(db, 1000)
     db.execute("CREATE UNIQUE INDEX ON secrets (value)")
     db.execute("CREATE TABLE children (id integer REFERENCES secrets (id))")
@@ -440,7 +440,7 @@ def test_a_unique_column_whose_rows_are_referred_to(db, sessions):
         writer.execute("INSERT INTO children VALUES (500)")
         with in_background(rotate, caller) as call:
             wait_until_it_waits_for_long(db, caller)
-            # It waits with no lock on another row.
+            # It waits without a lock on another row.
             writer.execute("SET lock_timeout = '2s'")
             writer.execute("UPDATE secrets SET id = id WHERE id IN (1, 1000)")
             writer.execute("COMMIT")
@@ -522,11 +522,11 @@ def test_a_partition_that_goes_takes_its_bad_values_along(db, sessions):
         with in_line(db, sessions(), "DROP TABLE secrets_0"):
             go_on()
         counts = call.result()
-    # What was rotated in it is not under the first key: it is gone.
+    # The tokens that were rotated in it are not under the first key: they are gone.
     assert counts["not_a_token"] == 0 and counts["rotated"] == 10 and not told
 
 
-# What may not take tokens, and what it takes to have it.
+# Objects that may refuse tokens, and the statement that makes each.
 CHANGES = {
     "unique index": "CREATE UNIQUE INDEX ON secrets (value)",
     "expression": "CREATE INDEX ON secrets (lower(value))",

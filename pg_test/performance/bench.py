@@ -1,8 +1,8 @@
-"""Measures what pg_fernet costs in a server and prints it beside the targets.
+"""Measures the cost of pg_fernet in a server, and prints it beside the targets.
 
-The server is one as initdb makes it. What is compared runs in turn, in one session; each figure is
-a median. Reads what criterion measured of the core from the folder that is given, and writes the
-table to JSON and a picture of it to SVG, if it is told where.
+The server is as initdb makes it. What is compared runs in turn, in one session; each figure is a median. Reads
+criterion's measurements of the core from the given folder. If the paths are given, writes the table to JSON and a
+picture of it to SVG.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Figure:
 
     @property
     def met(self):
-        """None for what is there to compare with, and has no target."""
+        """None for figures that are only for comparison, and have no target."""
         if self.at_most is not None:
             return self.measured <= self.at_most
         return None if self.at_least is None else self.measured >= self.at_least
@@ -63,15 +63,14 @@ class Figure:
 
 class Server:
     def __init__(self):
-        # Prepared, as psycopg does after five runs, a statement would keep its plan, and so its number
-        # of workers.
+        # A prepared statement, which psycopg makes after five runs, would keep its plan, and so its number of workers.
         self.db = psycopg.connect(autocommit=True, prepare_threshold=None)
         self.db.execute("CREATE EXTENSION pg_fernet")
         self.db.execute("SET max_parallel_workers_per_gather = 0")
         self.db.execute("CREATE SCHEMA edition")
         install_sql_edition(self.db, "edition")
         self.keys(NEW, OLD)
-        # What things take for a value of 24 bytes, for the picture.
+        # What a value of 24 bytes costs, for the picture.
         self.us = {}
 
     def keys(self, *keys):
@@ -96,11 +95,11 @@ class Server:
         self.keys(NEW, OLD)
 
     def memory(self, kind="RssAnon"):
-        """What the session's process has to itself, in bytes; as VmHWM, the most that it had of all."""
+        """The memory that the session's process has to itself, in bytes; as VmHWM, the most that it has had."""
         return memory(self.db, kind) * 1024
 
     def peak(self, query):
-        """How much more memory a query takes at its peak than before, if we may ask for it."""
+        """How much more memory a query takes at its peak than before, if the system lets us ask."""
         try:
             Path(f"/proc/{self.db.info.backend_pid}/clear_refs").write_text("5")
         except PermissionError:
@@ -111,17 +110,17 @@ class Server:
 
 
 def in_turn(turns=TURNS, **works):
-    """Does each work in every turn and returns the median of what each returns."""
+    """Runs all work functions in every turn, and returns the median of what each returns."""
     results = {name: [] for name in works}
     for turn in range(turns):
-        # Every other turn backwards, so that neither gains by its place.
+        # Every other turn runs backwards, so that none gains by its place.
         for name in list(works)[::1 if turn % 2 else -1]:
             results[name].append(works[name]())
     return {name: statistics.median(values) for name, values in results.items()}
 
 
 def update(server):
-    """The whole job, and all that PostgreSQL does for it."""
+    """The whole job, with all that PostgreSQL does for it."""
     server.fill(ROWS, "before")
 
     def run(expression):
@@ -143,7 +142,7 @@ def update(server):
 
 
 def values(server, times):
-    """Values by themselves: what scanning and counting the same table takes is taken off."""
+    """Values by themselves: the time for scanning and counting the same table is subtracted."""
     server.fill(ROWS)
     server.db.execute(f"CREATE TABLE plaintexts AS SELECT '{PLAINTEXT}' AS value, '{PLAINTEXT}'::bytea AS bytes"
                       f" FROM generate_series(1, {ROWS})")
@@ -167,7 +166,7 @@ def values(server, times):
         return run
 
     key = "decode('000102030405060708090a0b0c0d0e0f', 'hex')"
-    # The least that pgcrypto can do, with one vector for all; and with a vector for each, to base64.
+    # The least that pgcrypto can do, with one vector for all; and with a vector for each value, up to base64.
     two_calls = f"hmac(encrypt_iv(bytes, {key}, {key}, 'aes-cbc'), {key}, 'sha256')"
     pgcrypto = (f"encode(hmac(encrypt_iv(convert_to(value, 'UTF8'), {key}, gen_random_bytes(16), 'aes-cbc'),"
                 f" {key}, 'sha256'), 'base64')")
@@ -187,10 +186,10 @@ def values(server, times):
     scans = {"rotate": "scan", "encrypt_bytes": "scan_bytes", "two_calls": "scan_bytes",
              "encrypt": "scan_plaintexts", "pgcrypto": "scan_plaintexts"}
     own = {name: took[name] - took[scan] for name, scan in scans.items()}
-    yield Figure("fernet_encrypt against pgcrypto's encrypt_iv and hmac alone", own["two_calls"] / own["encrypt_bytes"], at_least=4)
+    yield Figure("fernet_encrypt against only pgcrypto's encrypt_iv and hmac", own["two_calls"] / own["encrypt_bytes"], at_least=4)
     yield Figure("the same with gen_random_bytes, convert_to and encode", own["pgcrypto"] / own["encrypt"])
     vector = times["vectors", 256, "getrandom"] / 256
-    yield Figure("fernet_rotate of 24 B against its primitives and its vector alone",
+    yield Figure("fernet_rotate of 24 B against only its primitives and its vector",
                  own["rotate"] / 1e6 / (times["floor", 24, "in turn"] + vector), at_most=1.25)
     yield Figure("fernet_rotate against pyca's MultiFernet.rotate", took["pyca"] / own["rotate"], at_least=40)
     yield Figure("each further key in the list", (took["eleven"] - took["two"]) / 9, at_most=0.2, unit="us/row")
@@ -199,8 +198,8 @@ def values(server, times):
 
 
 def ways(server):
-    """The same work by each edition, by what pgcrypto alone can do of it, and by Python, which reads and writes rows over the
-    socket: {work: {way: microseconds a value}}"""
+    """The same work by each edition, by what pgcrypto can do of it by itself, and by Python, which reads and writes
+    rows over the socket: {work: {way: microseconds a value}}"""
     rows = 20_000
     server.fill(rows, "before")
     both = MultiFernet([Fernet(NEW), Fernet(OLD)])
@@ -214,7 +213,7 @@ def ways(server):
     tokens = [token for token, in server.db.execute("SELECT value::bytea FROM before LIMIT 5000")]
 
     def select(expression, table="before"):
-        """What scanning and counting take is taken off."""
+        """The time for scanning and counting is subtracted."""
         return lambda: (server.clock(f"SELECT count({expression}) FROM {table}") - server.clock(f"SELECT count(value) FROM {table}")) / rows * 1e6
 
     def python(work):
@@ -273,7 +272,7 @@ def ways(server):
 
 
 def trigger(server):
-    """What is written in plaintext, by one statement for all rows and by one for each."""
+    """The cost of encrypting on write, by one statement for all rows and by one for each."""
     key = "'\\x000102030405060708090a0b0c0d0e0f'"
     server.db.execute(f"""
         CREATE FUNCTION encrypt_with_pgcrypto() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -316,7 +315,7 @@ def trigger(server):
 
 
 def documents(server):
-    """Tokens in JSON against the same tokens in text; and documents without any."""
+    """Tokens in JSON compared with the same tokens in text; and documents without any."""
     rows = 20_000
     server.fill(3 * rows, "before")
     server.db.execute("CREATE TABLE documents_before AS SELECT jsonb_object_agg('key' || id % 3, value) AS value FROM before GROUP BY id / 3")
@@ -337,7 +336,7 @@ def documents(server):
     server.db.execute("CREATE TABLE large_documents AS SELECT jsonb_object_agg('key' || i, md5(i::text)) AS jsonb"
                       " FROM generate_series(1, 200000) AS i")
     server.db.execute("ALTER TABLE large_documents ADD json json; UPDATE large_documents SET json = jsonb::text::json")
-    # What reads all of it, and does next to nothing with that.
+    # A query that reads all of it, and does next to nothing with that.
     for type, read in ("json", "octet_length(json::text || '')"), ("jsonb", "jsonb ? 'none'"):
         took = in_turn(read=lambda: server.clock(f"SELECT {read} FROM large_documents"),
                        search=lambda: server.clock(f"SELECT fernet_key_index({type}) FROM large_documents"))
@@ -345,7 +344,7 @@ def documents(server):
 
 
 def large(server, floor):
-    """One value of 64 MiB, against its primitives alone and a copy of it."""
+    """One value of 64 MiB, compared with only its primitives and with a copy of it."""
     size = 64 * MEBIBYTE
     block = bytearray(size)
 
@@ -381,7 +380,7 @@ def large(server, floor):
         print("64 MiB: peak memory: this user may not reset the peak of the server's process")
         return
     yield Figure("64 MiB: peak memory of encrypt, in values", encrypted / size, at_most=3, unit="", runs=1)
-    # The plaintext it began with is still there, but no part of decrypting.
+    # The plaintext from which it was made is still there, but is not part of decrypting.
     yield Figure("64 MiB: peak memory of decrypt, in values", decrypted / size - 1, at_most=3, unit="", runs=1)
 
 
@@ -403,7 +402,7 @@ def parallel(server):
 
 
 def growth(server, most):
-    """One UPDATE of ever more rows, and what PostgreSQL alone takes for as many."""
+    """One UPDATE of more and more rows, and the time that PostgreSQL itself takes for as many."""
     took, memory = {}, {}
 
     def run(expression, rows):
@@ -445,7 +444,7 @@ def core_figures(times):
                      at_least=faster, runs=100)
     for size, (name, faster, over) in sizes.items():
         if over:
-            yield Figure(f"core rotate of {name} against its primitives alone",
+            yield Figure(f"core rotate of {name} against only its primitives",
                          times["rotate", size, "pg_fernet"] / times["floor", size, "in turn"], at_most=over, runs=100)
 
 
@@ -470,7 +469,7 @@ def main():
         print(f"{name}: {value}")
     by_work = ways(server)
     figures = []
-    # The growth comes last: the server writes for minutes what it leaves behind.
+    # The growth comes last: after it, the server writes for minutes.
     parts = (core_figures(times), update(server), values(server, times), trigger(server), documents(server), parallel(server),
              large(server, floor), growth(server, arguments.rows))
     for part in parts:

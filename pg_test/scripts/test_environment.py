@@ -1,4 +1,4 @@
-"""The scripts in environments that somebody may have."""
+"""The scripts in unusual environments."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ PG_CONFIG = Path(os.environ["PG_CONFIG"])
 
 @pytest.fixture(params=["bare", "relative"])
 def named(request):
-    """PG_CONFIG without the folder that it is in."""
+    """PG_CONFIG without its folder."""
     if request.param == "bare":
         return dict(PG_CONFIG="pg_config", PATH=f"{PG_CONFIG.parent}:{os.environ['PATH']}")
     return dict(PG_CONFIG=f"{PG_CONFIG.parent.name}/pg_config", cwd=PG_CONFIG.parents[1])
@@ -40,7 +40,7 @@ def test_pg_config(named, command, expected):
 
 @pytest.fixture
 def folder(tmp_path):
-    """What programs stumble over that look here."""
+    """Settings that break programs which read them."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / "psycopg.py").write_text("raise SystemExit('not the psycopg of the tests')")
     return str(tmp_path)
@@ -89,7 +89,7 @@ def test_a_relative_cache(tmp_path):
                PG_FERNET_CACHE=os.path.relpath(tmp_path, ROOT)).strip() == str(tmp_path)
 
 
-# Stands for programs of that name; tells what it was called with, and does nothing.
+# Replaces programs of that name; records what it was called with, and does nothing.
 DEBOOTSTRAP = '#!/bin/sh\necho "$@" >"$0.log"\nexit 1\n'
 APT_GET = '#!/bin/sh\n[ "$1" != indextargets ] || echo "{}"\n'
 
@@ -98,7 +98,7 @@ APT_GET = '#!/bin/sh\n[ "$1" != indextargets ] || echo "{}"\n'
 @pytest.mark.parametrize("known, mirror", [("", []), ("http://mirror.invalid/debian/", ["http://mirror.invalid/debian/"])])
 @pytest.mark.parametrize("release, suite", [("13", "trixie"), ("unstable", "unstable")])
 def test_the_mirror_of_a_debian_root(tmp_path, release, suite, known, mirror):
-    """The one that this machine's apt knows; else debootstrap is left to choose."""
+    """The mirror that this machine's apt knows; without one, debootstrap chooses."""
     for name, text in {"debootstrap": DEBOOTSTRAP, "apt-get": APT_GET.format(known)}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)

@@ -1,4 +1,4 @@
-"""Whatever the environment says, the scripts and the tests keep to the server that they have started."""
+"""Whatever the environment says, the scripts and the tests use only the server that they have started."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Restarts the throwaway server as one that is reached over TCP and logs all that it is asked.
+# Restarts the throwaway server so that it listens on TCP, and logs all statements.
 ANOTHER = """
 $PG_FERNET_RUN pg_ctl restart -w -D "$PGDATA" -l "$PGDATA/server.log" \
     -o "-p {port} -c listen_addresses=127.0.0.1 -c log_connections=on -c log_statement=all" >/dev/null
@@ -22,8 +22,8 @@ echo "$PGDATA"
 cat >/dev/null
 """
 
-# Of libpq's and psql's, and of the server's programs: what each is set to leads elsewhere, or makes a client fail.
-# libpq tells the rest of its own.
+# Variables of libpq, of psql and of the server's programs: each is set so that it leads elsewhere, or makes a
+# client fail. libpq itself names its others.
 MISLEADING = {
     "PGCHANNELBINDING": "require",
     "PGCLIENTENCODING": "LATIN1",
@@ -45,7 +45,7 @@ MISLEADING = {
 
 
 class Another:
-    """Somebody else's server."""
+    """A server that is not ours."""
 
     def __init__(self, data, port):
         self.log = Path(data, "server.log")
@@ -123,7 +123,7 @@ def programs():
 
 
 def test_a_server_that_is_not_the_one_just_started(another, programs):
-    """Somehow psql finds its way to another one."""
+    """psql finds its way to another server in some other way."""
     real = Path(subprocess.run([os.environ["PG_CONFIG"], "--bindir"], text=True, capture_output=True).stdout.strip())
     for program in "initdb", "pg_ctl", "postgres":
         (programs / program).symlink_to(real / program)
@@ -149,7 +149,8 @@ STARTED = {"PG_FERNET_RUN": "", "PGDATA": "/tmp/pg_fernet.another/data"}
       for suite in ("airflow", "documentation", "hardening", "interop", "operations", "security")),
 ])
 def test_without_with_server(another, started, command):
-    """Nothing is written to a server that with-server has not started, not even beside one that it has."""
+    """Nothing is written to a server that with-server has not started, not even if it has started one as
+    well."""
     before = another.asked()
     done = run(sys.executable, *command, environment=another.address | started)
     assert done.returncode == 1
@@ -159,7 +160,7 @@ def test_without_with_server(another, started, command):
 
 
 def test_regress_is_for_any_server(another):
-    """That is what `make installcheck` is for."""
+    """`make installcheck` is for that."""
     done = run("scripts/regress", "schema", environment=another.address)
     assert done.returncode == 0, done.stdout + done.stderr
     assert any("CREATE DATABASE" in line for line in another.asked())

@@ -1,4 +1,4 @@
-"""The counts that `make test` ends with: scripts/parts.sh, which scripts/test runs its parts with."""
+"""The counts with which `make test` ends: scripts/parts.sh, with which scripts/test runs its parts."""
 
 import os
 import subprocess
@@ -80,7 +80,7 @@ def test_steps(steps, status, counts):
 
 
 def test_a_script_of_parts_as_a_part(tmp_path):
-    """As scripts/test in a root of Debian: what it has added up is not counted twice."""
+    """As scripts/test in a root of Debian: its own sum is not counted twice."""
     inner = tmp_path / "inner"
     inner.write_text("\n".join(["source scripts/common.sh", "source scripts/parts.sh", PASSES,
                                 *(f"part recorded cat {OUTPUTS}/{name}.txt" for name in ("cargo-fails", "pg_regress-18"))]))

@@ -1,4 +1,5 @@
-"""The rooms of the sources import what is below them, never what is above or beside: src/lib.rs has their order."""
+"""The rooms of the sources import only what is below them, never what is above or beside: src/lib.rs has their
+order."""
 
 import re
 from pathlib import Path
@@ -28,7 +29,7 @@ def test_imports_go_down():
     assert {room_of(path) for path in files} == set(ROOMS)
     assert [(str(path), name) for path in files for name in imports(path)
             if name not in [room_of(path), *BELOW[room_of(path)]]] == []
-    # It sees what there is to be seen.
+    # The test sees imports that exist.
     assert imports(ROOT / "src/columns/convert.rs") == {"fernet", "pg"}
     assert imports(ROOT / "src/pg/report.rs") == {"fernet"}
 

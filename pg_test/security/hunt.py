@@ -1,6 +1,7 @@
-"""A hunt for leaks: sets keys in every way, uses plaintexts in every way, and searches all places where they might be read.
+"""A hunt for leaks: sets keys in every way, uses plaintexts in every way, and searches every place where they might be
+read.
 
-Each way has keys of its own, each use a plaintext of its own.
+Each way has its own keys, and each use its own plaintext.
 """
 
 import os
@@ -48,7 +49,8 @@ auto_explain.log_nested_statements = on
 # the last line
 """
 
-# Settings of a session that have statements logged: under this name, not as log_statement does.
+# Settings of a session that have statements logged. The session has the setting's name, except for
+# log_statement.
 LOGGING = {
     "log_min_duration_statement": "0",
     "log_min_duration_sample": "0",
@@ -84,8 +86,8 @@ DEFINITIONS = {
     "CREATE SUBSCRIPTION": "CREATE SUBSCRIPTION with_keys CONNECTION 'options=-cfernet.keys={}' PUBLICATION p WITH (connect = false)",
 }
 
-# What is done with a plaintext: a statement, and how it ends. In it, {} stands for the plaintext, or, as a parameter, %s.
-# {token} is a token of it; {reversed} its reverse, of which the statement makes the plaintext.
+# The uses of a plaintext: a statement, and how it ends. {} in it is replaced by the plaintext, or, as a parameter, by
+# %s. {token} is a token of the plaintext; {reversed} is its reverse, from which the statement makes the plaintext.
 USES = {
     "encrypt a literal": ("SELECT fernet_encrypt('{}')", None),
     "encrypt a parameter": ("SELECT fernet_encrypt(%s)", None),
@@ -145,7 +147,7 @@ class Hunt:
             "CREATE ROLE replicator LOGIN REPLICATION",
             "CREATE DATABASE hunted",
             "CREATE FOREIGN DATA WRAPPER nothing",
-            # What an ordinary role can have run in the midst of other people's statements.
+            # Code of an ordinary role that can run in the middle of other people's statements.
             "CREATE SCHEMA ordinary AUTHORIZATION ordinary; SET ROLE ordinary; SET search_path = ordinary",
             "CREATE UNLOGGED TABLE seen (query text)",
             "CREATE TABLE watched (token text)",
@@ -163,7 +165,7 @@ class Hunt:
         self.session("hunted").execute("CREATE EXTENSION pg_fernet")
 
     def session(self, database="postgres", **options):
-        """A session that stays open to the end, so that its last statement stands in pg_stat_activity."""
+        """A session that stays open to the end, so that pg_stat_activity shows its last statement."""
         session = connect(database, host=self.host, **options)
         self.stack.callback(session.close)
         session.add_notice_handler(lambda diag: search_error(self.traces, diag))
@@ -175,7 +177,7 @@ class Hunt:
         return session
 
     def run(self, session, query, *parameters, sqlstate=None):
-        """Runs a statement, which ends with that error or with none."""
+        """Runs a statement, which must end with that error or with none."""
         try:
             rows = session.execute(query, parameters or None)
         except psycopg.Error as error:
@@ -190,7 +192,7 @@ class Hunt:
     #
 
     def list(self, way):
-        """Two keys, or, if the way ends so, a key and something else."""
+        """Two keys or, if the way ends so, a key and something else."""
         second = self.traces.text if way.endswith(", refused") else self.traces.key
         return self.traces.key(way) + "," + second(way)
 
@@ -219,7 +221,7 @@ class Hunt:
             else:
                 self.use_keys(session)
 
-        # A bad list that the server takes, if it does not know the setting yet.
+        # A bad list, which the server accepts if it does not know the setting yet.
         try:
             self.session().execute(f"ALTER ROLE later SET fernet.keys = '{self.list('taken at first, refused')}'")
         except psycopg.errors.InvalidParameterValue as error:
@@ -239,7 +241,7 @@ class Hunt:
                     self.traces.search(f"{view}, in the session", session.execute(f"SELECT * FROM {view}").fetchall())
 
     def use_keys(self, session):
-        """Asks for the keys that the session has by now, whoever may."""
+        """Asks, as any role may, for the keys that the session now has."""
         for query in ("SELECT fernet_is_token('x')", "SELECT count(fernet_encrypt('x'))", "SELECT * FROM fernet_keys()",
                       "SELECT fernet_decrypt('x')"):
             try:
@@ -281,7 +283,7 @@ class Hunt:
         self.session().execute("SELECT pg_reload_conf()")
         while self.log().count("received SIGHUP") == before:
             time.sleep(0.01)
-        # The processes follow, each in its time.
+        # The processes follow, each in its own time.
         time.sleep(0.2)
 
     def log(self):
@@ -356,7 +358,7 @@ class Hunt:
         self.use_in_other_encodings(key)
 
     def use_as_parameters(self):
-        """With all that the server has to keep parameters out of the log. They stay in plans."""
+        """With everything that the server has to keep parameters out of the log. They stay in plans."""
         settings = {"log_min_duration_statement": "0", "log_parameter_max_length": "0", "log_parameter_max_length_on_error": "0"}
         for label, more in {
             "parameter, kept out of the log": {"auto_explain.log_min_duration": "-1"},
@@ -372,7 +374,7 @@ class Hunt:
                     session.execute("SELECT fernet_encrypt(%s), 1 / (random() * 0)::int", [self.traces.text(label)])
 
     def use_in_a_deadlock(self):
-        """The log shows the statements of all who take part in it."""
+        """The log shows the statements of all sessions involved."""
         def encrypt(session, n):
             text = self.traces.text("encrypt a literal in a deadlock")
             with suppress(psycopg.errors.DeadlockDetected):

@@ -1,6 +1,6 @@
 """Everything in memory that is worth as much as a key: its bytes, and what is computed from them.
 
-Written from FIPS 197 and FIPS 180-4, since no library hands these values out."""
+Written from FIPS 197 and FIPS 180-4, since no library returns these values."""
 
 import base64
 import struct
@@ -25,7 +25,8 @@ def needles(key):
     for n, round_key in enumerate(keys[1:], 1):
         found[f"round key {n}"] = round_key
     for n, round_key in enumerate(keys[1:-1], 1):
-        # What the equivalent inverse cipher, and with it the processor's instruction, decrypts with.
+        # The key schedule that the equivalent inverse cipher, and with it the processor's instruction,
+        # decrypts with.
         found[f"decryption round key {n}"] = inverse_mix_columns(round_key)
     return found
 
@@ -87,7 +88,7 @@ def inverse_mix_columns(block):
 #
 
 def fractions_of_roots(degree, count):
-    """32 bits after the point of the roots of the first primes."""
+    """The first 32 bits of the fractional parts of the square roots of the first primes."""
     primes, n = [], 2
     while len(primes) < count:
         if all(n % p for p in primes):

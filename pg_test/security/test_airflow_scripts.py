@@ -1,5 +1,5 @@
-"""The scripts in sql/airflow, run by a superuser in a database where others may create what they like, and by others. The
-tables are shaped as Airflow's; pg_test/airflow has the real ones."""
+"""The scripts in sql/airflow, run by a superuser in a database where others may create what they like, and by others.
+The tables have the shape of Airflow's; pg_test/airflow has the real ones."""
 
 import os
 import re
@@ -28,7 +28,8 @@ TABLES = {
                                " is_encrypted boolean NOT NULL DEFAULT false, is_extra_encrypted boolean NOT NULL DEFAULT false",
 }
 
-# Beside a copy of what the server has: what fits a varchar better than the server's and ours do.
+# Beside copies of the server's functions and operators: some that fit a varchar better than the server's and
+# ours do.
 PLANT_VARCHAR = """
 DO $do$
 DECLARE
@@ -93,7 +94,8 @@ def roles():
 
 @pytest.fixture
 def admin(roles, keys):
-    """A superuser, in a database with Airflow's tables and the extension in schema public, where an attacker may create."""
+    """A superuser, in a database with Airflow's tables and the extension in schema public, where an attacker may create
+    objects."""
     create_database(DATABASE)
     with connect(DATABASE) as admin:
         admin.execute("CREATE EXTENSION pg_fernet")
@@ -158,7 +160,7 @@ def succeed(*arguments, **options):
 
 
 def refusal(*arguments, **options):
-    """The error that it ends with."""
+    """The error with which it ends."""
     done = psql(*arguments, **options)
     assert done.returncode == 3, done.stdout + done.stderr
     return done.stderr
@@ -340,7 +342,7 @@ def test_a_policy_that_hides_rows_is_an_error(admin, keys, script):
         error = refusal(script, *keys, user="fernet_tenant")
         assert 'query would be affected by row-level security policy for table "connection"' in error
         assert snapshot(admin) == before
-        # Nobody is in its way who sees all.
+        # A role that sees all rows is not affected.
         run_all(keys)
     finally:
         admin.execute("DROP OWNED BY fernet_tenant; DROP ROLE fernet_tenant")
@@ -376,7 +378,7 @@ def test_a_token_that_no_key_opens_is_never_plaintext(admin, keys):
     statuses = {tuple(part.strip() for part in line.split(" | ")[:2]) for line in checked.stdout.splitlines() if line.endswith(" | no")}
     assert statuses == {("connection.password", "unknown key"), ("connection_test_request.extra", "unknown key"), ("variable.val", "unknown key")}
 
-    # What is no token of Airflow's can be encrypted by hand.
+    # What is not a token of Airflow's can be encrypted by hand.
     admin.execute("UPDATE public.variable SET val = fernet_encrypt(val::text), is_encrypted = true WHERE val = %s", [lost])
     assert "left as they are: 2\n" in psql("encrypt.sql", *keys).stderr
 
@@ -386,7 +388,7 @@ def test_a_token_that_no_key_opens_is_never_plaintext(admin, keys):
 #
 
 def statuses(*keys):
-    """What is not in order, and the hint, as check.sql prints them."""
+    """The values that are not in order, and the hint, as check.sql prints them."""
     done = psql("check.sql", *keys)
     assert done.returncode == 3
     return {tuple(part.strip() for part in line.split(" | ")[:2]) for line in done.stdout.splitlines() if line.endswith(" | no")}, done.stderr
@@ -494,7 +496,7 @@ def test_a_stranger_owns_the_schema(admin, keys, script, what):
     admin.execute(f"ALTER {what} OWNER TO fernet_attacker")
     schema = "fernet" if "fernet" in what.split()[1:] else "public"
     assert f"schema {schema} {STRANGER}" in refusal(script, *keys)
-    # It is right with the owner of the tables, and with the server's user.
+    # It is right if the owner is the owner of the tables, or the server's user.
     for owner in "fernet_airflow", "postgres":
         admin.execute(f"ALTER {what} OWNER TO {owner}")
         assert "Airflow 3 in schema public of fernet_airflow" in psql(script, *keys).stdout
@@ -527,7 +529,7 @@ def test_a_strangers_trigger(admin, attacker, keys, script, planted):
     assert sprung(admin) == []
     admin.execute("ALTER TABLE public.connection DISABLE TRIGGER t")
     assert psql(script, *keys).returncode == 0
-    # The owner's own runs.
+    # The owner's own trigger runs.
     admin.execute("ALTER TABLE public.connection ENABLE TRIGGER t")
     admin.execute("ALTER FUNCTION traps.spring() OWNER TO fernet_airflow; ALTER FUNCTION traps.spring_when(text) OWNER TO fernet_airflow")
     assert psql(script, *keys).returncode == 0
@@ -550,7 +552,7 @@ def test_a_table_that_is_replaced_while_the_script_waits(admin, keys, script):
 @pytest.mark.parametrize("script", ["rotate.sql", "encrypt.sql"])
 @pytest.mark.parametrize("table, mode, tasks_write", [("variable", "ROW EXCLUSIVE", True), ("xcom", "SHARE", False)])
 def test_the_script_names_whom_it_waits_for(admin, keys, script, table, mode, tasks_write):
-    """Those who write to xcom are not among them."""
+    """Roles that write to xcom are not among them."""
     with connect(DATABASE) as task, connect(DATABASE) as other:
         if tasks_write:
             task.execute("BEGIN; DELETE FROM public.xcom WHERE key = 'plain'")
@@ -575,15 +577,15 @@ def test_encodings_of_the_client(admin, keys, encoding):
 
 
 #
-# The three have a part in common
+# The part that the three have in common
 #
 
 def test_the_scripts_find_and_lock_the_tables_in_the_same_way():
-    """It is in each of them, so that each can be read, and piped to psql elsewhere, by itself."""
+    """It is in each of them, so that each can be read by itself, and piped to psql elsewhere."""
     texts = [(ROOT / "sql" / "airflow" / script).read_text() for script in SCRIPTS]
     settings, found, locked = (
         [text.partition(begins)[2].partition(ends)[0] for text in texts]
-        for begins, ends in (("\\set ON_ERROR_STOP", "BEGIN; COMMIT;"), ("-- From here on", "\\endif"), ("-- Lock the tables", "END $$;")))
+        for begins, ends in (("\\set ON_ERROR_STOP", "BEGIN; COMMIT;"), ("-- After this", "\\endif"), ("-- Lock the tables", "END $$;")))
     assert settings[0] and len(set(settings)) == 1
     assert found[0] and len(set(found)) == 1
     assert locked[0] and locked == [locked[0], locked[0], ""]

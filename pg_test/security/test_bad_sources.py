@@ -43,7 +43,7 @@ def configured(db):
 
 @pytest.mark.parametrize("bad, message", LISTS)
 def test_in_the_configuration(sessions, configured, key_file, keys, bad, message):
-    """For a session that has keys already, and for one that begins."""
+    """For a session that has keys already, and for a new one."""
     old = sessions()
     configured(f"fernet.keys = '{KEY}'", f"fernet.keys_file = '{key_file}'")
     assert fingerprints(old) == [fingerprint(KEY)]
@@ -52,7 +52,7 @@ def test_in_the_configuration(sessions, configured, key_file, keys, bad, message
         for _ in range(2):
             assert refusal(session, "22023") == message
         assert value(session, "SELECT fernet_is_token('x')") is False
-    # Until it is mended, or taken out.
+    # Until it is corrected or removed.
     configured(f"fernet.keys = '{ANOTHER}'", f"fernet.keys_file = '{key_file}'")
     assert fingerprints(old) == [fingerprint(ANOTHER)]
     configured(f"fernet.keys_file = '{key_file}'")
@@ -73,7 +73,7 @@ def test_a_path_in_the_configuration(sessions, configured, key_file, keys, bad):
 
 @contextmanager
 def set_for(whose, name, text):
-    """Sets it in a session that has not loaded the library, so that nobody looks at the value."""
+    """Sets it in a session that has not loaded the library, so that nothing checks the value."""
     with connect("postgres") as admin:
         admin.execute(f"ALTER {whose} SET {name} = '{text}'")
     try:
@@ -92,7 +92,7 @@ def test_for_a_database_or_a_role(database, sessions, configuration, key_file, w
     with set_for(whose.format(database), name, bad):
         session = sessions()
         assert refusal(session, "22023") == message
-        # What is set for the session comes before it.
+        # A value set for the session takes precedence over it.
         session.execute("SELECT set_config('fernet.keys', %s, false)", [KEY])
         assert fingerprints(session) == [fingerprint(KEY)]
 
@@ -106,7 +106,7 @@ def test_in_a_session_before_the_library_was_loaded(sessions, configuration, key
     if way == "SET":
         session.execute(f"SET {name} = '{bad}'")
     assert refusal(session, "22023") == message
-    # What needs no key goes on, with parallel workers, too.
+    # What needs no key still works, in parallel workers, too.
     force_parallel(session)
     session.execute("CREATE TABLE bad_sources AS SELECT n::text AS value FROM generate_series(1, 10000) AS n")
     try:
@@ -116,7 +116,7 @@ def test_in_a_session_before_the_library_was_loaded(sessions, configuration, key
         session.execute("DROP TABLE bad_sources")
 
 
-DROPPED = "{} was set before pg_fernet was loaded, and is not in force"
+DROPPED = "{} was set before pg_fernet was loaded, and is not in effect"
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def ordinary(db):
 @pytest.mark.parametrize("way", ["SET", "connection option"])
 @pytest.mark.parametrize("name, next_source", [("fernet.keys", "fernet.keys_file"), ("fernet.keys_file", "fernet.keys_command")])
 def test_what_a_role_may_not_set(sessions, configured, key_file, ordinary, way, name, next_source):
-    """The server drops it, and with a connection option what the configuration had for it."""
+    """The server drops it, and with a connection option also the value from the configuration."""
     before = key_file if name == "fernet.keys_file" else KEY
     configured(f"{name} = '{before}'", f"{next_source} = '{'cat /nonexistent' if 'command' in next_source else key_file}'")
     session = sessions(user=ordinary, options=f"-c {name}={ANOTHER}" if way == "connection option" else "")
@@ -148,12 +148,12 @@ def test_what_a_role_may_not_set(sessions, configured, key_file, ordinary, way, 
     assert refusal(session, "55000", "SELECT count(fernet_key_index(proname::text)) FROM pg_proc") == DROPPED.format(name)
     session.execute("RESET ALL")
     assert refusal(session, "55000", "SELECT * FROM fernet_keys()") == DROPPED.format(name)
-    # Not for others.
+    # Not for other sessions.
     assert len(fingerprints(sessions(user=ordinary))) > 0
 
 
 def test_what_was_taken_out_of_the_configuration(sessions, configured, key_file, keys):
-    """Later servers show what has no value any more as if it were empty, which a list must not be."""
+    """Later servers show a setting without a value as empty, which a list must not be."""
     with connect("postgres") as old:
         configured(f"fernet.keys = '{KEY}'", f"fernet.keys_file = '{key_file}'")
         assert value(old, "SHOW fernet.keys") == KEY
@@ -163,7 +163,7 @@ def test_what_was_taken_out_of_the_configuration(sessions, configured, key_file,
 
 
 def test_what_somebody_elses_code_has_set(db, sessions, configured, key_file, ordinary):
-    """A superuser's own list is lost then, and no other is used."""
+    """A superuser's own list is then lost, and no other is used."""
     configured(f"fernet.keys_file = '{key_file}'")
     db.execute("CREATE FUNCTION planted() RETURNS text LANGUAGE sql SECURITY DEFINER"
                " AS $$ SELECT set_config('fernet.keys', 'x', false) $$")
@@ -178,7 +178,7 @@ def test_what_somebody_elses_code_has_set(db, sessions, configured, key_file, or
 
 
 def test_where_the_library_is_loaded_by_a_parallel_worker(sessions, configured, database, key_file):
-    """There the server takes no value for a setting, and would drop it for the session."""
+    """In parallel operation the server accepts no value for a setting, and would drop it for the session."""
     configured(f"fernet.keys = '{KEY}'", f"fernet.keys_file = '{key_file}'")
     session = sessions()
     session.execute("CREATE FUNCTION called_by_name(token text) RETURNS text PARALLEL SAFE LANGUAGE plpgsql"
@@ -203,7 +203,7 @@ def test_where_the_library_is_loaded_by_a_parallel_worker(sessions, configured, 
 
 @pytest.mark.parametrize("bad, message", LISTS)
 def test_whoever_sets_it_is_told(db, database, bad, message):
-    """In a session that has the library; what was set before stays."""
+    """In a session that has the library; the earlier value stays."""
     db.execute("LOAD 'pg_fernet'")
     db.execute("SELECT set_config('fernet.keys', %s, false)", [KEY])
     bad = bad.replace("\\n", "\n")
@@ -224,7 +224,7 @@ def test_whoever_sets_it_is_told(db, database, bad, message):
 
 
 def test_a_file_that_was_appended_to(db, folder, keys):
-    """Its last line did not end: the key that was appended is not forgotten in silence."""
+    """Its last line did not end: the appended key is not lost silently."""
     path = write(folder / "keys")
     path.write_text(keys[0])
     use_file(db, path)
@@ -249,7 +249,7 @@ def test_two_keys_on_a_line(db, folder, configuration, keys, separator):
 
 
 def test_a_server_that_begins_with_it(key_file):
-    """It runs, and tells its log, once; no key is used. It recovers with a reload."""
+    """It runs, and writes to its log once; no key is used. It recovers with a reload."""
     with server("shared_preload_libraries = 'pg_fernet'", f"fernet.keys = '{KEY} {ANOTHER}'",
                 f"fernet.keys_file = '{key_file}'") as host:
         log = Path(host, "data", "server.log")

@@ -24,7 +24,7 @@ EMPTY_PAGE = bytes(4096)
 
 
 def core_image(session, folder):
-    """The image without its empty pages: nearly all of the memory that server processes share."""
+    """The image without its empty pages, which are nearly all of the memory that server processes share."""
     value(session, "SELECT 1")  # a statement that has nothing to do with keys
     image = folder / f"core.{session.info.backend_pid}"
     try:
@@ -87,7 +87,7 @@ def test_after_a_reset(db, folder, key_file, keys):
     "SELECT * FROM fernet_keys()",
 ])
 def test_after_a_reset_following_one_call(db, folder, key_file, keys, query):
-    """Registers keep what the last call had in them."""
+    """Registers keep values from the last call."""
     use_file(db, key_file)
     (token,), _ = encrypted(keys[-1], rows=1)
     db.execute(query.format(token=f"'{token}'"))
@@ -108,7 +108,7 @@ def test_after_the_file_was_replaced(db, folder, keys):
 
 
 def test_an_idle_session_keeps_its_keys_until_it_uses_keys_again(db, folder, keys):
-    """Also past statements that use none, as that of core_image()."""
+    """Even after statements that use none, such as that of core_image()."""
     path = write(folder / "keys", keys[0])
     use_file(db, path)
     use(db, keys[0])
@@ -134,7 +134,7 @@ def test_after_a_reset_of_the_command(db, folder, configuration, key_file, keys)
 
 
 def test_after_a_list_was_refused(db, folder, configuration, keys):
-    """Those of its keys that are good have been read by then."""
+    """Its good keys have been read by then."""
     path = write(folder / "keys", *keys, "bad")
     use_file(db, path)
     refusal(db, "22023")
@@ -147,7 +147,7 @@ def test_after_a_list_was_refused(db, folder, configuration, keys):
 
 
 def test_after_use_deep_in_a_recursion(db, folder, key_file, keys):
-    """What calls leave on the stack stands there far below where the keys are dropped."""
+    """What calls leave on the stack is far below the place where the keys are dropped."""
     db.execute("""
         CREATE FUNCTION pg_temp.deep(depth int) RETURNS text LANGUAGE plpgsql AS $$
         BEGIN
@@ -163,17 +163,17 @@ def test_plaintexts_of_what_was_only_rotated_or_refused(db, folder, key_file, ke
     use_file(db, key_file)
     tokens, mark = encrypted(keys[-1])
     tokens.append(pyca.encrypt(keys[-1], mark * 2000, 1000).decode())
-    # Of a size that is not overwritten at once when its memory is free again.
+    # Of a size that is not overwritten at once after its memory is freed.
     expired, no_text = (pyca.encrypt(keys[0], mark * 200 + end, 1000).decode() for end in (b"", b"\0\xff"))
     for call in "fernet_rotate(token)", "fernet_key_index(token)", "fernet_timestamp(token)":
         assert value(db, f"SELECT count({call}) FROM unnest(%s::text[]) AS token", tokens) == ROWS + 1
     refusal(db, "22000", f"SELECT fernet_decrypt('{expired}', '1 hour')")
     refusal(db, "22021", f"SELECT fernet_decrypt('{no_text}')")
-    # Until then, some of the last plaintext may stand on the stack and in registers.
+    # Until then, some of the last plaintext may be on the stack and in registers.
     db.execute("RESET fernet.keys_file")
     assert mark not in core_image(db, folder)
 
-    # A result is the server's, which does not wipe memory. So the search does find plaintext.
+    # A result belongs to the server, which does not wipe memory. So the search does find plaintext.
     use_file(db, key_file)
     value(db, "SELECT count(fernet_decrypt(token)) FROM unnest(%s::text[]) AS token", tokens)
     assert mark in core_image(db, folder)

@@ -50,7 +50,7 @@ def test_once_per_session_until_the_next_reload(db, sessions, counted, key_file,
     another.execute("SELECT fernet_encrypt('hello')")
     assert counted() == 2
 
-    # What it would print by now does not count until then.
+    # A new output does not count until then.
     new = key()
     write(key_file, new)
     assert fingerprints(db) == [fingerprint(key) for key in keys]
@@ -73,7 +73,7 @@ def test_each_parallel_worker_runs_it(db, counted):
     try:
         force_parallel(db)
         before = counted()
-        # So long that none of them is too late for its part.
+        # Long enough that none of them is too late for its part.
         _, workers = plan(db, "SELECT count(fernet_decrypt(token) || pg_sleep(0.001)) FROM command_tokens")
         assert workers > 0
         assert counted() == before + workers
@@ -106,7 +106,7 @@ def test_after_a_reload_the_last_good_keys_are_not_used(db, counted, key_file):
     ("true", "22023", "fernet.keys_command: the key list is empty"),
     ("cat {0}; exit 3", "F0000", FAILURE + "it ended with exit status: 3"),
     ("cat {0}; kill -9 $$", "F0000", FAILURE + "it ended with signal: 9 (SIGKILL)"),
-    # It has none of the server's signals blocked.
+    # None of the server's signals are blocked in it.
     ("kill -TERM $$; cat {0}", "F0000", FAILURE + "it ended with signal: 15 (SIGTERM)"),
     ("kill -INT 0; cat {0}", "F0000", FAILURE + "it ended with signal: 2 (SIGINT)"),
     ("kill -9 0; cat {0}", "F0000", FAILURE + "it ended with signal: 9 (SIGKILL)"),
@@ -125,14 +125,14 @@ def test_a_bad_end(db, command, key_file, text, sqlstate, message):
 @pytest.mark.parametrize("text", [
     "cat {0}",
     "tr '\\n' , <{0}",
-    # No standard input: it ends at once.
+    # It has no standard input: a command that reads ends at once.
     "cat; cat {0}",
-    # As much as may be, in pieces.
+    # The maximum size, in pieces.
     "cat {0}; echo; head -c 1048000 /dev/zero | tr '\\0' '#'",
     "while read key; do echo $key; sleep 0.1; done <{0}",
     # The output ends well before the command does.
     "cat {0}; exec >&-; sleep 0.3",
-    # A part that lives on is not waited for, whether it has closed the output or not.
+    # A descendant that lives on is not waited for, whether it has closed the output or not.
     "sleep 15 >/dev/null & cat {0}",
     "sleep 15 & cat {0}",
     "setsid sleep 15 & cat {0}",
@@ -146,11 +146,11 @@ def test_a_good_end(db, command, key_file, keys, text):
 
 
 def test_it_has_no_file_of_the_servers(db, command, folder, key_file):
-    """Neither the client's connection, nor a table's."""
+    """Neither the client's connection nor a table's file."""
     db.execute("CREATE TEMP TABLE t AS SELECT 1")
     command(f"ls /proc/self/fd >{folder}/files; cat {key_file}")
     assert value(db, "SELECT count(*) FROM t, fernet_keys()") == 3
-    # The last is that of ls, for the folder.
+    # The last is ls's own, for the folder.
     assert (folder / "files").read_text().split() == ["0", "1", "2", "3"]
 
 
@@ -174,7 +174,7 @@ def test_what_it_says_on_standard_error_goes_nowhere(db, command, key_file):
         command("echo 'a secret of the client' >&2; echo 'a secret of the list'; exit 1")
         refusal(db, "F0000")
     assert not told
-    # The command stands in the log on reload: the lines that begin otherwise do not hold it.
+    # The log has the command on reload; lines that begin otherwise do not have it.
     assert not [line for line in lines if "secret" in line and "fernet.keys_command" not in line]
 
 
@@ -200,7 +200,7 @@ def running(id):
 
 
 def survivors(ids):
-    """Those of the processes that do not end, not even in a moment. The test ends them."""
+    """The processes that do not end even within a moment. The test ends them."""
     deadline = time.monotonic() + 1
     while any(map(running, ids)) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -250,7 +250,7 @@ def test_it_is_killed_when_the_client_is_lost(db, command, folder, database):
 
 @pytest.mark.parametrize("mode", ["immediate", "fast", "restart"])
 def test_it_is_killed_when_the_server_ends(folder, mode):
-    """Even where its processes have no time to do it."""
+    """Even if its processes have no time to do it."""
     with server(f"fernet.keys_command = '{FOREVER.format(folder / 'ids')}'", "shared_preload_libraries = 'pg_fernet'") as host:
         with connect("postgres", host=host) as admin:
             admin.execute("CREATE EXTENSION pg_fernet")
@@ -265,7 +265,7 @@ def test_it_is_killed_when_the_server_ends(folder, mode):
 
 
 def test_it_has_ten_seconds(sessions, command, folder):
-    """Two at a time: one that goes on to hold its output, one that has closed it."""
+    """Two at a time: one that keeps its output open, and one that has closed it."""
     first = f"mkdir {folder}/first 2>/dev/null"
     command(f"echo $$ >>{folder}/ids; {first} || exec >&-; sleep 15 & echo $! >>{folder}/ids; wait")
 
@@ -311,7 +311,7 @@ def ordinary(db):
 @pytest.mark.parametrize("way", ["SET", "connection option", "ALTER ROLE"])
 @pytest.mark.parametrize("user", ["postgres", "ordinary"])
 def test_a_command_that_was_set_before_the_library_was_loaded_does_not_run(db, sessions, folder, ordinary, user, way):
-    """By then the server did not know that it is for the configuration file alone."""
+    """By then the server did not know that it is only for the configuration file."""
     user = ordinary if user == "ordinary" else user
     mark = folder / "mark"
     setting = f"fernet.keys_command = 'touch {mark}'"

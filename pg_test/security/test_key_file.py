@@ -38,7 +38,7 @@ def test_the_first_setting_that_is_set_wins(db, sessions, configuration, folder)
     db.execute(f"SET fernet.keys = '{listed}'")
     assert fingerprints(db) == prints(listed)
 
-    # No list has come from more than one of them, and what goes before another need not be good.
+    # No list has come from more than one of them, and a setting that does not count need not be good.
     in_a_file.unlink()
     assert fingerprints(db) == prints(listed)
     db.execute("RESET fernet.keys")
@@ -83,7 +83,7 @@ def test_for_a_transaction_a_role_a_database(db, sessions, database, folder):
     "# the new one\n{0} # made today\n#{0}\n{1}, # the old ones,\n{2}\n# {1}",
     "{0},\n{1},\n{2},\n",
     ",,{0},,{1},{2},,",
-    # What surrounds a key, and is no base64, does not count, as for pyca.
+    # As for pyca, what surrounds a key and is not base64 is ignored.
     "'{0}'\n\"{1}\" (!)\n\0\ufeff{2}",
 ])
 def test_format(db, folder, keys, text):
@@ -117,7 +117,7 @@ def test_size(db, folder, keys):
     with path.open("a") as file:
         file.write("#")
     assert refusal(db, "F0000") == f'could not read Fernet keys from file "{path}": more than 1 MiB'
-    # One that would fill the server's memory is not read to its end.
+    # A file that would fill the server's memory is not read to its end.
     os.truncate(path, 1 << 40)
     assert refusal(db, "F0000") == f'could not read Fernet keys from file "{path}": more than 1 MiB'
 
@@ -155,7 +155,7 @@ def test_a_file_of_roots_that_others_may_use(db, folder, keys, mode):
     path = write(folder / "keys", *keys, mode=mode, owner=(0, server_user()[1]))
     use_file(db, path)
     assert refusal(db, "F0000") == (f'could not read Fernet keys from file "{path}":'
-                                    " a file of root's must have permissions u=rw,g=r (0640) or less")
+                                    " a file owned by root must have permissions u=rw,g=r (0640) or less")
 
 
 @needs_root
@@ -183,7 +183,7 @@ def test_not_a_regular_file(db, folder):
 
 
 def test_a_fifo_is_refused_at_once(db, folder):
-    """To open one for reading waits for a writer, and no cancel would end that."""
+    """Opening one for reading waits for a writer, and no cancel would end that."""
     fifo = folder / "fifo"
     os.mkfifo(fifo, 0o600)
     os.chown(fifo, *server_user())
@@ -202,7 +202,7 @@ def test_a_fifo_is_refused_at_once(db, folder):
     "{0}", "{0},{1}", "{0},", "{0},half", "x{0}", "'{0}'", "fernet.keys", "./fernet.keys", " /fernet.keys",
 ])
 def test_what_is_no_absolute_path_is_refused_and_not_shown(db, keys, damage):
-    """It may be keys, with a mistake in them or not."""
+    """The value may be keys, with or without a mistake in them."""
     db.execute("LOAD 'pg_fernet'")
     with pytest.raises(psycopg.Error) as refused:
         use_file(db, damage.format(*keys))
@@ -255,7 +255,7 @@ CHANGES = [replace_by_rename, edit_in_place, edit_in_place_and_hide_it, remove_a
 
 @pytest.fixture(params=["a clock that ticks", "a clock that does not miss a change"])
 def any_folder(request, folder):
-    """A folder of each kind of file system: on one, files changed within some milliseconds have the same times."""
+    """A folder on each kind of file system: on one, files changed within some milliseconds have the same times."""
     if request.param == "a clock that does not miss a change":
         yield folder
         return
@@ -269,7 +269,7 @@ def any_folder(request, folder):
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_change_counts_from_the_next_statement(db, any_folder, change):
-    """No pause between changes, and no change of size: times alone would not tell."""
+    """No pause between changes, and no change of size: the times by themselves would not tell."""
     path = write(any_folder / "keys", key())
     use_file(db, path)
     for _ in range(200):

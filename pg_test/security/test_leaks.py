@@ -1,4 +1,5 @@
-"""Where keys and plaintexts can be read that nobody meant to be read there: the tables in docs/security.md."""
+"""Where keys and plaintexts can be read by roles that are not meant to read them: the tables in
+docs/security.md."""
 
 import re
 from contextlib import ExitStack
@@ -14,24 +15,24 @@ IN_A_STATEMENT = {*WAYS, *DEFINITIONS}
 IN_A_REFUSED_STATEMENT = {*(f"{way}, refused" for way in WAYS), "SET fernet.keys_file", "SET fernet.keys_file, damaged"}
 IN_A_DEFINITION = {way for way in DEFINITIONS if way.startswith("CREATE ")}
 IN_A_FUNCTION = {"CREATE FUNCTION", "CREATE FUNCTION, body", "CREATE FUNCTION, parsed body"}
-# ALTER ROLE with a bad list, which the server takes if it does not know the setting yet.
+# ALTER ROLE with a bad list, which the server accepts if it does not know the setting yet.
 LATER = "taken at first, refused"
-# In the middle of which somebody else's code asks for the statement.
+# In the middle of which another role's code asks for the statement.
 ASKED = "several statements"
 LITERALS = {"encrypt a literal", "encrypt a literal in somebody's table"}
 PARAMETERS = {"encrypt a parameter", "encrypt a parameter in somebody's table", "encrypt a parameter, and fail later"}
 IN_GLOBAL = {"ALTER DATABASE", "ALTER ROLE", "ALTER ROLE IN DATABASE", LATER, "CREATE SUBSCRIPTION"}
 IN_BASE = {*IN_A_FUNCTION, "CREATE SERVER", "CREATE VIEW", "materialized view", "statistics"}
-# In files they can be compressed, so that a search finds them or not.
+# In files they can be compressed, so that a search may or may not find them.
 COMPRESSED = {"CREATE VIEW", "CREATE FUNCTION, parsed body"}
-# What the server parses into a query, not a command.
+# Statements that the server parses into a query, not a command.
 IN_A_QUERY = {"set_config()", "DO", "DECLARE"}
-# Of the others, it shows the text from 16 on.
+# Of the other statements, it shows the text from 16 on.
 IN_A_PARSED_QUERY = {*IN_A_QUERY, "PREPARE", "CREATE FUNCTION, body", "CREATE FUNCTION, parsed body"}
 IN_A_PARSED_STATEMENT = IN_A_STATEMENT if VERSION >= 16 else IN_A_PARSED_QUERY
 
-# All of them are PostgreSQL's own doing. What is not listed is found nowhere: keys in a file or from a command, what is
-# rotated or decrypted.
+# All of these are PostgreSQL's own doing. What is not listed is found nowhere: keys in a file or from a command, what
+# is rotated or decrypted.
 EXPECTED = {
     # The statements of users, which the server shows and logs.
     "log: log_statement": {*IN_A_STATEMENT, *IN_A_REFUSED_STATEMENT, LATER, ASKED, *LITERALS},
@@ -39,7 +40,7 @@ EXPECTED = {
     "log: log_min_duration_sample": IN_A_STATEMENT,
     "log: log_transaction_sample_rate": IN_A_STATEMENT,
     "log: parameters of a statement": {"parameter", "parameter, refused", *PARAMETERS},
-    # And of another message, as auto_explain's.
+    # And those of other messages, such as auto_explain's.
     "log: parameters of an error": {"parameter", "parameter, refused", "encrypt a parameter, and fail later", *(PARAMETERS if HAS_CONTRIB else ())},
     "log: statement of an error": {*IN_A_REFUSED_STATEMENT, "encrypt a literal in a deadlock"},
     "log: statement of another message": IN_A_STATEMENT,
@@ -91,7 +92,7 @@ EXPECTED = {
     "pg_dump": {"ALTER DATABASE", "ALTER ROLE IN DATABASE", "CREATE FUNCTION", *IN_A_DEFINITION},
     "pg_dumpall": {"ALTER DATABASE", "ALTER ROLE", "ALTER ROLE IN DATABASE", LATER, "CREATE FUNCTION", *IN_A_DEFINITION},
 
-    # What becomes of a plaintext once it is decrypted is up to the query: here a cast of it fails, and it is stored.
+    # The fate of a decrypted plaintext is up to the query: here a cast of it fails, and it is stored.
     "client: message": {"cast"},
     "log: message": {"cast"},
     "pg_stats_ext_exprs, for the owner": {"statistics"},
@@ -104,13 +105,14 @@ if VERSION < 18:
         if VERSION < 16:
             EXPECTED[place] |= {"encrypt a literal"}  # of an EXPLAIN
 
-# From 19 on, log_lock_waits is on: who waits for a lock for long is logged.
+# From 19 on, log_lock_waits is on: a session that waits long for a lock is logged.
 if VERSION >= 19:
     EXPECTED["log: statement of another message"] = {*IN_A_STATEMENT, "encrypt a literal in a deadlock"}
 
 EXPECTED |= {place.replace("catalog", "as pg_monitor"): labels for place, labels in EXPECTED.items() if place.startswith("catalog: ")}
 
-# With the library preloaded, the server knows what it deals with, and fernet.mask_log keeps keys out of the log.
+# With the library preloaded, the server knows that the setting is secret, and fernet.mask_log keeps keys out of
+# the log.
 PLAINTEXTS = {*USES, "encrypt a literal in a deadlock", "parameter, in a plan", "parameter, in a printed plan"}
 PRELOADED = {
     **{place: labels & PLAINTEXTS if place.startswith("log: ") else labels - {LATER}
@@ -121,7 +123,7 @@ PRELOADED = {
     "log: debug_print_parse": IN_A_PARSED_QUERY,
     "log: debug_print_rewritten": IN_A_PARSED_QUERY,
     "log: debug_print_plan": EXPECTED["log: debug_print_plan"],
-    # Pieces of a key, where nothing says that they are.
+    # Pieces of a key, if nothing says that they are.
     "log: syntax error": EXPECTED["log: syntax error"],
 }
 
@@ -129,7 +131,7 @@ IN_FILES = {"data directory: base", "data directory: pg_wal", "pg_basebackup, wi
 OF_CONTRIB = {"log: auto_explain", "as pg_monitor: pg_stat_statements", "data directory: pg_stat_tmp", "data directory: pg_stat"}
 
 
-# The first with masking off, the other as it is by default.
+# The first with masking off, the other with the default.
 @pytest.fixture(scope="module", params=["not preloaded", "preloaded"])
 def preload(request):
     return request.param
@@ -182,7 +184,7 @@ ROWS = {
     "the server's command line": {"command line"},
 }
 
-# What the page calls a place, where that is not its name.
+# What the page calls a place, if that is not its name.
 NAMES = {
     "log: statement of an error": "`log_min_error_statement`",
     "log: statement of another message": "`log_min_error_statement`",
@@ -203,8 +205,8 @@ SOMETIMES = {"`pg_stat_statements`", "`pg_stat_tmp`", "`pg_stat`", "`debug_print
 
 
 def rows_of_the_page():
-    """Of each row, the places that there are with preloading and with masking, and those that there are more without,
-    with what the page calls by one name spelled out."""
+    """For each row, the places with preloading and with masking, and the additional ones without. Names on the page
+    that cover several places are spelled out."""
     section = Path(__file__).parents[2].joinpath("docs", "security.md").read_text()
     section = section.partition("## Where keys can be read\n")[2].partition("\nMore about statements")[0]
     rows = {row: places for row, *places in re.findall(r"^\| (.*?) \| (.*?) \|(?: (.*) \|)?$", section, re.MULTILINE)}

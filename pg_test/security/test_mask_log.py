@@ -1,4 +1,4 @@
-"""fernet.mask_log: what the server log shows, in each format, and what nobody else notices of it."""
+"""fernet.mask_log: what the server log shows, in each format, and that nothing else changes."""
 
 import csv
 import itertools
@@ -39,8 +39,8 @@ MEGABYTE = 1 << 20
 FORMATS = {"stderr": "mask.log", "csvlog": "mask.csv", "jsonlog": "mask.json"}
 MASK = "***"
 
-# Statements that bring {key} or {text} into each of the places that the log has for them, and how they end.
-# With %s, a parameter.
+# Statements that bring {key} or {text} into each part of the log that can have them, and how they end. %s is
+# a parameter.
 KEYS = {
     "SET fernet.keys = '{key}'": None,
     "SET fernet.keys = '{key},{key}', '{key}'": None,
@@ -64,7 +64,7 @@ LITERALS = {
     "DO $$ BEGIN EXECUTE 'SELECT ''{text}'' FROM nothing'; END $$": "42P01",
     "DO $$ BEGIN PERFORM 1 / (length('{text}') * 0); END $$": "22012",
     "PREPARE p AS SELECT '{text}'; EXECUTE p; DEALLOCATE p": None,
-    # What goes on in another line is the same literal, with escapes if it has any.
+    # What continues in another line is the same literal, with escapes if it has any.
     "SELECT E'a'\n'b\\'{text}', e'a' -- b\r\n\t'\\'{text}'": None,
     "SELECT 1 -- it's\r, '{text}'": None,
     "SELECT a$$b$$, '{text}', $$ $$ FROM (SELECT 1) AS x (a$$b$$)": None,
@@ -153,7 +153,7 @@ def secret():
 
 
 def records(log):
-    """Of the log in JSON, what does not change from run to run."""
+    """What does not change from run to run in the JSON log."""
     for line in log.decode("utf-8", "replace").splitlines():
         record = json.loads(line)
         for name in "timestamp", "pid", "session_id", "line_num", "session_start", "vxid", "txid", "query_id":
@@ -172,7 +172,7 @@ def test_keys_are_in_no_format(logged, session, secret):
 
 
 def test_nothing_else_of_a_line_changes(logged, secret):
-    """With the setting off, the log has the keys, and in all other respects is the same."""
+    """With the setting off, the log has the keys, and is otherwise the same."""
     def run(setting):
         with logged.connect(application_name="traced") as session:
             session.execute(f"SET fernet.mask_log = {setting}")
@@ -216,7 +216,7 @@ def test_tokens_stay(logged, session, secret):
 ])
 @pytest.mark.parametrize("gap", [" ", "\n", "\t", ". ", ";", ":", "'\n'", "' || '"])
 def test_keys_with_gaps(logged, session, secret, statement, gap):
-    """The server accepts them, but for an operator in SET."""
+    """The server accepts them, except for an operator in SET."""
     broken = gap.join(secret[start:start + 4] for start in range(0, len(secret), 4))
 
     def run():
@@ -240,7 +240,7 @@ def test_keys_with_gaps(logged, session, secret, statement, gap):
 ])
 @pytest.mark.parametrize("gap", ["", " "])
 def test_keys_before_the_name(logged, session, secret, statement, gap):
-    """Mistyped, with a blank or without."""
+    """Mistyped, with or without a blank."""
     broken = gap.join([secret[:20], secret[20:42]])
 
     def run():
@@ -262,7 +262,7 @@ ROW = {"CREATE TEMP TABLE refusing (x int, list text, CHECK (x > 0))": None, "IN
     (-1, ROW, b"(0, ***,***...)"),
 ])
 def test_keys_that_are_cut(logged, session, length, statements, shown):
-    """By the length of parameters in the log, or that of a row in an error."""
+    """By the length of parameters in the log, or of a row in an error."""
     keys = f"{key()},{key()}"
     session.execute(f"SET log_parameter_max_length = {length}; SET log_parameter_max_length_on_error = {length}")
     log = logged.logged(lambda: logged.run(session, statements, keys=keys))
@@ -272,7 +272,7 @@ def test_keys_that_are_cut(logged, session, length, statements, shown):
 
 
 def test_keys_beside_escapes(logged, session, secret):
-    """In a URL, in JSON, in a literal, and those once more in a plan in JSON. Also with other base64 before it."""
+    """In a URL, in JSON, in a literal, and the same again in a plan in JSON. Also with other base64 before it."""
     secret = "Ab/" + secret[3:]
     escaped = secret.replace("/", "\\/")
     session.execute("SET auto_explain.log_format = json")
@@ -292,7 +292,7 @@ def test_a_hundred_keys(logged, session):
 
 
 def test_the_reload(logged, session, secret):
-    """Told by the postmaster."""
+    """Reported by the postmaster."""
     def configure():
         session.execute(f"ALTER SYSTEM SET fernet.keys = '{secret}'")
         reload(session)
@@ -321,7 +321,7 @@ def test_a_connection_option(logged, secret):
 
 
 def test_a_crash(logged, secret):
-    """The postmaster tells what the process was running. Ends all sessions."""
+    """The postmaster reports what the process was running. Ends all sessions."""
     def crash():
         with logged.connect() as session:
             session.execute(f"SET fernet.keys = '{secret}'")
@@ -353,7 +353,7 @@ def test_literals(logged, session, setting, is_shown):
 
 
 def test_literals_that_were_prepared(logged, session):
-    """What EXECUTE runs is a detail of the message."""
+    """The statement that EXECUTE runs is a detail of the message."""
     text = "secret-of-somebody"
     session.execute("SET fernet.mask_log = literals; SET auto_explain.log_min_duration = -1")
     statement = "PREPARE p AS SELECT 1 WHERE 'x' LIKE'{text}' OR 'x' = TEXT'{text}'; EXECUTE p; DEALLOCATE p"
@@ -365,7 +365,7 @@ def test_literals_that_were_prepared(logged, session):
 
 @pytest.mark.parametrize("name", ["o'n", "'", "o'n: x'", '"', "E'\\", "$$", "--"])
 def test_literals_behind_a_name(logged, session, name):
-    """That of a prepared statement is logged as it is."""
+    """That of a prepared statement is logged unchanged."""
     text = "secret-of-somebody"
     session.execute("SET fernet.mask_log = literals")
 
@@ -456,7 +456,7 @@ def test_old_strings(logged, session):
 
 @pytest.mark.parametrize(("encoding", "statement"), [
     ("LATIN1", "SELECT 'ÄÖ{}ÿ'".encode("latin-1")),
-    # Cut short, and what is text in no encoding.
+    # Cut short, and text that is in no encoding.
     ("SQL_ASCII", b"SELECT 'a\xff\xc3{}\xe2\x82', '{}\xf0\x9f' -- \x80{}\xc3"),
 ], ids=["LATIN1", "SQL_ASCII"])
 def test_another_encoding(logged, secret, encoding, statement):
@@ -543,14 +543,14 @@ def test_it_keeps_no_memory(session, secret, setting):
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="no prlimit")
 @pytest.mark.parametrize(("setting", "expression", "error"), [("keys", "'{}'", None), ("literals", "1 / (length('{}') - 44)", "22012")])
 def test_out_of_memory(logged, secret, setting, expression, error):
-    """Where there is no memory for the masked text, or for the line, there is an error or another text, and the session
+    """If there is no memory for the masked text, or for the line, there is an error or another text, and the session
     goes on."""
     # More than the library has in reserve.
     statement = f"SELECT {expression.format(secret)} /* {'x' * 5 * MEGABYTE} */"
     refused = []
 
     def attempt():
-        """With ever more room, until there is enough."""
+        """With more and more room, until there is enough."""
         def limit(size):
             subprocess.run([*RUN, "prlimit", f"--pid={session.info.backend_pid}", f"--as={size}:"], cwd="/", check=True)
 
@@ -579,7 +579,7 @@ def test_out_of_memory(logged, secret, setting, expression, error):
 @pytest.mark.parametrize("setting", ["keys", "literals"])
 @pytest.mark.parametrize("part", ["''--", "''--\n", "\"--\n--'"])
 def test_a_hostile_text(session, part, setting):
-    """Any role can have one logged. Nothing interrupts what masks it, so it must not take long."""
+    """Any role can have one logged. Nothing interrupts the masking, so it must not take long."""
     session.execute(f"SET fernet.mask_log = {setting}")
     start = time.monotonic()
     with pytest.raises(psycopg.errors.InvalidTextRepresentation):
@@ -588,7 +588,7 @@ def test_a_hostile_text(session, part, setting):
 
 
 def test_it_costs_nothing_while_off(session):
-    """Beside a long statement, which the server does not log here."""
+    """Compared with a long statement, which the server does not log here."""
     def duration(setting):
         session.execute(f"SET fernet.mask_log = {setting}")
         start = time.monotonic()
@@ -630,7 +630,8 @@ def test_a_long_statement(secret, setting):
 
 
 def test_without_preloading():
-    """It counts in a session that has loaded the library. Who may not set it, cannot set it before either."""
+    """It counts in a session that has loaded the library. A role that may not set it cannot set it earlier,
+    either."""
     with server("log_statement = all") as host:
         with connect("postgres", host=host) as admin:
             admin.execute("CREATE EXTENSION pg_fernet; CREATE ROLE ordinary LOGIN")
@@ -647,7 +648,7 @@ def test_without_preloading():
 
 
 #
-# Beside another library with such a hook
+# Together with another library that has such a hook
 #
 
 WATCH = """
@@ -685,7 +686,8 @@ _PG_init(void)
 
 @pytest.fixture(scope="module")
 def watch():
-    """A library that writes down each message before it is logged. Some it replaces by one of its own, with a key in it."""
+    """A library that writes down each message before it is logged. It replaces some messages by its own, with a key in
+    it."""
     if not shutil.which("cc"):
         pytest.skip("no C compiler")
     # Not in a folder of pytest's, which closes those to other users whenever it starts.

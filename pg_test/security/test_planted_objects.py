@@ -1,4 +1,5 @@
-"""Functions, operators, types and conversions that somebody has planted in the caller's path: nothing of ours calls them."""
+"""Functions, operators, types and conversions that an attacker has planted in the caller's path: nothing of ours calls
+them."""
 
 from contextlib import contextmanager, suppress
 
@@ -11,8 +12,8 @@ from postgres import column, connect, create_database, drop_database, set_keys, 
 
 DATABASE = "fernet_planted"
 
-# The attacker's schema has a copy of every operator and function of the server's that SQL could mean by a name and these
-# types. Whoever calls one of them leaves a trace.
+# The attacker's schema has a copy of every operator and function of the server's that SQL could mean by a name and
+# these types. Each of them records that it was called.
 PLANT = """
 CREATE TABLE traps.sprung (trap text, victim text);
 GRANT INSERT ON traps.sprung TO PUBLIC;
@@ -58,7 +59,7 @@ CREATE DOMAIN traps.timestamptz AS pg_catalog.text;
 CREATE DOMAIN traps.regclass AS pg_catalog.text;
 """
 
-# Every function in use: for a token of the older key, which is also the one row of a table.
+# Every function in use, on a token of the older key, which is also the only row of a table.
 CALLS = {
     "fernet_encrypt(text)": "SELECT fernet.fernet_decrypt(fernet.fernet_encrypt('hello'::pg_catalog.text))",
     "fernet_encrypt(bytea)": "SELECT fernet.fernet_decrypt(fernet.fernet_encrypt('hello'::pg_catalog.bytea))",
@@ -104,8 +105,8 @@ CALLS = {
 
 @pytest.fixture(scope="module")
 def attacked():
-    """The extension, in a schema that only superusers write to, created by one who has the attacker's schema in the path:
-    the traps that this sprang."""
+    """The extension in a schema that only superusers write to, created by a superuser who has the attacker's schema in
+    the path; and the traps that this sprang."""
     create_database(DATABASE)
     with connect(DATABASE) as admin:
         admin.execute("CREATE ROLE fernet_attacker LOGIN")
@@ -116,7 +117,7 @@ def attacked():
         admin.execute("GRANT USAGE ON SCHEMA fernet, traps TO PUBLIC")
         with connect(DATABASE, user="fernet_attacker") as attacker:
             attacker.execute(PLANT)
-        # First in the attacker's schema itself, which is then the first of the path whatever the caller has.
+        # First in the attacker's schema itself, which is then the first of the path, whatever the caller has.
         admin.execute("CREATE EXTENSION pg_fernet SCHEMA traps; ALTER EXTENSION pg_fernet SET SCHEMA fernet; DROP EXTENSION pg_fernet")
         with walking_into_traps(admin):
             admin.execute("CREATE EXTENSION pg_fernet SCHEMA fernet")
@@ -141,7 +142,7 @@ def token(keys):
 
 @pytest.fixture
 def victim(attacked, keys):
-    """A superuser's session in which nobody has been caught yet."""
+    """A superuser's session in which no trap has been sprung yet."""
     with connect(DATABASE) as session:
         session.execute("TRUNCATE traps.sprung")
         set_keys(session, *keys)
@@ -170,7 +171,7 @@ def test_to_create_the_extension_springs_none(attacked):
         types = column(session, "SELECT DISTINCT unnest(proargtypes || prorettype)::regtype::text FROM pg_proc"
                        " WHERE pronamespace = 'fernet'::regnamespace ORDER BY 1")
         assert not [type for type in types if "traps" in type]
-        # Of another's, the name would be shown with the schema.
+        # For a function of another schema, the name would be shown with the schema.
         defaults = column(session, "SELECT DISTINCT pg_get_expr(proargdefaults, 0) FROM pg_proc"
                           " WHERE pronamespace = 'fernet'::regnamespace AND pronargdefaults > 0")
         assert "statement_timestamp()" in defaults
@@ -202,7 +203,7 @@ def test_every_function_has_been_called(victim):
 
 
 def test_the_extension_takes_over_nothing(attacker, victim):
-    """What stands in its schema already would have an owner other than the extension's."""
+    """Objects that are already in its schema would have an owner other than the extension's."""
     victim.execute("DROP EXTENSION pg_fernet")
     attacker.execute("CREATE FUNCTION public.fernet_decrypt(token text) RETURNS text LANGUAGE sql AS 'SELECT token'")
     try:
@@ -214,7 +215,7 @@ def test_the_extension_takes_over_nothing(attacker, victim):
 
 
 def test_functions_under_our_names(attacker, victim, token):
-    """A name without its schema means whatever fits best in the path: ours as well as another's."""
+    """A name without its schema means whatever fits best in the path: ours, or another's."""
     attacker.execute("""
         CREATE FUNCTION public.fernet_encrypt(plaintext varchar) RETURNS text LANGUAGE plpgsql AS $$
         BEGIN INSERT INTO traps.sprung VALUES (plaintext, current_user); RETURN ''; END $$;
@@ -227,7 +228,7 @@ def test_functions_under_our_names(attacker, victim, token):
     victim.execute("SELECT fernet.fernet_encrypt('for us'::varchar)")
     assert sprung(victim) == []
 
-    # In a SECURITY DEFINER function, whoever calls it chooses the path, unless the function does.
+    # The caller of a SECURITY DEFINER function chooses the path, unless the function does.
     for path, trapped in ("", ["hello"]), ("SET search_path = pg_catalog, fernet, pg_temp", []):
         victim.execute(f"""
             CREATE FUNCTION fernet.wrapper(token text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER {path}
@@ -244,7 +245,8 @@ def test_functions_under_our_names(attacker, victim, token):
 
 
 def test_the_statements_of_the_documentation_for_a_superuser(attacker, victim, token):
-    """Those that docs/security.md calls safe, on columns of varchar, where an attacker creates what fits these better."""
+    """The ones that docs/security.md calls safe, on columns of varchar, for which an attacker creates functions that
+    fit better."""
     statements = [block.text for block in blocks("docs/security.md")
                   if block.language == "sql" and block.heading in ("Privileges", "Planted code") and "fernet.fernet" in block.text]
     assert len(statements) == 3
@@ -285,7 +287,7 @@ def test_the_statements_of_the_documentation_for_a_superuser(attacker, victim, t
 
 
 def test_the_recipe_for_certain_rows_makes_nobody_a_superuser(attacker, victim):
-    """Whoever owns the table can put a view in its place, whose functions run with the rights of the function's owner."""
+    """The owner of the table can put a view in its place, whose functions run with the rights of the function's owner."""
     victim.execute("CREATE TABLE public.connection (id integer, password varchar(1000), owner name);"
                    "ALTER TABLE public.connection OWNER TO fernet_attacker;"
                    "GRANT CREATE ON SCHEMA public TO fernet_attacker")
@@ -308,7 +310,7 @@ def test_the_recipe_for_certain_rows_makes_nobody_a_superuser(attacker, victim):
 
 
 def test_conversions(keys):
-    """In a database of another encoding, the server looks for a default conversion in the caller's path."""
+    """In a database with another encoding, the server looks for a default conversion in the caller's path."""
     create_database("fernet_latin1", "LATIN1")
     try:
         with connect("fernet_latin1") as admin:
@@ -321,7 +323,8 @@ def test_conversions(keys):
             assert pyca.decrypt(keys, token.encode()) == text.encode()
 
             with connect("fernet_latin1", user="fernet_converter") as attacker:
-                # A function of one's own would be called by whoever decrypts: there is none of the right type.
+                # A function that any role could make would be called by whoever decrypts: there is none of the
+                # right type.
                 arguments = "int, int, cstring, internal, int, boolean"
                 for language in "sql", "plpgsql":
                     with pytest.raises(psycopg.errors.InvalidFunctionDefinition if language == "sql" else psycopg.errors.FeatureNotSupported):
@@ -329,7 +332,7 @@ def test_conversions(keys):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     attacker.execute(f"CREATE FUNCTION traps.convert({arguments}) RETURNS int LANGUAGE internal AS 'utf8_to_win'")
 
-                # Of the server's own, each knows what it is for.
+                # For each of the server's own, the list says what it is for.
                 taken = []
                 for function in column(attacker, "SELECT DISTINCT conproc::text FROM pg_conversion"):
                     for one, other in ("UTF8", "LATIN1"), ("LATIN1", "UTF8"):

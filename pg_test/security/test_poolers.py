@@ -1,4 +1,4 @@
-"""What docs/operations.md says of connection poolers, on PgBouncer."""
+"""What docs/operations.md says about connection poolers, tested with PgBouncer."""
 
 import os
 import re
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not PGBOUNCER, reason="PgBouncer is not installe
 
 
 class Pooler:
-    """PgBouncer in front of the server, with one server connection for all clients unless told otherwise."""
+    """PgBouncer in front of the server, by default with one server connection for all clients."""
 
     def __init__(self, database, folder, *settings):
         self.database, self.folder = database, folder
@@ -233,7 +233,7 @@ CALL = "CALL fernet_rotate_column('secrets', 'value', batch_size => 100)"
 
 
 def wait_for_batches(db, keys):
-    """Until each is committed: then the call waits for the writer."""
+    """Until each is committed, the call waits for the writer."""
     with db.transaction():
         db.execute("SELECT set_config('fernet.keys', %s, true)", [",".join(keys)])
         wait_until(lambda: value(db, "SELECT max(fernet_key_index(value)) FROM secrets") == 1)

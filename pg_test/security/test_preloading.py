@@ -1,4 +1,5 @@
-"""Before the library is loaded, the server does not know that fernet.keys is secret: who can read it, who is told.
+"""Before the library is loaded, the server does not know that fernet.keys is secret: who can read it, and who is
+warned.
 
 In sessions; test_process_kinds.py has the other processes.
 """
@@ -42,7 +43,7 @@ def admin(host):
 
 @pytest.fixture(params=["ALTER SYSTEM", "ALTER DATABASE", "ALTER ROLE", "ALTER ROLE IN DATABASE"])
 def configured(request, admin):
-    """The key stands in the configuration, for the role at least."""
+    """The configuration has the key, at least for the role."""
     if request.param == "ALTER SYSTEM":
         with Configuration(admin) as configuration:
             configuration.set("fernet.keys", KEY)
@@ -85,7 +86,7 @@ def test_who_is_told(host, preload, configured, using):
 
 
 def test_who_is_told_by_the_library_as_it_is_loaded(host, preload, configured):
-    """Whoever has it loaded. Before the first statement there is nobody who would see it."""
+    """A session that has it preloaded. Before the first statement there is nobody who would see the warning."""
     with connect("postgres", host=host, user="ordinary") as user:
         told = notices(user)
         user.execute(LOADING)
@@ -96,7 +97,7 @@ def test_who_is_told_by_the_library_as_it_is_loaded(host, preload, configured):
 
 @pytest.mark.parametrize("own", [[], [key()]])
 def test_who_is_told_of_a_list_that_comes_later(host, preload, admin, own):
-    """The sessions that were there, also one that uses keys of its own."""
+    """The sessions that were already there, including one that uses keys of its own."""
     with connect("postgres", host=host) as session:
         told = notices(session)
         session.execute(LOADING)

@@ -12,7 +12,7 @@ from key_files import folder_for, key, write
 from postgres import column, connect, create_database, drop_database, value
 
 DATABASE = "fernet_privileges"
-# The roles, with what each is granted. Each name gets a prefix.
+# The roles, and what each is granted. Each name gets a prefix.
 ROLES = {
     "superuser": [],
     "owner": [],  # of the database
@@ -176,7 +176,7 @@ def statement(action, token, fingerprints):
 
 
 def may(session, query):
-    """Whether the role is allowed to. Afterwards, nothing has changed."""
+    """Whether the role is allowed to. Nothing may have changed afterwards."""
     try:
         if query.startswith("ALTER SYSTEM"):
             session.execute(query)
@@ -213,7 +213,7 @@ def test_the_matrix_has_every_function_and_setting(roles):
 
 
 def test_an_extension_is_the_superusers(roles):
-    """Who owns the database may neither create nor change nor drop it."""
+    """The owner of the database may neither create nor change nor drop it."""
     create_database("fernet_without")
     try:
         roles.admin.execute("ALTER DATABASE fernet_without OWNER TO fernet_owner")
@@ -240,7 +240,7 @@ def test_who_sets_keys_is_not_shown_them(roles):
 
 
 def test_who_sets_keys_loses_those_of_the_configuration(roles, token):
-    """Keys of its own beside them would let a role rotate tokens to where it can read them."""
+    """If it could add its own keys, a role could rotate tokens so that it can read them."""
     roles.admin.execute("GRANT EXECUTE ON FUNCTION fernet_rotate(text) TO fernet_setter")
     try:
         with roles.setter.transaction(force_rollback=True):
@@ -290,7 +290,7 @@ def test_who_may_rotate_does(roles, table):
     "EXPLAIN SELECT FROM pg_class WHERE relname = fernet_decrypt('{token}')",
     "DO 'BEGIN PERFORM fernet_decrypt(token) FROM rotator.secrets; END'",
     "PREPARE leak AS SELECT fernet_decrypt(token) FROM rotator.secrets; EXECUTE leak",
-    # Objects of its own that call it.
+    # Its own objects that call it.
     "CREATE VIEW rotator.leak AS SELECT fernet_decrypt(token) FROM rotator.secrets; SELECT * FROM rotator.leak",
     "CREATE TABLE rotator.leak AS SELECT fernet_decrypt(token) FROM rotator.secrets",
     "CREATE MATERIALIZED VIEW rotator.leak AS SELECT fernet_decrypt(token) FROM rotator.secrets",
@@ -324,7 +324,7 @@ def test_who_may_only_rotate_learns_no_plaintext(roles, table, token, query):
 
 
 def test_statistics_are_made_with_the_rights_of_the_tables_owner(roles, table):
-    """Or a superuser's ANALYZE would put plaintexts where the owner can read them."""
+    """Otherwise a superuser's ANALYZE would put plaintexts where the owner can read them."""
     roles.rotator.execute("CREATE STATISTICS rotator.leak ON (fernet_decrypt(token)) FROM rotator.secrets")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         roles.superuser.execute("ANALYZE rotator.secrets")

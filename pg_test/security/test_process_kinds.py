@@ -1,4 +1,4 @@
-"""Keys in the configuration, and what code of an ordinary role reads of them in each kind of server process.
+"""Keys in the configuration, and what code of an ordinary role can read of them in each kind of server process.
 
 A process that has not loaded the library does not know that fernet.keys is secret. Sessions load what is in
 session_preload_libraries, and parallel workers what their leader has loaded; the other kinds do neither.
@@ -16,11 +16,11 @@ from postgres import column, connect, force_parallel, major_version, plan, serve
 VERSION = major_version()
 KEY = key()
 REFUSED = "refused"
-# May see what kind of process it is in, but not what is secret in the settings.
+# May see what kind of process it is in, but not secret settings.
 OWNER = "CREATE ROLE owner LOGIN IN ROLE pg_read_all_stats"
 
-# Says in which kind of process it runs, and what it reads there. Not immutable, whatever it says: or else it could
-# not be in an index.
+# Says in which kind of process it runs, and what it reads there. It is not immutable, though it says so: otherwise it
+# could not be in an index.
 SPY = """
     CREATE OR REPLACE FUNCTION spy() RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
     DECLARE
@@ -39,8 +39,8 @@ autovacuum_analyze_threshold = 0
 autovacuum_analyze_scale_factor = 0
 wal_retrieve_retry_interval = 100ms
 """
-# With it, the publisher sends each change at once, and so leaves each transaction to a worker of its own. Up to 16, a
-# subscriber with it can crash.
+# With it, the publisher sends each change at once, and so leaves each transaction to a worker of its own. Up to 16,
+# it can crash a subscriber.
 AT_ONCE = "options=-cdebug_logical_replication_streaming=immediate"
 
 
@@ -98,7 +98,7 @@ def test_parallel_workers(owner, preload):
 
 
 def test_autovacuum_workers(owner, preload):
-    """They compute the statistics of an index on an expression, and its owner may read these."""
+    """They compute the statistics of an index on an expression, which its owner may read."""
     owner.execute("CREATE TABLE analyzed (n int)")
     owner.execute("CREATE INDEX spied ON analyzed (spy(), n)")
     owner.execute("INSERT INTO analyzed SELECT generate_series(1, 100)")
@@ -109,7 +109,7 @@ def test_autovacuum_workers(owner, preload):
 
 @pytest.mark.parametrize("replication", ["database", "true"])
 def test_walsenders(host, preload, replication):
-    """They serve a role with REPLICATION, and answer it SHOW."""
+    """They serve a role with REPLICATION, and answer its SHOW."""
     with connect("subscribed", host=host, user="replicator", replication=replication) as session:
         if preload == "shared":
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -121,7 +121,7 @@ def test_walsenders(host, preload, replication):
 
 @contextmanager
 def subscription(host, streaming):
-    """Of a database to another one of the same server, which cannot make the slot by itself."""
+    """From a database to another one of the same server, which cannot make the slot by itself."""
     with connect("published", host=host) as publisher, connect("subscribed", host=host) as subscriber:
         publisher.execute("CREATE PUBLICATION everything FOR ALL TABLES")
         publisher.execute("SELECT pg_create_logical_replication_slot('slot', 'pgoutput')")
@@ -131,7 +131,7 @@ def subscription(host, streaming):
             f" WITH (create_slot = false, slot_name = slot, streaming = {streaming})")
         try:
             yield publisher
-            # One that is disabled in the midst of its work can crash, too.
+            # Disabling one while it works can crash it, too.
             end = value(publisher, "SELECT pg_current_wal_lsn()::text")
             wait_for(lambda: value(publisher, "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots", end))
         finally:
@@ -145,14 +145,14 @@ def subscription(host, streaming):
 
 @pytest.mark.parametrize("streaming", ["off", pytest.param("parallel", marks=pytest.mark.skipif(VERSION < 16, reason="new in 16"))])
 def test_logical_replication_workers(host, owner, preload, streaming):
-    """One copies a table at first, another applies what happens to it later, or leaves that to parallel workers."""
+    """One copies a table at first; another applies later changes, or leaves that to parallel workers."""
     with connect("published", host=host) as publisher:
         publisher.execute("CREATE TABLE owner.replicated (n int PRIMARY KEY)")
         publisher.execute("INSERT INTO owner.replicated VALUES (1)")
     for statement in (
         "CREATE TABLE replicated (n int PRIMARY KEY)",
         "CREATE TABLE seen (n int, what text, in_parallel boolean)",
-        # The rights are those of its owner, whichever the worker has.
+        # The rights are the owner's, whatever the worker's are.
         """CREATE OR REPLACE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
            BEGIN
                INSERT INTO owner.seen
@@ -167,7 +167,7 @@ def test_logical_replication_workers(host, owner, preload, streaming):
     try:
         with subscription(host, streaming) as publisher:
             wait_for(lambda: column(owner, "SELECT n FROM seen WHERE n = 1"))
-            # The first changes after that can be for the worker that is there already.
+            # The first changes after that may go to the worker that already exists.
             for n in range(2, 100):
                 publisher.execute("INSERT INTO owner.replicated VALUES (%s)", [n])
                 if wait_for(lambda: column(owner, "SELECT in_parallel FROM seen WHERE n = %s", n)) == [streaming == "parallel"]:

@@ -1,5 +1,5 @@
-"""fernet.keys_command where the postmaster is process 1, as in a container: a child that it does not know, and that
-fails or is killed, is the crash of a server process to it, so it restarts the server."""
+"""fernet.keys_command if the postmaster is process 1, as in a container. If a child that it does not know fails or
+is killed, the postmaster takes that for the crash of a server process, and restarts the server."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from settings import refusal
 from tables import wait_until
 
 KEY = key()
-# By this, the processes of a command are recognised, beside those of another run of these tests.
+# Marks the processes of a command, to tell them from those of another run of these tests.
 SLEEP = f"sleep {1_000_000 + os.getpid()}"
 
 
@@ -28,13 +28,13 @@ def in_namespace(proc):
     if os.geteuid():
         unshare += ["--user", "--map-current-user"]
     if proc == "hidden":
-        # As systemd has it with ProtectProc=invisible.
+        # As systemd sets it with ProtectProc=invisible.
         unshare += ["sh", "-c", 'mount -o remount,hidepid=2 /proc && exec "$@"', "sh"]
     return unshare if os.geteuid() else [*unshare, "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
 
 
 class Container(Cluster):
-    """A server whose postmaster is process 1. Without a /proc of its own, it sees that of the machine, which has other
+    """A server whose postmaster is process 1. Without a /proc of its own, it sees the machine's, which has other
     numbers for its processes."""
 
     def __init__(self, proc):
@@ -47,7 +47,7 @@ class Container(Cluster):
         self.process.wait()
 
     def set_command(self, session, command):
-        """Sets it for all sessions; this one has it by then."""
+        """Sets it for all sessions; this session has it by then."""
         quoted = command.replace("'", "''")
         self.write("data/postgresql.auto.conf", f"{self.settings}\nfernet.keys_file = ''\nfernet.keys_command = '{quoted}'")
         session.execute("SELECT pg_reload_conf()")
@@ -80,7 +80,7 @@ def session(server):
 
 @pytest.fixture
 def bystander(server):
-    """Another session, which ends if the server restarts. Nothing of the command is left at the end."""
+    """Another session, which ends if the server restarts. At the end, nothing of the command is left."""
     with server.connect() as session:
         starts = server.starts()
         yield session
@@ -103,13 +103,13 @@ def command_line(pid):
 
 
 def start(server, session, command):
-    """Lets a session run the command, and waits until it has started all that it starts."""
+    """Lets a session run the command, and waits until the command has started all its processes."""
     server.set_command(session, command)
     session.pgconn.send_query(b"SELECT fernet_encrypt('hello')")
     wait_until(lambda: len(left()) == command.count(SLEEP), 10)
 
 
-# What a command has started when it is ended: children, children of theirs, sessions of their own.
+# What a command has started when it is ended: children, their children, sessions of their own.
 COMMANDS = {
     "pipe": f"{SLEEP} | cat",
     "background": f"{SLEEP} & (sleep 0.1; exit 7) & {SLEEP}",
@@ -132,7 +132,7 @@ def test_a_command_that_is_ended(server, bystander, session, name, end):
     if end != "timeout":
         bystander.execute(f"SELECT pg_{end}_backend({session.info.backend_pid})")
     assert session.pgconn.get_result().error_field(ord("C")) == (b"57P01" if end == "terminate" else b"57014")
-    # Not in a moment, but by the time that the client knows; after a FATAL error, in a moment.
+    # Not at once, but by the time that the client knows; after a FATAL error, shortly after.
     assert end == "terminate" or not left()
 
 
@@ -161,7 +161,8 @@ def test_a_command_that_fails(server, bystander, session, command):
 
 
 def test_a_program_that_nobody_may_look_into(server, bystander, session):
-    """Such are also those with capabilities. A /proc with hidepid does not show them, not even to their parent."""
+    """Processes with capabilities are like that, too. A /proc with hidepid does not show them, even to their
+    parent."""
     program = Path(server.dir, "sleep")
     shutil.copy(shutil.which("sleep"), program)
     program.chmod(0o111)
@@ -183,7 +184,7 @@ def test_parallel_workers(server, bystander, session):
 
 
 def test_a_server_process_that_is_killed(server):
-    """That is a crash, and the server restarts; but once."""
+    """That is a crash, and the server restarts, but only once."""
     session = server.connect()
     start(server, session, COMMANDS["double fork"])
     starts = server.starts()

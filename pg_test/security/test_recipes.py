@@ -1,4 +1,5 @@
-"""The recipes of the documentation: keys from where systemd, Kubernetes, Airflow and Vault put them, and files replaced."""
+"""The recipes of the documentation: keys from where systemd, Kubernetes, Airflow and Vault put them, and files that are
+replaced."""
 
 import json
 import os
@@ -26,7 +27,7 @@ def prints(*keys):
 #
 
 def allow(path, user):
-    """Lets a user read a file or a folder of root's, by an access control list, as systemd does."""
+    """Lets a user read a file or folder that root owns, by an access control list, as systemd does."""
     OWNER, USER, GROUP, MASK, OTHER, NOBODY = 0x01, 0x02, 0x04, 0x10, 0x20, 0xffffffff
     may = 5 if path.is_dir() else 4
     entries = (OWNER, may, NOBODY), (USER, may, user), (GROUP, 0, NOBODY), (MASK, may, NOBODY), (OTHER, 0, NOBODY)
@@ -81,7 +82,7 @@ class Mount:
 
 @needs_root
 def test_kubernetes(db, folder):
-    """defaultMode: 0440 with fsGroup: root's, for the server's group."""
+    """defaultMode: 0440 with fsGroup: owned by root, for the server's group."""
     mount = Mount(folder, mode=0o440, owner=(0, server_user()[1]))
     old, new = key(), key()
     use_file(db, mount.publish(old))
@@ -163,7 +164,7 @@ sed -n "s/.*\"$field\": \"\([^\"]*\)\".*/\1/p" <&3
 
 @contextmanager
 def vault(secrets):
-    """A server that speaks as much of Vault's protocol as that takes; its address."""
+    """A server that speaks as much of Vault's protocol as that needs; its address."""
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             allowed = self.headers["X-Vault-Token"] == "s.token" and self.path in secrets

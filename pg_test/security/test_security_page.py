@@ -1,4 +1,4 @@
-"""What docs/security.md says and the other tests do not show: whom one must trust, and what a token shows by itself."""
+"""What docs/security.md says and the other tests do not show: whom one must trust, and what a token itself reveals."""
 
 import base64
 import re
@@ -128,7 +128,7 @@ def test_a_schema_of_its_own_needs_usage_and_a_path(db, role, database):
 #
 
 def replacing(path, new):
-    """SQL that replaces the file in the midst of other statements, the first time it runs."""
+    """SQL that replaces the file in the middle of other statements, the first time it runs."""
     write(path.with_name("replacement"), new)
     return f"COPY (SELECT) TO PROGRAM 'cat >/dev/null; mv -f {path.with_name('replacement')} {path} || true'"
 
@@ -175,7 +175,7 @@ def test_a_token_is_not_bound_to_its_row(db, key_file):
 
 
 def test_what_a_token_shows_by_itself(db, key_file):
-    """The length of the plaintext, up to the next 16 bytes, and the second."""
+    """The length of the plaintext, up to the next 16 bytes, and the second in which it was made."""
     use_file(db, key_file)
     lengths = {n: value(db, "SELECT length(fernet_encrypt(repeat('x', %s)))", n) for n in range(64)}
     assert len({lengths[n] for n in range(16)}) == 1

@@ -26,7 +26,7 @@ if subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode:
 
 
 class Syslog:
-    """A socket as /dev/log is, and what has arrived there."""
+    """A socket like /dev/log, and what has arrived there."""
 
     def __init__(self, folder):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

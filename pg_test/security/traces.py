@@ -7,13 +7,13 @@ import secrets
 import string
 from collections import defaultdict
 
-# Of a secret, no more than this many characters in a row may be found: a message may cut it short.
+# No more than this many characters of a secret in a row may be found: a message may cut it short.
 WINDOW = 12
 ALPHABET = r"[A-Za-z0-9+/_=-]"
 
 
 class Traces:
-    """Hands out secrets, each with a label, and notes in which places they are found."""
+    """Makes secrets, each with a label, and notes in which places they are found."""
 
     def __init__(self):
         self._labels = {}
@@ -42,9 +42,9 @@ class Traces:
                 self._labels[form[start:start + WINDOW]] = label
 
     def search(self, place, text):
-        """Notes what secrets there are in a text, or in the bytes of a file."""
+        """Notes which secrets are in a text, or in the bytes of a file."""
         text = text.decode("latin-1") if isinstance(text, bytes) else str(text)
-        # Where the server shows a query as it has parsed it, constants are the numbers of their bytes.
+        # Where the server shows a parsed query, constants are the numbers of their bytes.
         for numbers in re.findall(r"\[ ((?:-?\d+\s+){12,})\]", text):
             text += " " + bytes(int(number) & 0xff for number in numbers.split()).decode("latin-1")
         for run in set(re.findall(ALPHABET + f"{{{WINDOW},}}", text)):
@@ -62,9 +62,10 @@ ABOUT = "application_name", "error_severity"
 
 
 def search_diagnostics(traces, reader, parts):
-    """Searches what the server tells a client, or its log. Some of it is a statement, some a message about it.
+    """Searches what the server sends to a client, or writes to its log. Some of it is a statement, some a
+    message about it.
 
-    A session that has something else logged than log_statement has the name of that setting for its own."""
+    A session with a setting that has something else logged than log_statement has the setting's name."""
     kind = "message"
     for pattern, name in {
         "(statement|(execute|parse|bind) .*): ": "log_statement",
@@ -95,7 +96,7 @@ def search_error(traces, diag):
 
 
 def search_text_log(traces, log):
-    """What the log collector has itself to say, and what processes have said that did not go through the server."""
+    """What the log collector itself says, and what processes have said without the server."""
     for line in log.splitlines():
         if message := re.match(r"\S+ \S+ \S+ \[\d+\] \w+:  (?:\w{5}: )?(.*)", line):
             search_diagnostics(traces, "log", dict.fromkeys([*PARTS, *ABOUT]) | {"message": message[1]})

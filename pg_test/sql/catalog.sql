@@ -19,13 +19,13 @@ ORDER BY proname COLLATE "C", pg_get_function_arguments(p.oid) COLLATE "C";
 SELECT p.oid::regprocedure FROM pg_proc AS p JOIN pg_depend AS d ON d.objid = p.oid AND d.deptype = 'e'
 WHERE d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_fernet') AND p.prosecdef;
 
--- Nothing is undocumented, the extension included.
+-- Everything has a comment, including the extension.
 SELECT pg_describe_object(classid, objid, 0) AS undocumented
 FROM pg_depend
 WHERE deptype = 'e' AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_fernet')
   AND coalesce(obj_description(objid, classid::regclass::name), '') = '';
 SELECT obj_description(oid, 'pg_extension'), extrelocatable FROM pg_extension WHERE extname = 'pg_fernet';
 
--- The extension holds functions alone: no types, no operators, no tables.
+-- The extension holds only functions: no types, no operators, no tables.
 SELECT DISTINCT classid::regclass FROM pg_depend
 WHERE deptype = 'e' AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_fernet');

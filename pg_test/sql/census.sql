@@ -63,7 +63,7 @@ SELECT status, tokens FROM fernet_census('"Sch ema."."T""able"', 'Va"lue;') WHER
 CREATE TEMP TABLE temporary AS SELECT fernet_encrypt('x') AS value;
 SELECT status, tokens FROM fernet_census('temporary', 'value') WHERE tokens > 0;
 
--- It sees what the calling query sees, its own transaction's changes included.
+-- It sees what the calling query sees, including its own transaction's changes.
 BEGIN;
 DELETE FROM secrets WHERE value IS NULL;
 SELECT tokens FROM fernet_census('secrets', 'value') WHERE status = 'null';
@@ -92,19 +92,19 @@ RESET fernet.keys;
 SELECT * FROM fernet_census('secrets', 'value');
 \echo :LAST_ERROR_SQLSTATE
 
--- Columns that hold tokens: no key is needed. A partitioned table stands for its partitions, and any
--- other table for itself.
+-- Columns that hold tokens: no key is needed. A partitioned table represents its partitions, and any
+-- other table counts on its own.
 SELECT * FROM fernet_find_columns();
 SELECT relation, sampled, tokens FROM fernet_find_columns(2) WHERE column_name = 'value';
 SELECT * FROM fernet_find_columns(0);
 \echo :LAST_ERROR_SQLSTATE
--- Of a large table, the sample is from blocks all over it.
+-- The sample of a large table is from blocks all over it.
 CREATE TABLE large AS SELECT i AS id, repeat('plain', 100) AS value FROM generate_series(1, 20000) AS i;
 SET fernet.keys = :'new';
 UPDATE large SET value = fernet_encrypt('x') WHERE id > 12000;
 VACUUM ANALYZE large;
 SELECT column_name, sampled, tokens BETWEEN 1 AND 999 AS some FROM fernet_find_columns() WHERE relation = 'large'::regclass;
--- Beside a foreign partition, which is not looked at, the others stand for themselves.
+-- Beside a foreign partition, which is not read, the others count on their own.
 BEGIN;
 CREATE FOREIGN DATA WRAPPER regress_fernet_nothing;
 CREATE SERVER regress_fernet_nowhere FOREIGN DATA WRAPPER regress_fernet_nothing;
@@ -134,7 +134,7 @@ SELECT status, tokens FROM fernet_census('secrets', 'value') WHERE tokens > 0;
 SELECT * FROM fernet_find_columns();
 RESET ROLE;
 
--- Row-level security hides no rows in silence.
+-- Row-level security hides no rows silently.
 ALTER TABLE secrets ENABLE ROW LEVEL SECURITY;
 CREATE POLICY few ON secrets USING (id < 3);
 SET ROLE regress_fernet_reader;

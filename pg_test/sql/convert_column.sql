@@ -1,6 +1,6 @@
 -- From plaintexts to tokens, and back, in batches.
 
--- The notices tell times.
+-- The notices have times in them.
 SET client_min_messages = warning;
 \set new 'cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4='
 \set old 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='
@@ -12,7 +12,7 @@ CREATE SCHEMA conversion;
 SET search_path = conversion, public;
 SET fernet.keys = :'new_old';
 
--- Makes a table's values again what they were: n plaintexts, an empty value and a NULL.
+-- Resets a table's values to n plaintexts, an empty value and a NULL.
 CREATE TABLE secrets (id integer, value text);
 CREATE PROCEDURE fill(n integer) LANGUAGE sql AS $$
     TRUNCATE secrets;
@@ -35,7 +35,7 @@ CALL fernet_decrypt_column('secrets', 'value');
 (TABLE secrets EXCEPT TABLE before) UNION ALL (TABLE before EXCEPT TABLE secrets);
 CALL fernet_decrypt_column('secrets', 'value');
 
--- Batches of any size: a transaction each, and one row at least.
+-- Batches of any size: a transaction each, with at least one row.
 CALL fill(98);
 CALL fernet_encrypt_column('secrets', 'value', 7);
 SELECT rows, count(*) AS transactions FROM (SELECT count(*) AS rows FROM secrets WHERE value IS NOT NULL GROUP BY xmin::text) AS t GROUP BY rows ORDER BY rows;
@@ -48,8 +48,8 @@ CALL fernet_decrypt_column('secrets', 'value', NULL);
 CALL fernet_encrypt_column(NULL, 'value');
 CALL fernet_decrypt_column('secrets', NULL);
 
--- What holds a token is not encrypted: under the first key, an older one, one that is not in the list, or
--- with text beside it. What no key opens is not decrypted, nor is a token with text beside it.
+-- A value with a token is not encrypted: one under the first key, an older one, one that is not in the list,
+-- or with text beside it. Not decrypted are tokens that no key opens, and tokens with text beside them.
 SET fernet.keys = :'lost';
 TRUNCATE secrets;
 INSERT INTO secrets SELECT 1, fernet_encrypt('lost');
@@ -68,7 +68,7 @@ SELECT id, fernet_decrypt(s.value) FROM secrets AS s JOIN before AS b USING (id)
 CALL fernet_decrypt_column('secrets', 'value');
 SELECT id, CASE WHEN s.value = b.value THEN '(as it was)' ELSE s.value END AS value FROM secrets AS s LEFT JOIN before AS b USING (id) ORDER BY id;
 CALL fernet_decrypt_column('secrets', 'value');
--- What only has the form of a token, with one at its end, is a token among other text.
+-- A value that only has the form of a token, but has one at its end, is a token among other text.
 TRUNCATE secrets;
 INSERT INTO secrets VALUES (1, 'gPASSWORD' || repeat('x', 55) || fernet_encrypt('in text'));
 CALL fernet_encrypt_column('secrets', 'value');
@@ -78,7 +78,7 @@ INSERT INTO secrets VALUES (1, fernet_encrypt(fernet_encrypt('twice')));
 CALL fernet_decrypt_column('secrets', 'value');
 SELECT value FROM secrets;
 
--- Text of all types, bytes, and domains over these: what the functions on single values make of them.
+-- Text of all types, bytes, and domains over these: converted as by the functions on single values.
 CREATE DOMAIN code AS varchar(120);
 CREATE DOMAIN short_code AS code;
 CREATE TABLE types (a text, b varchar, c varchar(100), d char(120), e bytea, f code, g short_code, h integer,
@@ -91,7 +91,7 @@ SELECT fernet_decrypt(a) AS a, fernet_decrypt(b) AS b, fernet_decrypt(c) AS c, f
 SELECT format('CALL fernet_decrypt_column(''types'', %L)', c) FROM unnest('{a,b,c,d,e,f,g}'::text[]) AS c \gexec
 SELECT count(*) AS equal FROM types AS t JOIN types_before AS b
 ON (t.a, t.b, t.c, t.d, t.e, t.f, t.g) IS NOT DISTINCT FROM (b.a, b.b, b.c, b.d, b.e, b.f, b.g);
--- Other types have parts that are secret, and others that are not. No token fits into a short column.
+-- Values of other types have secret parts and other parts. No token fits into a short column.
 CALL fernet_encrypt_column('types', 'h');
 CALL fernet_encrypt_column('types', 'i');
 CALL fernet_encrypt_column('types', 'j');
@@ -119,7 +119,7 @@ SELECT md5(fernet_decrypt(value)) = md5(repeat('long', 100000)) AS same FROM sec
 CALL fernet_decrypt_column('secrets', 'value');
 SELECT md5(value) = md5(repeat('long', 100000)) AS same FROM secrets;
 
--- Bytes that are no text are not decrypted into text. The row is named.
+-- Bytes that are not text are not decrypted to text. The row is named.
 TRUNCATE secrets;
 INSERT INTO secrets SELECT i, fernet_encrypt('x'::text) FROM generate_series(1, 3) AS i;
 INSERT INTO secrets SELECT 4, fernet_encrypt('\xff'::bytea);
@@ -132,8 +132,8 @@ SELECT * FROM secrets ORDER BY id;
 DROP TABLE secrets;
 CREATE TABLE secrets (id integer, value text);
 
--- Constraints and indexes that may not take a token, or a plaintext: none of them is found out at the
--- first value in its way.
+-- Constraints and indexes that may refuse a token, or a plaintext: each is found before it refuses the
+-- first value.
 CREATE TABLE bound (id integer PRIMARY KEY, value text, other text);
 INSERT INTO bound VALUES (1, 'a', 'a'), (2, 'b', 'b');
 ALTER TABLE bound ADD CONSTRAINT checked CHECK (value <> '');
@@ -154,7 +154,7 @@ ALTER TABLE bound DROP COLUMN length;
 CREATE UNIQUE INDEX "In dex" ON bound (id, lower(value));
 CALL fernet_encrypt_column('bound', 'value');
 DROP INDEX "In dex";
--- Its rows would not be in it any more.
+-- Its rows would no longer be in it.
 CREATE UNIQUE INDEX predicate ON bound (other) WHERE value = 'a';
 CALL fernet_encrypt_column('bound', 'value');
 DROP INDEX predicate;
@@ -201,9 +201,9 @@ CREATE DOMAIN lower_case AS text CONSTRAINT lower_case_check CHECK (VALUE = lowe
 CREATE DOMAIN lower_case_code AS lower_case;
 ALTER TABLE bound ADD lower lower_case_code DEFAULT 'x';
 CALL fernet_encrypt_column('bound', 'lower');
--- What holds only from now on may be there for the tokens, and is left to the server. Other columns are in
--- nobody's way, nor is who only asks whether there is a value. Of an index that begins with the column it
--- warns.
+-- A constraint that holds only from now on may be meant for the tokens, and is left to the server. Those on
+-- other columns are not in the way, nor are those that only ask whether there is a value. A WARNING names an
+-- index that begins with the column.
 ALTER TABLE bound ADD CONSTRAINT encrypted CHECK (fernet_is_token(value)) NOT VALID;
 ALTER TABLE bound ADD CONSTRAINT about_another CHECK (other <> '');
 ALTER TABLE bound ADD length integer GENERATED ALWAYS AS (length(other)) STORED;
@@ -224,7 +224,7 @@ CREATE INDEX computed ON bound (lower(other)) WHERE id > 0;
 CALL fernet_encrypt_column('bound', 'value');
 CALL fernet_encrypt_column('bound', 'of_domain');
 SELECT id, fernet_decrypt(value), other, fernet_decrypt(of_domain) FROM bound ORDER BY id;
--- Once it holds for all, the proof can be repeated.
+-- Once the constraint holds for all rows, the proof can be repeated.
 ALTER TABLE bound VALIDATE CONSTRAINT encrypted;
 DROP INDEX looked_up;
 DROP PUBLICATION regress_fernet_filtered;
@@ -260,7 +260,7 @@ CALL fernet_decrypt_column('parts', 'value');
 ALTER TABLE part_2 ADD CONSTRAINT of_one CHECK (value = 'x');
 CALL fernet_encrypt_column('parts', 'value');
 SELECT DISTINCT value FROM parts;
--- Who reads a partition through its table is shown other rows, too, whatever the number of the column there.
+-- Reading a partition through its table would also show other rows, whatever the column's number there.
 ALTER TABLE part_2 DROP CONSTRAINT of_one;
 CREATE POLICY shown ON parts USING (value <> '');
 CALL fernet_encrypt_column('part_1', 'value');
@@ -299,7 +299,7 @@ CALL fill(1);
 CALL fernet_encrypt_column('secrets', 'value');
 SET fernet.keys = :'new_old';
 
--- A trigger that keeps plaintexts, or encrypts what is decrypted, is told of.
+-- A WARNING tells of a trigger that keeps plaintexts, or encrypts what is decrypted.
 CALL fill(3);
 CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -316,7 +316,7 @@ CALL fernet_decrypt_column('secrets', 'value');
 SELECT id, fernet_decrypt(value) FROM secrets WHERE fernet_is_token(value);
 DROP TRIGGER meddle ON secrets;
 
--- Privileges: EXECUTE on each procedure apart, SELECT on the table, UPDATE on the column.
+-- Privileges: EXECUTE on each procedure, SELECT on the table, UPDATE on the column.
 CALL fill(3);
 CREATE ROLE regress_fernet_converter ROLE CURRENT_USER;
 GRANT USAGE ON SCHEMA conversion, public TO regress_fernet_converter;

@@ -34,7 +34,7 @@ SET fernet.keys = :'new', 'not a key';
 SET fernet.keys = '';
 \echo :SQLSTATE
 
--- The key file cannot be read; it is no file that can be private.
+-- The key file cannot be read; it is not a file that can be private.
 SET fernet.keys_file = '/nonexistent/keys';
 SELECT fernet_decrypt(:'token');
 \echo :SQLSTATE
@@ -116,7 +116,7 @@ ROLLBACK TO before;
 SELECT fernet_decrypt(:'token');
 COMMIT;
 
--- In an exception block the value that failed is not in what the block can read.
+-- An exception block cannot read the value that failed.
 DO $$
 DECLARE
     message text; detail text; hint text; context text;

@@ -6,7 +6,7 @@ SET fernet.keys = 'cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=';
 SELECT fernet_decrypt('gAAAAAAdwJ6wAAECAwQFBgcICQoLDA0ODy021cpGVWKZ_eEwCGM4BLLF_5CV9dOPmrhuVUPgJobwOz7JcbmrR64jVmpU4IwqDA==',
                       '60 s', '1985-10-26 01:20:01-07');
 
--- invalid.json, each at its own ttl and time. Two of them fail for the time alone.
+-- invalid.json, each at its own ttl and time. Two of them fail only because of the time.
 CREATE FUNCTION outcome(token text, ttl interval, at timestamptz) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
     RETURN fernet_decrypt(token, ttl, at);
@@ -39,7 +39,7 @@ SELECT fernet_decrypt(:token::bytea, '60 s', '1985-10-26 01:20:01-07'),
        fernet_decrypt_bytea(:token, '60 s', '1985-10-26 01:20:01-07'),
        fernet_decrypt_bytea(:token::bytea, '60 s', '1985-10-26 01:20:01-07');
 
--- Without "at" the time is now, that of the transaction.
+-- Without "at" the time is the statement's.
 SELECT fernet_decrypt(token, '1 hour'), fernet_decrypt(token::bytea, '1 hour'),
        fernet_decrypt_bytea(token, '1 hour'), fernet_decrypt_bytea(token::bytea, '1 hour')
 FROM fernet_encrypt('fresh') AS token;
@@ -81,7 +81,7 @@ SELECT fernet_decrypt(NULL::text, '1 s') IS NULL AS token,
        fernet_decrypt(:token, NULL) IS NULL AS ttl,
        fernet_decrypt(:token, '1 s', NULL) IS NULL AS at;
 
--- A generated key is one that the setting takes; no two are the same.
+-- The setting accepts a generated key; no two are the same.
 SELECT set_config('fernet.keys', string_agg(fernet_generate_key(), ','), false) ~ '^([-_A-Za-z0-9]{43}=,?){100}$' AS canonical
 FROM generate_series(1, 100);
 SELECT count(*), count(DISTINCT fingerprint) FROM fernet_keys();

@@ -1,4 +1,4 @@
--- What can be told about a token: key_index, is_token, timestamp.
+-- What can be learnt about a token: key_index, is_token, timestamp.
 
 SET timezone = 'UTC';
 SET datestyle = 'ISO';
@@ -28,7 +28,7 @@ INSERT INTO samples VALUES
 SELECT n, what, fernet_is_token(value) AS text, fernet_is_token(value::bytea) AS bytea FROM samples ORDER BY n;
 SELECT fernet_is_token('\x00ff'::bytea), fernet_is_token('plaintext');
 
--- Never an error: NULL where no key opens the value.
+-- Never an error: NULL if no key opens the value.
 SET fernet.keys = :'new_old';
 SELECT n, what, fernet_key_index(value) AS text, fernet_key_index(value::bytea) AS bytea FROM samples ORDER BY n;
 SELECT fernet_key_index('\x00ff'::bytea);
@@ -40,7 +40,7 @@ SELECT n, what FROM samples WHERE fernet_key_index(value) > 1 ORDER BY n;
 SET fernet.keys = :'old_new';
 SELECT n, what, fernet_key_index(value) FROM samples WHERE fernet_key_index(value) IS NOT NULL ORDER BY n;
 
--- The timestamp needs the key: it is no timestamp unless the token is authentic.
+-- The timestamp needs the key: without an authentic token, it means nothing.
 SELECT n, what, fernet_timestamp(value) AS text, fernet_timestamp(value::bytea) AS bytea FROM samples WHERE n IN (1, 2, 8, 12) ORDER BY n;
 SELECT fernet_timestamp(value) FROM samples WHERE n = 3;
 SELECT fernet_timestamp(value::bytea) FROM samples WHERE n = 3;

@@ -63,7 +63,7 @@ END $$;
 -- Without a grant.
 SELECT unnest(runs()) AS for_all;
 
--- Each of the others, granted alone, runs and lets nothing else run.
+-- Each of the others, granted by itself, runs and lets nothing else run.
 CREATE FUNCTION granted_alone(signature regprocedure) RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
     before text[] := runs();
@@ -169,7 +169,7 @@ DROP PROCEDURE test_default_privileges;
 DROP FUNCTION granted;
 DROP SCHEMA crypt;
 
--- Not trusted: to create the extension takes a superuser.
+-- Not trusted: only a superuser can create the extension.
 SELECT current_database() AS db \gset
 GRANT CREATE ON DATABASE :"db" TO regress_fernet;
 BEGIN;

@@ -1,4 +1,4 @@
--- fernet_rotate: old tokens move to the first key, with their timestamps; others stay as they are.
+-- fernet_rotate: old tokens move to the first key, with their timestamps; others do not change.
 
 SET timezone = 'UTC';
 SET datestyle = 'ISO';
@@ -21,7 +21,7 @@ INSERT INTO secrets VALUES
     ('older', 'gAAAAAA7msoAAAECAwQFBgcICQoLDA0OD38dYpdtjviUCNSTHw1jjEG4ixReflQki3CSKQ7bicZPUSLAUyqsoyHN_xbLoH9aHA=='),
     ('none',  NULL);
 
--- What was old gets a new IV each time; what is new stays.
+-- An old token gets a new IV each time; a new token stays.
 SELECT name, fernet_key_index(token) AS before, fernet_key_index(rotated) AS after, fernet_decrypt(rotated),
        fernet_timestamp(rotated), rotated = token AS same, rotated = fernet_rotate(token) AS same_iv
 FROM (SELECT *, fernet_rotate(token) AS rotated FROM secrets) AS s ORDER BY name;
@@ -39,11 +39,11 @@ SELECT count(*) AS tokens, count(*) FILTER (WHERE secrets.token = first_run.toke
 FROM secrets JOIN first_run USING (name);
 DROP TABLE first_run;
 
--- The old keys can go.
+-- The old keys can be removed.
 SET fernet.keys = :'new';
 SELECT name, fernet_decrypt(token), fernet_timestamp(token) FROM secrets ORDER BY name;
 
--- Back again: the order of the list alone decides.
+-- Back again: only the order of the list decides.
 SET fernet.keys = :'old_new';
 UPDATE secrets SET token = fernet_rotate(token);
 SET fernet.keys = :'old';
@@ -73,18 +73,18 @@ FROM (VALUES
     ('one = more', :'token' || '='),
     ('= inside', left(:'token', 2) || '=' || substr(:'token', 3))
 ) AS forms (what, token), fernet_rotate(token) AS rotated;
--- Under the first key already, such a form comes back unchanged, too.
+-- If it is already under the first key, such a form comes back unchanged, too.
 SET fernet.keys = :'old_new';
 SELECT fernet_rotate(E'\n' || :'token') = E'\n' || :'token' AS same;
 
--- A key that stands twice in the list: the first place counts, wherever the second is.
+-- A key that is in the list twice: the first place counts, wherever the second is.
 SET fernet.keys = :'old_old_new';
 SELECT fernet_key_index(:'token'), fernet_rotate(:'token') = :'token' AS same;
 SET fernet.keys = :'new_old_new_old';
 SELECT fernet_key_index(:'token'), fernet_key_index(rotated), fernet_rotate(rotated) = rotated AS same
 FROM fernet_rotate(:'token') AS rotated;
 
--- Keys that share the half that signs: both authenticate the token, one decrypts it.
+-- Keys that share their signing half: both authenticate the token, one decrypts it.
 \set half 'MjIyMjIyMjIyMjIyMjIyMjQ0NDQ0NDQ0NDQ0NDQ0NDQ='
 \set half_old :half,:old
 SET fernet.keys = :'half_old';

@@ -1,6 +1,6 @@
 -- fernet_rotate_column: a column rotated in batches.
 
--- The notices tell times.
+-- The notices have times in them.
 SET client_min_messages = warning;
 \set new 'cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4='
 \set old 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='
@@ -13,7 +13,7 @@ CREATE SCHEMA rotation;
 SET search_path = rotation, public;
 SET fernet.keys = :'old';
 
--- Makes a table's values again what they were: n tokens under the current first key.
+-- Resets a table's values to n tokens under the current first key.
 CREATE TABLE secrets (id integer, value text);
 CREATE PROCEDURE fill(n integer) LANGUAGE sql AS $$
     TRUNCATE secrets;
@@ -33,11 +33,11 @@ FROM secrets AS s JOIN before AS b USING (id);
 CREATE TABLE after AS SELECT xmin AS writer, * FROM secrets;
 CALL fernet_rotate_column('secrets', 'value');
 SELECT count(*) FROM secrets AS s JOIN after AS a ON s.xmin = a.writer AND s.id = a.id AND s.value = a.value;
--- The old key can go.
+-- The old key can be removed.
 SET fernet.keys = :'new';
 SELECT count(fernet_decrypt(value)) FROM secrets;
 
--- Batches of any size: a transaction each, and one row at least.
+-- Batches of any size: a transaction each, with at least one row.
 SET fernet.keys = :'old';
 CALL fill(100);
 SET fernet.keys = :'new_old';
@@ -56,7 +56,7 @@ CALL fernet_rotate_column('secrets', 'value', strict => NULL);
 CALL fernet_rotate_column(NULL, 'value');
 CALL fernet_rotate_column('secrets', NULL);
 
--- What no key opens is left as it is, counted and named.
+-- A token that no key opens is left unchanged, counted and named.
 SET fernet.keys = :'lost';
 CALL fill(1);
 INSERT INTO secrets VALUES (2, 'plain'), (3, ''), (4, NULL), (5, 'plain'), (6, 'plain'), (7, 'plain'), (8, 'plain');
@@ -293,7 +293,7 @@ CALL fernet_rotate_column('secrets', 'value');
 SELECT fernet_decrypt(value) FROM secrets;
 RESET ROLE;
 
--- Row-level security hides no rows in silence.
+-- Row-level security hides no rows silently.
 ALTER TABLE secrets ENABLE ROW LEVEL SECURITY;
 CREATE POLICY few ON secrets USING (id < 3);
 SET ROLE regress_fernet_rotator;

@@ -11,12 +11,12 @@ CREATE EXTENSION pg_fernet SCHEMA crypt;
 SELECT fernet_decrypt(fernet_encrypt('hello'));
 SELECT crypt.fernet_decrypt(crypt.fernet_encrypt('hello')), crypt.fernet_decrypt(crypt.fernet_encrypt('hello'), '1 hour'),
        crypt.fernet_key_index(crypt.fernet_rotate(crypt.fernet_encrypt('hello'))), (SELECT count(*) FROM crypt.fernet_keys());
--- No function looks for another one: the search path is of no matter.
+-- No function looks another one up, so the search path does not matter.
 SET search_path = '';
 SELECT crypt.fernet_decrypt(crypt.fernet_encrypt('hello'), '1 hour');
 RESET search_path;
 
--- PUBLIC has what it has elsewhere.
+-- PUBLIC has the same privileges as in another schema.
 SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'crypt'::regnamespace AND has_function_privilege('public', oid, 'EXECUTE')
 ORDER BY oid::regprocedure::text COLLATE "C";
 
@@ -29,14 +29,14 @@ INSERT INTO guarded SELECT "Other Schema".fernet_encrypt('hello');
 INSERT INTO guarded VALUES ('hello');
 SELECT "Other Schema".fernet_decrypt(token) FROM guarded;
 
--- What uses it holds it.
+-- Objects that use it prevent DROP EXTENSION.
 DROP EXTENSION pg_fernet;
 DROP TABLE guarded;
 DROP EXTENSION pg_fernet;
 SELECT count(*) FROM pg_proc WHERE proname LIKE 'fernet%';
 DROP SCHEMA "Other Schema";
 
--- Others of the same names in its schema are not in its way.
+-- Other functions with the same names in its schema are not in the way.
 CREATE FUNCTION crypt.fernet_keys(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1';
 CREATE FUNCTION crypt.fernet_find_columns() RETURNS integer LANGUAGE sql AS 'SELECT 1';
 CREATE PROCEDURE crypt.fernet_census() LANGUAGE sql AS 'SELECT 1';
@@ -46,7 +46,7 @@ CREATE EXTENSION pg_fernet SCHEMA crypt;
 SELECT count(*) FROM pg_proc WHERE pronamespace = 'crypt'::regnamespace AND obj_description(oid, 'pg_proc') IS NULL;
 DROP EXTENSION pg_fernet;
 
--- A warning, if others may create something there that fits a call better than ours: in the schema itself,
+-- A warning, if other roles may create something there that fits a call better: in the schema itself,
 \set VERBOSITY default
 CREATE ROLE regress_fernet_1;
 CREATE ROLE "regress fernet 2";

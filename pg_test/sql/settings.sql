@@ -47,7 +47,7 @@ SELECT fingerprint FROM fernet_keys();
 SET fernet.keys = 'bad';
 SELECT fingerprint FROM fernet_keys();
 
--- For a function alone.
+-- For only one function.
 CREATE FUNCTION under_old() RETURNS text LANGUAGE sql SET fernet.keys = 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI=' AS 'SELECT fingerprint FROM fernet_keys()';
 SELECT under_old(), fingerprint FROM fernet_keys();
 DROP FUNCTION under_old;
@@ -60,8 +60,8 @@ SET fernet.keys = :'new';
 SET fernet.keys TO DEFAULT;
 SELECT * FROM fernet_keys();
 
--- For a database and for a role: the next session has the keys, before the library is loaded. (That
--- others can read them then is worth a warning, unless the library is preloaded.)
+-- For a database and for a role: the next session has the keys, before the library is loaded. (Others
+-- can then read them, which causes a warning unless the library is preloaded.)
 SELECT current_user AS me, current_database() AS db \gset
 ALTER DATABASE :"db" SET fernet.keys = :'new', :'old';
 \c -
@@ -102,7 +102,7 @@ SET fernet.keys = '';
 SET fernet.keys = ' ';
 SELECT count(*) FROM fernet_keys();
 
--- A key is read as pyca reads it: white space, quotes, the other alphabet, bits left over.
+-- A key is read as pyca reads it: white space, quotes, the other alphabet, unused bits.
 SET fernet.keys = E' MTExMTExMTExMTExMTEx\nMTExMTExMTExMTExMTExMTE= , "MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE="\t';
 SELECT * FROM fernet_keys();
 SET fernet.keys = 'cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=', 'cw/0x689RpI+jtRR7oE8h/eQsKImvJapLeSbXpwF4e4=', 'cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e5=';
@@ -120,7 +120,7 @@ SHOW fernet.key;
 SET FERNET.KEYS = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
 SELECT * FROM fernet_keys();
 
--- Not among what lists all settings. Where the keys come from is, for superusers.
+-- The views of all settings do not have it. Superusers see there where the keys come from.
 SELECT name FROM pg_settings WHERE name LIKE 'fernet.%' ORDER BY name;
 SELECT name FROM pg_show_all_settings() WHERE name LIKE 'fernet.%' ORDER BY name;
 
@@ -130,6 +130,6 @@ SET fernet.mask_log = literals;
 SET fernet.mask_log = everything;
 SHOW fernet.mask_log;
 
--- A command is for the configuration file alone.
+-- A command can be set only in the configuration file.
 SET fernet.keys_command = 'true';
 \echo :SQLSTATE

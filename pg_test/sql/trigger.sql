@@ -1,4 +1,4 @@
--- fernet_encrypt_trigger: what is written in plaintext to a column is encrypted before it is stored.
+-- fernet_encrypt_trigger: plaintext that is written to a column is encrypted before it is stored.
 
 LOAD 'pg_fernet';
 SET fernet.keys = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
@@ -23,7 +23,7 @@ MERGE INTO login USING (VALUES (5, 'merged'), (6, 'added')) AS new (id, password
 UPDATE login SET password = 'two' WHERE id = 2 RETURNING fernet_decrypt(password);
 SELECT * FROM plain ORDER BY id;
 
--- What is a token already stays, byte for byte, also when other columns change.
+-- A value that is already a token stays, byte for byte, even when other columns change.
 CREATE TEMP TABLE before AS TABLE login;
 UPDATE login SET name = upper(name);
 UPDATE login SET password = password, extra = extra;
@@ -50,8 +50,8 @@ SET fernet.keys = 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI=,MTExMTExMTExMTEx
 UPDATE login SET name = lower(name), password = CASE WHEN id = 1 THEN 'new' ELSE password END;
 SELECT id, fernet_key_index(password) FROM login ORDER BY id;
 
--- What has the form of a token that no key opens is refused when it is written; where it is, it stays, and
--- the row's other columns can change.
+-- A value that has the form of a token that no key opens is refused when it is written. If the row already
+-- has it, it stays, and the row's other columns can change.
 SET fernet.keys = 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI=';
 INSERT INTO login SELECT 7, 'eve', password FROM login WHERE id = 2;
 UPDATE login SET password = (SELECT password FROM login WHERE id = 2) WHERE id = 1;
@@ -77,7 +77,7 @@ INSERT INTO login VALUES (9, 'guy', NULL);
 SELECT id, password FROM login WHERE id = 9;
 SET fernet.keys = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
 
--- Who writes needs no right to encrypt or decrypt. To create a trigger takes EXECUTE on its function.
+-- A role that writes needs no right to encrypt or decrypt. Creating a trigger takes EXECUTE on its function.
 CREATE ROLE regress_fernet ROLE CURRENT_USER;
 GRANT INSERT ON login TO regress_fernet;
 GRANT UPDATE (password), SELECT (id) ON login TO regress_fernet;
@@ -98,8 +98,8 @@ INSERT INTO own VALUES ('x') RETURNING fernet_is_token(password);
 RESET ROLE;
 SELECT password FROM plain WHERE id = 10;
 
--- Each type: the length and the domain of a column are looked at again, and the blanks of char(n) are no
--- part of the plaintext.
+-- Each type: the length and the domain of a column are checked again, and the blanks of char(n) do not
+-- belong to the plaintext.
 CREATE DOMAIN secret AS varchar(120) CHECK (length(value) <> 100);
 CREATE TABLE types (v varchar(100), c char(125), d secret, "A quoted ""name""" text);
 CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON types
@@ -132,8 +132,8 @@ SELECT tableoid::regclass, id, fernet_decrypt(password) FROM parted ORDER BY id;
 CREATE TRIGGER encrypt_key BEFORE INSERT ON parted FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('region');
 INSERT INTO parted VALUES (3, 'in a', 'a');
 
--- Triggers fire by their names: those before get the plaintext, those behind the token. So does a
--- generated column.
+-- Triggers fire in the order of their names: earlier ones get the plaintext, later ones the token. So does
+-- a generated column.
 CREATE TABLE beside (password text, seen text[], length int GENERATED ALWAYS AS (length(password)) STORED, added text DEFAULT 'later');
 CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -151,7 +151,7 @@ CREATE TRIGGER d BEFORE UPDATE ON beside FOR EACH ROW EXECUTE FUNCTION fernet_en
 UPDATE beside SET seen = NULL;
 SELECT seen, fernet_decrypt(with_default) FROM beside;
 
--- What cannot work says so when it fires first.
+-- A trigger that cannot work raises an error when it first fires.
 CREATE TABLE refused (id int, password text, document jsonb, passwords text[], xml xml,
                       upper text GENERATED ALWAYS AS (upper(password)) STORED, domain secret);
 CREATE FUNCTION refusal(arguments text, fires text DEFAULT 'BEFORE INSERT OR UPDATE', level text DEFAULT 'ROW') RETURNS void LANGUAGE plpgsql AS $$

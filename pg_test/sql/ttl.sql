@@ -5,7 +5,7 @@ SET datestyle = 'ISO';
 LOAD 'pg_fernet';
 SET fernet.keys = 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=';
 
--- What a form of fernet_decrypt says: the four agree, or it shows.
+-- The result of each form of fernet_decrypt: the output shows if the four do not agree.
 CREATE FUNCTION outcome(token text, ttl interval, at timestamptz) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     form text;
@@ -89,7 +89,7 @@ SELECT made, outcome(token, '60 s', '2026-01-01Z') AS "2026",
 FROM extremes ORDER BY made;
 SELECT outcome(token, '60 s', '294276-12-31 23:58:59Z') AS "60 s before", outcome(token, '60 s', '294276-12-31 23:58:58.999999Z') AS earlier
 FROM extremes WHERE made = 9224318015999;
--- Which end of the range it is past, the whole of the interval tells, not a part of it.
+-- The whole interval decides which end of the range the sum is past, not a part of it.
 SELECT ttl, outcome(token, ttl::interval, '294276-12-31 23:59:59Z')
 FROM extremes, (VALUES ('12 mons -1 day'), ('-1 mon 40 days'), ('1 day -23 hours'), ('-12 mons 1 day')) AS ttls (ttl)
 WHERE made = 9224318015999;

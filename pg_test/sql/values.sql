@@ -1,4 +1,4 @@
--- Tokens in a value: each is rotated where it stands, and every other byte stays.
+-- Tokens in a value: each is rotated where it is, and every other byte stays.
 
 \set new 'MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE='
 \set old 'MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI='
@@ -60,7 +60,7 @@ SELECT count(*) AS "values", bool_and(fernet_rotate(value) = value) AS same, max
 SELECT count(*) FILTER (WHERE fernet_key_index(value) > 1) AS picked, count(*) FILTER (WHERE fernet_rotate(value) <> value) AS changed,
        bool_and((fernet_key_index(value) > 1) = (fernet_rotate(value) <> value)) AS same FROM samples;
 
--- What breaks a token's lines goes, what is around it stays.
+-- The line breaks in a token are removed; the text around it stays.
 SELECT replace(pg_temp.shown(fernet_rotate(value)), E'\n', '|') AS after, fernet_key_index(value) AS key
 FROM (VALUES (regexp_replace(:'a', '(.{30})', E'\\1\n', 'g')),
              (E'\n' || regexp_replace(:'a', '(.{30})', E'\\1\n', 'g') || E'\n# note\n'),
@@ -82,7 +82,7 @@ SELECT count(*) FILTER (WHERE fernet_key_index(value) > 1) AS old FROM samples;
 UPDATE samples SET value = fernet_rotate(value) WHERE fernet_key_index(value) > 1;
 SELECT status, key_index, tokens FROM fernet_census('samples', 'value');
 
--- What is no token: an image, a token that is cut short, or that has lost its padding.
+-- Not tokens: an image, a token that is cut short, and one that has lost its padding.
 CREATE TABLE others (what text, value text);
 INSERT INTO others VALUES
     ('image', 'data:image/png;base64,iVBORw0KGgo' || repeat('gAAAAAx/', 100) || '=='),
@@ -106,7 +106,7 @@ SELECT fernet_rotate(:'elixir');
 SELECT fernet_rotate('"' || :'elixir' || '"');
 \echo :SQLSTATE
 
--- A megabyte of what tokens begin with, without one and with one behind it.
+-- A megabyte of the start of a token, without a token and with one after it.
 SET fernet.keys = :'new_old';
 SET statement_timeout = '10s';
 SELECT fernet_key_index(hostile) AS none, fernet_key_index(hostile || :'a') AS one, fernet_decrypt(right(fernet_rotate(hostile || :'a'), 100))
@@ -114,7 +114,7 @@ FROM repeat('gAAA', 262144) AS hostile;
 RESET statement_timeout;
 DROP TABLE samples, rotated, others;
 
--- Text between a token and a padding that is not its own stays; white space in a wrapped token goes.
+-- Text between a token and padding that is not its own stays; white space in a wrapped token is removed.
 SELECT pg_temp.shown(value) AS before, pg_temp.shown(fernet_rotate(value)) AS after
 FROM (VALUES ('["' || rtrim(:'a', '=') || '", "==", "' || :'b' || '"]'),
              (rtrim(:'a', '=') || ' — «…» ==, and more'),

@@ -1,5 +1,5 @@
-"""A database that belongs to a role without any rights elsewhere, with the SQL edition; beside it, in another schema,
-the native one, for comparison."""
+"""A database that belongs to a role without any rights elsewhere, with the SQL edition. For comparison, the native
+edition is beside it, in another schema."""
 
 from contextlib import ExitStack
 
@@ -17,7 +17,7 @@ HAS_NATIVE = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'p
 
 @pytest.fixture(autouse=True)
 def user(monkeypatch):
-    """Here, whoever is not said to be the owner is a superuser."""
+    """Unless the owner is named, a session here is a superuser's."""
     monkeypatch.setenv("PGUSER", SUPERUSER)
 
 
@@ -60,7 +60,8 @@ def db(sessions):
 
 @pytest.fixture
 def native(database):
-    """A session of a superuser that calls the native edition, where there is one: this one needs only pgcrypto of a server."""
+    """A session of a superuser that calls the native edition, if there is one: the SQL edition needs only pgcrypto on a
+    server."""
     with superuser(database, options="-c search_path=native") as session:
         if not value(session, HAS_NATIVE):
             pytest.skip("no native edition here")

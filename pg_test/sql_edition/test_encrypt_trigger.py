@@ -1,4 +1,4 @@
-"""fernet_encrypt_trigger: what is different here. Errors of COPY show its line here."""
+"""fernet_encrypt_trigger: how it differs here. Errors of COPY show its line here."""
 
 import psycopg
 import pytest
@@ -25,7 +25,7 @@ def db(sessions):
 
 @pytest.fixture
 def writer(db, database, owner):
-    """A role that may write to the table, and in the schema of the functions may do nothing."""
+    """A role that may write to the table, but may do nothing in the schema of the functions."""
     with connect(database) as admin:
         admin.execute("CREATE ROLE fernet_writer LOGIN")
         yield "fernet_writer"
@@ -49,7 +49,7 @@ def test_a_writer_brings_the_keys_and_needs_no_other_right(db, database, writer)
 
 
 def test_every_type(db):
-    """The length and the domain of a column hold for its token, and what is in the other columns stays."""
+    """The length and the domain of a column are checked for its token, and the other columns do not change."""
     db.execute("DROP DOMAIN IF EXISTS short; CREATE DOMAIN short AS varchar(120) CHECK (length(VALUE) <> 100);"
                "CREATE TABLE secrets (dropped integer, t text, v varchar(100), c char(125), d short, b bytea, \"A \"\"q\"\"\" text,"
                " other jsonb, n numeric, ts timestamptz, a text[]); ALTER TABLE secrets DROP dropped")
@@ -94,7 +94,7 @@ def test_a_token_with_other_text_beside_it_stays_where_it_is_and_only_there(db):
 
 
 def test_keys_change_between_executions_of_a_prepared_statement(db):
-    """In a generic plan, too, and where the setting was only set in a transaction."""
+    """In a generic plan, too, and if the setting was set only in a transaction."""
     db.execute("SET plan_cache_mode = force_generic_plan; PREPARE encrypt AS SELECT fernet_encrypt($1::text)")
     for key in NEW, OLD, NEW:
         set_keys(db, key)

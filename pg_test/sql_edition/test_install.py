@@ -24,7 +24,7 @@ OURS = "SELECT oid::regprocedure::text FROM pg_proc WHERE proname ~ '^_?fernet_'
 
 @pytest.fixture
 def empty(owner):
-    """A database of the owner's in which there is nothing yet, and a session there."""
+    """An empty database of the owner's, and a session in it."""
     with owned_database("pg_fernet_sql_empty", owner) as name, connect(name, user=owner) as session:
         yield session
 
@@ -104,7 +104,7 @@ def test_again_and_away(prepared):
 
 
 def older(tmp_path):
-    """A version with two functions that are no more, and one with another result."""
+    """A version with two functions that no longer exist, and one with another result."""
     script = tmp_path / "older.sql"
     script.write_text(SCRIPT.read_text().replace("_fernet_highest(openers integer[]) RETURNS integer", "_fernet_highest(openers integer[]) RETURNS bigint").replace(
         "    basis constant pg_catalog.text := $source$", """    basis constant pg_catalog.text := $source$
@@ -121,7 +121,7 @@ USERS = """
 
 
 def test_an_update_from_a_version_with_other_functions(prepared, tmp_path):
-    """It removes what that version had and this has not, and nothing else."""
+    """It removes what that version had and this one does not have, and nothing else."""
     install(prepared)
     routines = column(prepared, OURS, "fernet")
     install(prepared, file=EDITION / "uninstall.sql")
@@ -161,7 +161,7 @@ def test_a_function_of_somebody_elses_is_not_replaced(prepared, owner, function)
 
 
 def test_a_copy_of_another_roles_is_not_updated(prepared, owner):
-    """Who could replace its functions would have the keys of those who call them."""
+    """A role that could replace its functions would get the keys of their callers."""
     install(prepared)
     with pytest.raises(psycopg.errors.DuplicateFunction) as error, connect(prepared.info.dbname, options="-c search_path=fernet") as admin:
         admin.execute(SCRIPT.read_bytes())
@@ -170,7 +170,7 @@ def test_a_copy_of_another_roles_is_not_updated(prepared, owner):
 
 
 def test_an_update_under_a_call(prepared, sessions):
-    """A call that is running goes on."""
+    """A running call goes on."""
     install(prepared)
     prepared.execute("CREATE TABLE secrets (id integer, value text)")
     for id in range(40):
@@ -212,7 +212,7 @@ def test_what_is_refused(empty, native):
 
 
 def test_both_editions_in_one_session(database, native, sessions):
-    """The library keeps the setting from those who may not read it."""
+    """The library keeps the setting from roles that may not read it."""
     with connect(database) as admin:
         admin.execute("GRANT USAGE ON SCHEMA native TO PUBLIC")
         session = sessions(NEW)
@@ -269,7 +269,7 @@ def test_schemas_whose_names_are_refused(empty, schema):
 @pytest.mark.parametrize("setting", [*["standard_conforming_strings = off"] * (major_version() < 19), "plpgsql.extra_errors = 'all'", "quote_all_identifiers = on",
                                      "array_nulls = off", "default_transaction_isolation = serializable"])
 def test_settings_while_installing(prepared, setting):
-    """What is made is the same, but for the quotes around names."""
+    """The result is the same, except for the quotes around names."""
     bodies = ("SELECT oid::regprocedure::text, proparallel, translate(concat(prosrc, proconfig), chr(34) || chr(92), '')"
               " FROM pg_proc WHERE pronamespace = 'fernet'::regnamespace ORDER BY 1")
     install(prepared)
@@ -283,7 +283,7 @@ def test_settings_while_installing(prepared, setting):
 
 @pytest.mark.parametrize("encoding", ["UTF8", "LATIN1"])
 def test_parallel_workers(owner, encoding):
-    """No function fails there: neither where a ttl is out of range, nor where text is converted."""
+    """No function fails there: neither if a ttl is out of range, nor if text is converted."""
     with owned_database("pg_fernet_sql_workers", owner, encoding) as name, \
             connect(name, user=owner, options="-c client_encoding=UTF8") as session:
         session.execute("CREATE EXTENSION pgcrypto; CREATE SCHEMA fernet; SET search_path = fernet")
@@ -318,7 +318,7 @@ def test_where_it_is_and_another_copy_are_told(prepared):
 
 @pytest.mark.parametrize("privileges", ["", "GRANT EXECUTE ON FUNCTIONS TO PUBLIC, pg_monitor", "REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC"])
 def test_privileges(prepared, privileges):
-    """Nothing that reads the keys is for others, whatever ALTER DEFAULT PRIVILEGES says."""
+    """Nothing that reads the keys is granted to others, whatever ALTER DEFAULT PRIVILEGES says."""
     if privileges:
         prepared.execute(f"ALTER DEFAULT PRIVILEGES {privileges}")
     install(prepared)
@@ -330,7 +330,7 @@ def test_privileges(prepared, privileges):
 
 
 def test_a_role_with_one_function(prepared, owner):
-    """Whoever may rotate need have no right to anything else, pgcrypto's schema included."""
+    """A role that may rotate needs no right to anything else, including pgcrypto's schema."""
     prepared.execute("DROP EXTENSION pgcrypto; CREATE SCHEMA hidden; CREATE EXTENSION pgcrypto SCHEMA hidden")
     install(prepared)
     with connect("postgres") as server:
@@ -351,7 +351,7 @@ def test_a_role_with_one_function(prepared, owner):
 
 
 def extensions():
-    """What the server can create of ours."""
+    """Which of our objects the server can create."""
     sharedir = subprocess.run([os.environ["PG_CONFIG"], "--sharedir"], check=True, capture_output=True, text=True).stdout.strip()
     return Path(sharedir, "extension").glob("pg_fernet_sql*")
 
@@ -403,7 +403,7 @@ def test_what_refuses_the_other_ways(prepared, installed):
     prepared.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
     for file in SCRIPT, EDITION / "uninstall.sql":
         message = told(install(prepared, file=file, check=False))[0].removeprefix("ERROR:  ")
-        # Which function is the first is the planner's choice.
+        # The planner chooses which function is the first.
         message = re.sub(r"fernet\._?fernet_\w+\([^)]*\)", "fernet._fernet_made()", message)
         assert f"| 2BP01 | `{message}`" in page
     prepared.execute("DROP EXTENSION pg_fernet_sql")
@@ -528,7 +528,7 @@ def test_names_in_the_callers_path_mean_nothing(prepared):
 
 
 def test_no_secret_is_said(db, rng):
-    """With everything that the server can tell turned on."""
+    """With everything turned on that makes the server log more."""
     import pyca
 
     keys = [pyca.key_of(rng) for _ in range(2)]

@@ -19,7 +19,7 @@ KEYS = "SELECT coalesce(current_setting('fernet.keys', true), '')"
 
 @pytest.fixture
 def vault(db, database, owner, tmp_path):
-    """The owner's session: ten tokens under the old key, and the keys in the recipe's table, as the page puts them there."""
+    """The owner's session: ten tokens under the old key, and the keys in the recipe's table, where the page puts them."""
     with connect("postgres") as server:
         server.execute("CREATE ROLE rotator LOGIN")
     try:
@@ -59,7 +59,7 @@ def test_it_rotates(vault, rotator):
 
 
 def test_the_list_is_replaced(vault, database, owner, tmp_path):
-    """By what is in the files, with whatever white space; and nothing of it is in a statement."""
+    """By what is in the files, with any white space; and nothing of it is in a statement."""
     with connect("postgres") as server:
         server.execute(f"ALTER ROLE {owner} SET log_statement = 'all'")
     with server_log() as lines:
@@ -82,7 +82,7 @@ def test_it_may_do_nothing_else(rotator, statement):
 
 @pytest.mark.parametrize("before", ["", Fernet.generate_key().decode()])
 def test_it_never_sees_the_keys(rotator, before):
-    """Neither in the transaction, nor behind an error, nor in the same statement; what it had set itself stays."""
+    """Neither in the transaction, nor after an error, nor in the same statement; what it had set itself stays."""
     if before:
         rotator.execute("SELECT set_config('fernet.keys', %s, false)", [before])
     with rotator.transaction():
@@ -104,7 +104,7 @@ def test_it_never_sees_the_keys(rotator, before):
 
 
 def test_its_objects_in_the_path_mean_nothing(vault, rotator, database):
-    """It may make functions of the names that the recipe uses, in a schema of its own and for the session."""
+    """It may make functions with the names that the recipe uses, in a schema of its own and for the session."""
     with connect("postgres") as server:
         server.execute(sql.SQL("GRANT CREATE, TEMPORARY ON DATABASE {} TO rotator").format(sql.Identifier(database)))
     rotator.execute("""
@@ -120,7 +120,7 @@ def test_its_objects_in_the_path_mean_nothing(vault, rotator, database):
 
 
 def test_no_plan_has_a_key_or_a_plaintext_in_it(rotator):
-    """Whoever may call a function may have the plans of its queries printed, with the constants in them."""
+    """A role that may call a function may have the plans of its queries printed, with the constants in them."""
     rotator.execute("SET client_min_messages = log; SET debug_print_plan = on; SET debug_print_rewritten = on; SET debug_print_parse = on")
     told = []
     rotator.add_notice_handler(lambda notice: told.append(f"{notice.message_primary} {notice.message_detail}"))

@@ -75,7 +75,8 @@ def test_the_keys_are_put_together_in_one_way():
 
 @pytest.fixture
 def thief(app):
-    """Functions of somebody else, which fit the calls of the page better than ours, and keep the keys; what they got."""
+    """Functions of another role, which fit the calls of the page better than ours and keep the keys; and the keys that
+    they got."""
     with connect(app.info.dbname) as other:
         other.execute("""
             CREATE TABLE stolen (keys text);
@@ -119,6 +120,6 @@ def test_a_column_that_cannot_be_rotated_does_not_stop_the_others(app, tmp_path)
 
 
 def test_the_server_logs_what_follows_a_space(app):
-    """As docs/troubleshooting.md has it, with the key."""
+    """As docs/troubleshooting.md shows it, with the key."""
     with pytest.raises(psycopg.OperationalError, match=f"invalid command-line argument for server process: {OLD}"):
         connect(app.info.dbname, options=f"-c fernet.keys={NEW}, {OLD}")

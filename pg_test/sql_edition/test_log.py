@@ -1,4 +1,4 @@
-"""What the server logs of the queries in our functions has no key in it, and no plaintext."""
+"""What the server logs about the queries in our functions has no key in it, and no plaintext."""
 
 import base64
 
@@ -9,7 +9,8 @@ from postgres import connect, server_log
 from tables import NEW, OLD
 
 SECRET = "hunter2 and more"
-# One of each kind of column, in which each kind of look finds something; six rows, since plans with constants are for the first five.
+# One column of each kind, in which each kind of look finds something; six rows, since the first five get plans with
+# constants.
 TABLE = """
     CREATE TABLE secrets AS SELECT fernet_encrypt('hunter2 and more') AS token, fernet_encrypt('hunter2 and more')::bytea AS bytes,
         concat('hunter2 and more, ', fernet_encrypt('x'), '/', fernet_encrypt('x')) AS text,
@@ -17,7 +18,7 @@ TABLE = """
         jsonb_build_object('hunter2 and more', fernet_encrypt('hunter2 and more'), 'x', 'hunter2 and more, ' || fernet_encrypt('x')) AS document,
         'hunter2 and more' || repeat(' gAAA', 60) AS plain
     FROM generate_series(1, 6)"""
-# As a procedure's, so are queries of a DO block not nested.
+# Queries of a DO block, like those of a procedure, do not count as nested.
 BLOCK = """
     DO $$
     DECLARE
@@ -39,7 +40,8 @@ STATEMENTS = [
 
 @pytest.fixture
 def watched(db, owner):
-    """Has the owner's sessions from now on log plans, all that auto_explain can tell of them, and those of nested statements if wanted."""
+    """From now on, the owner's sessions log plans with all that auto_explain can show; if wanted, also those of nested
+    statements."""
     with connect("postgres") as admin:
         try:
             admin.execute("LOAD 'auto_explain'")
@@ -65,7 +67,8 @@ def watched(db, owner):
 
 
 def shown(secret, log):
-    """Has the log these bytes: as they are, in hexadecimal digits, or as a constant of a plan that is printed, byte by byte?"""
+    """Tells whether the log has these bytes: unchanged, in hexadecimal digits, or byte by byte, as a constant in a
+    printed plan."""
     numbers = " ".join(str(byte - 256 if byte > 127 else byte) for byte in secret)
     return secret.decode("latin1") in log or secret.hex() in log or numbers in log
 

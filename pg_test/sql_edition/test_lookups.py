@@ -1,6 +1,6 @@
-"""No body looks anything up through the caller's path: those without a path of their own qualify all that they name.
+"""No body looks anything up through the caller's path: bodies without their own path qualify all names.
 
-test_install.py lays traps there, and so tests what it runs. This reads every line.
+test_install.py sets traps there, and so tests what it runs. This test reads every line.
 """
 
 import re
@@ -22,7 +22,7 @@ TOKEN = re.compile(
       | (?P<operator>::|:=|=>|\.\.|[-+*/<>=~!@\#%^&|?]+)
       | (?P<other>.)""",
     re.VERBOSE)
-# To the grammar these are no names.
+# In the grammar these are not names.
 TYPES = {"boolean", "integer", "bigint", "interval"}
 CALLS = {"coalesce", "greatest", "least", "row", "array", "all", "any", "values", "if", "elsif", "while", "when", "and", "or", "not",
          "return", "select", "then", "else"}
@@ -37,7 +37,7 @@ def types(name):
 
 
 def lookups(body):
-    """What a body looks up through the path, in a form of SQL and PL/pgSQL that is enough for ours."""
+    """The names that a body looks up through the path, in a form of SQL and PL/pgSQL that is enough for ours."""
     tokens = [(match.lastgroup, match[0] if match.lastgroup == "string" else match[0].lower())
               for match in TOKEN.finditer(body) if match.lastgroup]
     tokens += [("", "")] * 3

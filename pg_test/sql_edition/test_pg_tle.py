@@ -1,4 +1,5 @@
-"""The SQL edition through pg_tle (Trusted Language Extensions), where the server has it: as a role that is no superuser."""
+"""The SQL edition through pg_tle (Trusted Language Extensions), if the server has it: as a role that is not a
+superuser."""
 
 import os
 import re
@@ -21,7 +22,7 @@ VERSION = re.search("version constant pg_catalog.text := '(.*)'", STATEMENT)[1]
 OLDER = STATEMENT.replace(f"'{VERSION}'", "'0.1.9'").replace(f"'pg_fernet_sql {VERSION}'", "'pg_fernet_sql 0.1.9'")
 DATABASE = "app"
 
-# Takes the place of pg_tle below, and only keeps what it is told.
+# Replaces pg_tle below, and only keeps what it is given.
 STAND_IN = """
     CREATE SCHEMA pgtle;
     CREATE TABLE pgtle.told (call text, arguments text[], ext text);
@@ -39,9 +40,9 @@ STAND_IN = """
 
 
 def test_the_statement_alone(empty):
-    """What it tells pg_tle, also where there is none."""
+    """What it gives to pg_tle, even if there is none."""
     empty.execute(STAND_IN)
-    # Nothing that somebody has put into the path means anything.
+    # Nothing that another role has put into the path is used.
     empty.execute("""
         CREATE SCHEMA trap;
         CREATE DOMAIN trap.text AS integer;
@@ -114,7 +115,7 @@ def round_trip(session):
 
 
 def loose_functions(session):
-    """Ours that are no part of the extension."""
+    """Our functions that are not part of the extension."""
     return column(session, """
         SELECT oid::regprocedure::text FROM pg_proc AS p
         WHERE pronamespace = 'fernet'::regnamespace
@@ -148,7 +149,7 @@ def test_update(app):
     app.execute("CREATE EXTENSION pg_fernet_sql SCHEMA fernet")
     assert value(app, "SELECT fernet.fernet_version()") == "pg_fernet_sql 0.1.9"
     app.execute("GRANT EXECUTE ON FUNCTION fernet.fernet_rotate(text) TO pg_monitor")
-    # One that the older version had not.
+    # A function that the older version did not have.
     app.execute("ALTER EXTENSION pg_fernet_sql DROP FUNCTION fernet.fernet_rotate(json); DROP FUNCTION fernet.fernet_rotate(json)")
 
     app.execute(STATEMENT)

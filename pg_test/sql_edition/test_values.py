@@ -1,4 +1,4 @@
-"""Single values: what pyca says, and what the native edition does."""
+"""Single values: compared with pyca and with the native edition."""
 
 import base64
 import json
@@ -36,7 +36,8 @@ def test_specification_invalid(db):
 
 
 def test_specification_generate(db):
-    """The vector fixes what is random; so what is made is read back, and what was made is made again."""
+    """The vector fixes what is random; so tokens that were made are read back, and tokens that were given are
+    made again."""
     for case in vectors("generate"):
         set_keys(db, case["secret"])
         assert value(db, "SELECT fernet_decrypt(%s)", case["token"]) == case["src"]
@@ -80,7 +81,7 @@ def random_value(rng, keys):
 
 
 def random_document(rng, keys):
-    """JSON, in one of the ways to write it, with such values as strings, as names, and over several of them."""
+    """JSON in one of its forms, with such values as strings, as names, and over several of them."""
     def text():
         return random_value(rng, keys).decode("latin-1")
 
@@ -101,7 +102,7 @@ STRETCH = re.compile(rb"((?:[A-Za-z0-9_-]|[+/]|\\+/)*)(.{0,14})", re.DOTALL)
 
 
 def tokens_in(keys, value):
-    """What a key opens from any gAAA on to the end of any run: the key, the plaintext, the time."""
+    """What a key opens from any gAAA up to the end of any run: the key, the plaintext, the time."""
     found = []
     for stretch, _ in STRETCH.findall(value):
         ends = [at for at in range(len(stretch)) if stretch[at] in b"/+\\"] + [len(stretch)]
@@ -115,7 +116,7 @@ def tokens_in(keys, value):
 
 
 def comparable(keys, value):
-    """A value without what is random in it: what is in its tokens, and the rest as it is."""
+    """A value without what is random in it: the contents of its tokens, and the rest unchanged."""
     rest = re.sub(rb"g[A-P](?:[A-Za-z0-9+/_-]|\\+/){30,}", lambda run: b"*" * len(run[0]), value)
     inside = [(pyca.opener(keys, value), pyca.decrypt(keys, value), pyca.timestamp(keys, value))]
     return rest, inside, tokens_in(keys, value)
@@ -185,7 +186,8 @@ COLUMNS = {
 
 @pytest.fixture
 def tables(db, native, rng):
-    """Makes two columns of random values of a type, calls procedures on each in its own edition, and returns what both say."""
+    """Makes two columns of random values of a type, calls procedures on each in its own edition, and returns the output
+    of both."""
     keys = [pyca.key_of(rng) for _ in range(3)]
 
     def make(type, count=150):
@@ -243,7 +245,7 @@ def tables(db, native, rng):
 
 @pytest.mark.parametrize("type", COLUMNS)
 def test_columns_as_the_native_edition(tables, type):
-    """The census, and the rotation with what it says and leaves behind."""
+    """The census, and the rotation with its output and what it leaves."""
     rows = tables(type)("rotate")
     assert len(rows) == 151
     for our, their in rows:
@@ -253,10 +255,11 @@ def test_columns_as_the_native_edition(tables, type):
 
 @pytest.mark.parametrize("type", ["text", "varchar(20000)", "char(9000)", "bytea", "ext.citext", "plain"])
 def test_encrypted_and_decrypted_columns_as_the_native_edition(db, tables, type):
-    """Of tokens, plaintexts and both in one value, what is encrypted and decrypted, what is left, and what is said of it."""
+    """For tokens, plaintexts and both in one value: what is encrypted and decrypted, what is left, and what is
+    reported."""
     def contents(value):
         rest, *found = comparable(tables.keys, value.rstrip().encode())
-        # Without the time, which of new tokens is that of the call.
+        # Without the time, which for new tokens is that of the call.
         return rest, [[token[:2] for token in tokens] for tokens in found]
 
     call = tables(type)
@@ -270,7 +273,7 @@ def test_encrypted_and_decrypted_columns_as_the_native_edition(db, tables, type)
 
 
 def test_errors_are_the_native_ones(db, native, rng):
-    """Code, message and hint, but for the ways to set keys."""
+    """Code, message and hint, except for the ways to set keys."""
     keys = [pyca.key_of(rng) for _ in range(2)]
     token = pyca.encrypt(keys[0], b"attack at dawn\xff", 1_000_000_000).decode()
     future = pyca.encrypt(keys[0], b"attack at dawn", 2**40).decode()

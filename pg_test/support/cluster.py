@@ -14,7 +14,7 @@ from edition import SQL, SUPERUSER, USER, prepare
 from postgres import connect, value
 from tables import wait_until
 
-# The user that a server runs as: with-server tells how to become it.
+# The user that a server runs as: with-server says how to become it.
 RUN = shlex.split(os.environ.get("PG_FERNET_RUN", ""))
 
 
@@ -25,9 +25,9 @@ def run(*command, cwd="/", **options):
 
 
 class Cluster:
-    """A server with a key file, in a folder of its own. Its programs are those on PATH, or in a folder."""
+    """A server with a key file, in a folder of its own. Its programs are those on PATH, or in a given folder."""
 
-    # How the server is started.
+    # The options with which the server is started.
     launcher = RUN
 
     def __init__(self, keys, *settings, base=None, programs="", environment={}):
@@ -64,7 +64,7 @@ class Cluster:
         run("sh", "-c", 'umask 077; cat >"$0"', path, input=text + "\n")
 
     def write_keys(self, keys):
-        """Gives the server other keys, which sessions use from then on."""
+        """Gives the server other keys, which sessions then use."""
         if not SQL:
             self.write("keys", "\n".join(keys))
             return
@@ -81,7 +81,8 @@ class Cluster:
     def start(self):
         deadline = time.monotonic() + 60
         with open(os.path.join(self.dir, "log"), "a") as log:
-            # A child of ours: when it is killed, it is gone, and not a zombie that keeps its lock file.
+            # A child of ours: when it is killed, it is gone, and does not remain as a zombie that keeps its
+            # lock file.
             self.process = subprocess.Popen([*self.launcher, self.program("postgres"), "-D", self.data], cwd="/", stdout=log, stderr=log,
                                             env=self.environment)
         while True:
@@ -103,7 +104,8 @@ class Cluster:
         self.process.wait()
 
     def kill_session(self, *pids):
-        """Kills a process that serves a session, the first that is still there. The server then ends all of them, and recovers."""
+        """Kills a process that serves a session, the first that still exists. The server then ends all sessions, and
+        recovers."""
         def recoveries():
             return self.log().count("ready to accept connections")
 
@@ -114,7 +116,7 @@ class Cluster:
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
-                # One that is ending by itself can be killed, and nothing comes of it.
+                # A session that is ending by itself can be killed without any effect.
                 wait_until(lambda: crashes() > crashed, 5)
                 break
             except (ProcessLookupError, AssertionError):
@@ -125,26 +127,27 @@ class Cluster:
         """All processes of the server, the first of them in front."""
         with open(os.path.join(self.data, "postmaster.pid")) as file:
             first = int(file.readline())
-        # The kernel's own list of children lacks some, if one ends meanwhile.
+        # The kernel's own list of children lacks some if one ends meanwhile.
         processes = [int(name) for name in os.listdir("/proc") if name.isdigit()]
         return [first, *(pid for pid in processes if status(pid)[1:] == [str(first)])]
 
     def kill(self, processes=None):
-        """Kills all processes of the server, with no time to clean up; or those that are passed, and waits for the end of the others."""
+        """Kills all processes of the server without giving them time to clean up. If processes are given, kills only
+        those, and waits for the end of the others."""
         kill(*(processes or self.processes()))
         self.process.wait()
 
         def are_gone():
             left = self.left()
-            # One that was started too late to be listed may wait for a lock that one of the others had, and never end.
+            # A process that started too late to be listed may wait for a lock that another one had, and never end.
             kill(*([] if processes else left))
             return not left
 
-        # One that is still on its way out keeps the next server from starting.
+        # A process that is still ending keeps the next server from starting.
         wait_until(are_gone)
 
     def left(self):
-        """The processes that are there, with or without the first one."""
+        """The existing processes, with or without the first one."""
         return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and self.has(pid)]
 
     def has(self, pid):

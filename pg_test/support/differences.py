@@ -41,7 +41,8 @@ def differences():
 
 
 def apply(config, items):
-    """What fails must fail, what is not run is skipped. An entry that is of no test is an error, unless only some are run."""
+    """What fails must fail, and what is not run is skipped. An entry that matches no test is an error, unless only some
+    tests are run."""
     entries = [entry for entry in differences() if entry.how in ("fails", "not run")]
     used = set()
     for item in items:

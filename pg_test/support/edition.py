@@ -1,7 +1,7 @@
-"""Which edition of pg_fernet the tests are of: the native one or, with PG_FERNET_EDITION=sql, the SQL edition.
+"""The edition of pg_fernet that is tested: the native one or, with PG_FERNET_EDITION=sql, the SQL edition.
 
-A role that may log in, and owns the databases of the tests, installs and uses the SQL edition. What takes a
-superuser, such as to make another role, is said to: `superuser`.
+A role that may log in, and owns the databases of the tests, installs and uses the SQL edition. What only a
+superuser can do, such as making another role, is done by `superuser`.
 """
 
 import os
@@ -18,12 +18,12 @@ SCRIPT = Path(__file__).parents[2] / "sql" / "edition" / "pg_fernet_sql.sql"
 SUPERUSER = "postgres"
 OWNER = "fernet_owner"
 USER = OWNER if SQL else SUPERUSER
-# How many times fewer rows the tests take that have many: it is slower.
+# The factor by which tests with many rows use fewer rows: this edition is slower.
 FEWER = 10 if SQL else 1
 
-# What the tests set to see more of the server, which is not for everyone to set.
+# Settings that show the tests more of the server. Not every role may change them.
 WATCHED_WITH = "deadlock_timeout, log_error_verbosity, log_min_error_statement, log_min_messages, log_statement, max_stack_depth"
-# Functions of the SQL edition are in the CONTEXT of an error.
+# The CONTEXT of an error names functions of the SQL edition.
 OURS = re.compile(r'^PL/pgSQL function (?:\w+\.)?_?fernet_.*|^SQL statement "(?:SELECT|CALL) public\._fernet_[^"]*"', re.MULTILINE)
 
 
@@ -33,7 +33,7 @@ def superuser(database="postgres", **options):
 
 
 def prepare(**options):
-    """Makes the role on a new server, whose database postgres is a test's, too."""
+    """Makes the role on a new server whose database postgres is also used by a test."""
     with superuser(**options) as session:
         if not session.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
             session.execute(f"CREATE ROLE {OWNER} LOGIN")
@@ -43,7 +43,7 @@ def prepare(**options):
 
 
 def install(session, schema="public"):
-    """What CREATE EXTENSION is to the native edition."""
+    """The counterpart of CREATE EXTENSION for the native edition."""
     if not SQL:
         session.execute(sql.SQL("CREATE EXTENSION pg_fernet SCHEMA {}").format(sql.Identifier(schema)))
     else:
@@ -51,7 +51,7 @@ def install(session, schema="public"):
 
 
 def install_sql_edition(session, schema):
-    """Installs the SQL edition, also beside the native one, into a schema that is there."""
+    """Installs the SQL edition into an existing schema, also beside the native one."""
     session.execute("CREATE EXTENSION IF NOT EXISTS pgcrypto SCHEMA public")
     with session.transaction():
         session.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(schema)))
@@ -59,14 +59,14 @@ def install_sql_edition(session, schema):
 
 
 def context(diag):
-    """Where an error is said to have happened, but for functions of the SQL edition."""
+    """The CONTEXT of an error, without functions of the SQL edition."""
     if not SQL or not diag.context:
         return diag.context
     return "\n".join(filter(None, OURS.sub("", diag.context).splitlines())) or None
 
 
 def foreign_data_wrapper(database="postgres", **options):
-    """Lets the tests make servers of postgres_fdw, or skips the one that asks for them."""
+    """Lets the tests make servers of postgres_fdw, or skips the test that calls it."""
     with superuser(database, **options) as session:
         try:
             session.execute("CREATE EXTENSION IF NOT EXISTS postgres_fdw SCHEMA public")

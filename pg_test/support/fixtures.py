@@ -30,7 +30,7 @@ def sessions(database):
 
 @pytest.fixture
 def db(sessions):
-    """A session of whoever has installed pg_fernet, each statement a transaction."""
+    """A session of the role that has installed pg_fernet, each statement a transaction."""
     return sessions()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-# The server refuses files of others, which only root can make.
+# The server refuses files of other users, which only root can make.
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="not root: cannot give files away")
 
 
@@ -29,7 +29,7 @@ def folder_for(parent):
 
 
 def write(path, *lines, mode=0o600, owner=None):
-    """Writes a file: a new one as a whole, under the name of the old one if there is one."""
+    """Writes a complete new file. If there is an old file of that name, the new one replaces it."""
     new = path.with_name(path.name + ".new")
     new.write_bytes(b"".join(line.encode() + b"\n" for line in lines))
     os.chown(new, *(owner or server_user()))

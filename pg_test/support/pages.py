@@ -14,7 +14,7 @@ class Block:
     page: str
     line: int
     heading: str
-    # The text between the block before it, or the heading, and this one.
+    # The text between the previous block, or the heading, and this one.
     before: str
     language: str
     text: str
@@ -26,7 +26,7 @@ class Block:
 
     @property
     def file(self):
-        """The name of the file that the block is, if the line before it gives one: `name`:"""
+        """The name of the file that the block shows, if the line before it gives one: `name`:"""
         name = re.search(r"^ *`([\w./-]+)`:\s*$", self.before, re.MULTILINE)
         return name and name[1]
 
@@ -57,7 +57,7 @@ def code_block(page, heading, language, containing=""):
 
 
 def links(page):
-    """Those to other pages of ours: the file, and the heading there, if there is one."""
+    """The links to other pages of ours: the file, and the heading there, if there is one."""
     text = (ROOT / page).read_text()
     for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
         yield (ROOT / page).parent / path if path else ROOT / page, anchor

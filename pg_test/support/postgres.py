@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def major_version():
-    """That of the server whose pg_config the environment names."""
+    """The version of the server whose pg_config the environment names."""
     version = subprocess.run([os.environ["PG_CONFIG"], "--version"], check=True, capture_output=True, text=True).stdout
     return int(re.search(r"\d+", version)[0])
 
 
 def connect(database, keys=(), **options):
-    """Opens a session, which knows these keys. Each statement is a transaction."""
+    """Opens a session that has these keys. Each statement is a transaction."""
     session = psycopg.connect(dbname=database, autocommit=True, **options)
     if keys:
         session.execute("SELECT fernet_generate_key()")  # loads the library
@@ -46,7 +46,7 @@ def set_keys(session, *keys):
 
 
 def value(session, query, *parameters):
-    """The one value of a query's one row."""
+    """The single value of a query's only row."""
     (row,) = session.execute(query, parameters or None).fetchall()
     return row[0]
 
@@ -56,7 +56,8 @@ def column(session, query, *parameters):
 
 
 def notices(session, severity=None):
-    """Collects, into a list, what notices and warnings, or those of a severity, tell the session from now on."""
+    """Collects into a list the notices and warnings, or those of one severity, that the session sends from now
+    on."""
     collected = []
     session.add_notice_handler(
         lambda diag: collected.append(diag.message_primary) if severity in (None, diag.severity) else None)
@@ -64,8 +65,8 @@ def notices(session, severity=None):
 
 
 def attempts(session, expression, tokens):
-    """Evaluates an SQL expression of text for each token, which is $1, a bytea. For each, what came
-    of it: (value, None) or (None, SQLSTATE)."""
+    """Evaluates an SQL expression of type text for each token, which is $1, a bytea. Gives the outcome for
+    each: (value, None) or (None, SQLSTATE)."""
     session.execute("""
         CREATE OR REPLACE FUNCTION pg_temp.attempt(expression text, token bytea, OUT result text, OUT code text)
         LANGUAGE plpgsql AS $$
@@ -97,7 +98,7 @@ def force_parallel(session):
 
 
 def private_memory(session):
-    """Kilobytes that the session's process has to itself: what it shares with others aside."""
+    """The kilobytes that the session's process has to itself, without what it shares with others."""
     return memory(session, "RssAnon")
 
 
@@ -114,7 +115,7 @@ def memory(session, kind):
 
 @contextmanager
 def server_log():
-    """Collects, into a list, the lines that the server logs meanwhile."""
+    """Collects into a list the lines that the server logs meanwhile."""
     lines = []
     with Path(os.environ["PGDATA"], "server.log").open(errors="replace") as log:
         log.seek(0, os.SEEK_END)
@@ -124,7 +125,7 @@ def server_log():
 
 @contextmanager
 def server(*settings):
-    """A throwaway server of its own with these lines in postgresql.conf; its PGHOST."""
+    """A throwaway server of its own with these lines in postgresql.conf; yields its PGHOST."""
     # The server lasts until the input of its command ends.
     process = subprocess.Popen(
         [ROOT / "scripts" / "with-server", "sh", "-c", 'echo "$PGHOST"; cat >/dev/null'],

@@ -38,7 +38,7 @@ def sign(key, signed):
 
 
 def decode(token):
-    """The bytes of a token, or None if it is no base64."""
+    """The bytes of a token, or None if it is not base64."""
     try:
         return base64.urlsafe_b64decode(token)
     except binascii.Error:
@@ -47,7 +47,7 @@ def decode(token):
 
 def is_disputed(value):
     """Whether versions of CPython differ on it. All of them ended a value at its padding, as pg_fernet does,
-    until gh-145264 (March 2026): those since skip the padding, and read on."""
+    until gh-145264 (March 2026); later ones skip the padding and read on."""
     return decode(b"AA==AAA=") is None and re.search(rb"[\w+/-]", value.partition(b"=")[2])
 
 
@@ -94,13 +94,13 @@ def opener(keys, token):
 
 
 def authenticator(keys, token):
-    """The index of the key that the token's HMAC was made with, or None."""
+    """The index of the key that made the token's HMAC, or None."""
     return next((i for i, key in enumerate(keys) if timestamp([key], token) is not None), None)
 
 
 def tokens_inside(value):
-    """What may be a token somewhere in a value: from each gAAA to the end of the base64 characters, with its padding, or to a
-    / or + among them, which may be somebody else's."""
+    """The possible tokens in a value: from each gAAA to the end of the base64 characters, with its padding, or to a /
+    or + among them, which may belong to other text."""
     found = []
     for characters, equals in RUN.findall(value):
         for start in (match.start() for match in re.finditer(b"gAAA", characters)):
@@ -110,7 +110,7 @@ def tokens_inside(value):
 
 
 def forms_inside(value):
-    """Those of them that begin with gAAAAA and have no base64 character before them."""
+    """Those that begin with gAAAAA and have no base64 character before them."""
     found = [padded(characters, equals) for characters, equals in RUN.findall(value) if characters.startswith(b"gAAAAA")]
     return [token for token in found if token]
 

@@ -1,4 +1,4 @@
-"""The settings of a session and of the server, and what comes of them."""
+"""The settings of a session and of the server, and their effects."""
 
 import os
 import shlex
@@ -23,7 +23,7 @@ def fingerprints(session):
 
 
 def refusal(session, sqlstate, query="SELECT fernet_encrypt('hello')"):
-    """The error that a query ends with."""
+    """The error with which a query ends."""
     with pytest.raises(psycopg.Error) as error:
         session.execute(query)
     diag = error.value.diag
@@ -33,7 +33,7 @@ def refusal(session, sqlstate, query="SELECT fernet_encrypt('hello')"):
 
 
 def reload(session):
-    """Lets the server read its configuration again, and waits until the session has, too."""
+    """Lets the server read its configuration again, and waits until the session has read it, too."""
     before = value(session, "SELECT pg_conf_load_time()")
     session.execute("SELECT pg_reload_conf()")
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Tables of tokens, calls of fernet_rotate_column and its kin, and what they are checked with."""
+"""Tables of tokens, calls of fernet_rotate_column and its kin, and checks of their results."""
 
 import threading
 import time
@@ -31,20 +31,20 @@ def fill(db, rows, key=OLD, table="secrets"):
 
 
 def encrypt_writes(db, table, column="value"):
-    """Has what is written to a column encrypted, by the trigger."""
+    """Makes the trigger encrypt what is written to a column."""
     db.execute(f"CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('{column}')")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A procedure on whole columns, with the statuses that the census has for its values before and after."""
+    """A procedure on whole columns, with the census's statuses for its values before and after."""
 
     name: str
     before: str
     after: str
-    done: str  # what it calls those that it has converted
+    done: str  # its name for those that it has converted
     others: list[str]  # its other counts
-    already: str  # which of these is of values that were so before
+    already: str  # the one of these that counts values converted before
 
     def call(self, db, table="secrets", **arguments):
         """Calls the procedure and returns its counts."""
@@ -53,15 +53,15 @@ class Conversion:
         return dict(zip([column.name for column in cursor.description], cursor.fetchone()))
 
     def counts(self, done, already=0):
-        """What it returns, where there is nothing else."""
+        """What it returns if there is nothing else."""
         return {self.done: done, **dict.fromkeys(self.others, 0), self.already: already}
 
     def value(self, plaintext):
-        """What such a plaintext is before."""
+        """The form of such a plaintext before the call."""
         return {"rotate": Fernet(OLD).encrypt, "encrypt": bytes, "decrypt": Fernet(NEW).encrypt}[self.name](plaintext.encode()).decode()
 
     def new_value(self, plaintext):
-        """What it is after, as somebody else writes it."""
+        """Its form after the call, as another session writes it."""
         return plaintext if self.name == "decrypt" else Fernet(NEW).encrypt(plaintext.encode()).decode()
 
     def is_new(self, value):
@@ -72,11 +72,11 @@ class Conversion:
             return self.name == "decrypt"
 
     def sql(self, plaintext):
-        """The same, as an expression of SQL."""
+        """The same as a SQL expression."""
         return plaintext if self.name == "encrypt" else f"fernet_encrypt({plaintext})"
 
     def fill(self, db, rows, insert=None):
-        """Makes a table as `fill` does, or one that is there already, of what the procedure is to convert."""
+        """Makes a table as `fill` does, or turns an existing one into what the procedure is to convert."""
         with under(db, OLD if self.name == "rotate" else NEW):
             if not insert:
                 db.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
@@ -101,7 +101,7 @@ def census(db, table="secrets"):
 
 
 def plaintexts(db, keys=(NEW, OLD), table="secrets"):
-    """Decrypts a table with pyca: what is in row 1, and under which key."""
+    """Decrypts a table with pyca: what row 1 holds, and under which key."""
     ciphers = {key: Fernet(key) for key in keys}
 
     def decrypt(token):
@@ -129,16 +129,16 @@ def contents(db):
 
 
 def full_scans(db, table="secrets"):
-    """Returns how often the table has been read as a whole, by sessions that are idle now."""
+    """Returns how often sessions that are idle now have read the whole table."""
     db.execute("SELECT pg_stat_force_next_flush()")
     return value(db, "SELECT seq_scan FROM pg_stat_all_tables WHERE relid = %s::regclass", table)
 
 
 @contextmanager
 def in_background(function, *arguments, **named):
-    """Runs a function in a thread, and raises at the end what it raised.
+    """Runs a function in a thread; at the end, raises the error that the function raised.
 
-    A test that fails meanwhile may hold what the function waits for: that is left alone then.
+    If a test fails meanwhile, it may hold what the function waits for. The thread is then left running.
     """
     result = {}
 
@@ -172,9 +172,10 @@ class Background:
 
 @contextmanager
 def rotation_held_at(db, caller, id, conversion=ROTATE, **arguments):
-    """Rotates, encrypts or decrypts in the background, and holds the call in the batch of a row until `go_on` is called.
+    """Rotates, encrypts or decrypts in the background, and holds the call in the batch of a row until `go_on` is
+    called.
 
-    The batch polls: a wait for a lock would be over after a moment, and the row left out.
+    The batch polls: a wait for a lock would end after a moment, and the row would be left out.
     """
     def go_on():
         db.execute("SELECT pg_advisory_unlock_all()")
@@ -198,14 +199,14 @@ def rotation_held_at(db, caller, id, conversion=ROTATE, **arguments):
 
 @contextmanager
 def in_line(db, session, statement):
-    """A statement in the background that waits for a lock, and will have it before whoever asks later."""
+    """A statement in the background that waits for a lock, and will get it before any later session."""
     with in_background(session.execute, statement):
         wait_until(lambda: waits_for_lock(db, session.info.backend_pid))
         yield
 
 
 def waits_for_lock(db, pid):
-    """The SQL edition looks again and again whether others have ended, and sleeps between two looks."""
+    """The SQL edition checks again and again whether others have ended, and sleeps in between."""
     waits = "coalesce(wait_event_type = 'Lock', false)" + (" OR coalesce(wait_event = 'PgSleep', false)" if SQL else "")
     return value(db, f"SELECT {waits} FROM pg_stat_activity WHERE pid = %s", pid)
 

@@ -1,4 +1,4 @@
-"""The tests, the demo and the benchmarks write to a server that scripts/with-server has started, and to no other."""
+"""The tests, the demo and the benchmarks write only to a server that scripts/with-server has started."""
 
 import os
 

@@ -1,7 +1,7 @@
 -- Check an Airflow metadata database: under which key is every password, extra,
 -- variable and trigger, and every token in an XCom? Succeeds only if all that
--- Airflow encrypts is under the first key, so that the older keys may go;
--- otherwise psql exits with 3, and the rows of the table with "ok = no" say why.
+-- Airflow encrypts is under the first key. The older keys can then be removed.
+-- Otherwise psql exits with 3, and the rows with "ok = no" say why.
 --
 -- Changes nothing, and runs on a standby. The keys come from fernet.keys,
 -- fernet.keys_file or fernet.keys_command.
@@ -10,31 +10,31 @@
 \set QUIET on
 \set SHOW_CONTEXT never
 \pset pager off
--- Whatever .psqlrc says: these would change what the statements do.
+-- Set here, whatever .psqlrc says: these would change what the statements do.
 \set ON_ERROR_ROLLBACK off
 \set AUTOCOMMIT on
 \set SINGLELINE off
 \set FETCH_COUNT 0
--- What it has begun with AUTOCOMMIT off ends here.
+-- Ends a transaction that .psqlrc has begun with AUTOCOMMIT off.
 BEGIN; COMMIT;
 
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 
--- From here on, functions, operators, types and tables without a schema are the
--- server's own, so that nothing that somebody has put into a schema of the
--- caller's path can run. That path serves to find Airflow's tables, once.
+-- After this, functions, operators, types and tables without a schema are only the
+-- server's own. So nothing that others have put into a schema of the caller's path
+-- can run. That path is used once, to find Airflow's tables.
 SELECT pg_catalog.current_schemas(false) AS path \gset
 SET LOCAL search_path = pg_catalog, pg_temp;
 -- A policy that would hide rows is an error.
 SET LOCAL row_security = off;
 
--- Tell Airflow by its tables: dag_bundle came with 3.0, connection_test_request
--- with 3.3. trigger.kwargs is json before 2.9 and since then text, which may be a
--- token; xcom.value is bytea before 3.0 and since then jsonb, and xcom has a run_id
--- since 2.2, long before Airflow put tokens there.
--- They are all in one schema and of one owner: others are somebody else's. Whoever
--- owns the schema, or that of the extension, can put others in the place of what
--- is in it at any time: a superuser trusts no stranger there.
+-- Recognise Airflow by its tables: dag_bundle came with 3.0, connection_test_request
+-- with 3.3. trigger.kwargs is json before 2.9, and then text, which may be a token.
+-- xcom.value is bytea before 3.0, and then jsonb. xcom has a run_id since 2.2, long
+-- before Airflow put tokens there.
+-- Airflow's tables are all in one schema and have one owner. The owner of that
+-- schema, or of the extension's, can replace everything in it at any time: so a
+-- superuser trusts only schemas whose owner can be trusted.
 WITH tables AS (
   SELECT c.oid, relname, nspname, nspowner, relowner, format('%I.%I', nspname, relname) AS name,
          relkind IN ('r', 'p') AND relpersistence <> 't' AS is_table,
@@ -63,14 +63,14 @@ airflow AS (
                          'Connect to the metadata database, with its schema in search_path.']
               WHEN NOT bool_and(is_table)
               THEN ARRAY['not an ordinary table: ' || string_agg(name, ', ') FILTER (WHERE NOT is_table),
-                         'Airflow has tables there: see what has taken their place.']
+                         'Airflow has tables there: find out what has replaced them.']
               WHEN count(DISTINCT relowner) > 1
               THEN ARRAY['Airflow''s tables have several owners: '
                            || string_agg(format('%s of %s', name, relowner::regrole), ', ' ORDER BY relname),
-                         'See that none is a stranger''s, and give them all to one: ALTER TABLE ... OWNER TO ...']
+                         'Make sure that none belongs to a stranger, then give them all to one role: ALTER TABLE ... OWNER TO ...']
           END AS problem
     FROM tables),
--- The SQL edition is known by its functions, all of which must be of somebody to be trusted.
+-- The SQL edition is recognised by its functions, whose owners must all be trusted.
 extension AS (
   SELECT nspname AS fernet, nspowner AS fernet_owner, 'pg_fernet ' || extversion AS version, 0 AS place
     FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace
@@ -111,7 +111,7 @@ SELECT schema, fernet, airflow, has_connection_tests, tables,
 \endif
 \echo :taken
 
--- Documents in which tokens may stand: JSON, and what pickle makes.
+-- Documents in which there may be tokens: JSON, and what pickle makes.
 SELECT $$
   SELECT NULL AS "column", NULL AS name, NULL AS document WHERE false
 $$ AS documents \gset
@@ -128,7 +128,7 @@ $$ AS documents \gset
   \else
     \set xcom_text value::text
   \endif
-  -- It can be large: we read all of it only once.
+  -- The table can be large, so it is read completely only once.
   SELECT coalesce(array_agg(ctid), '{}') AS xcoms FROM :"schema".xcom WHERE :xcom_text LIKE '%gAAAAA%' \gset
   SELECT :'documents' || $$
   UNION ALL
@@ -137,11 +137,10 @@ $$ AS documents \gset
   $$ AS documents \gset
 \endif
 
--- Every value, and every token in a document, with its name, with what Airflow
--- takes it for, and whether it is Airflow that put it there: anybody's text in a
--- document may look like a token. Empty values are left out: Airflow does not
--- encrypt them, except in a variable. psql puts the schemas in where it uses the
--- text.
+-- Every value, and every token in a document. Each has its name, what Airflow takes
+-- it for, and whether Airflow itself put it there: any text in a document may look
+-- like a token. Empty values are left out: Airflow does not encrypt them, except in
+-- a variable. psql inserts the schemas where it uses the text.
 SELECT $$
   SELECT 'connection.password' AS "column", conn_id::text AS name,
          password::text AS value, is_encrypted IS TRUE AS encrypted, true AS is_airflows
@@ -176,13 +175,13 @@ $$ AS values_of_airflow \gset
   $$ AS values_of_airflow \gset
 \endif
 
--- The columns and statuses are those of fernet_census, with two statuses more:
--- "plaintext", and "flag missing" for a token that Airflow would hand out as it is,
--- because its flag says plaintext. What has the form of a token is never plaintext:
--- if no key opens it, the key may be missing; in a document, it may be none of
--- Airflow's. Plaintext is right in a trigger only: Airflow 3 itself writes the
--- arguments of a deferred task as JSON. Airflow reads all other values as a whole:
--- one that merely holds a token is none.
+-- The columns and statuses are those of fernet_census, with two more statuses:
+-- "plaintext", and "flag missing" for a token that Airflow would return
+-- undecrypted, because its flag says plaintext. A value with the form of a token is
+-- never plaintext. If no key opens it, the key may be missing, or, in a document,
+-- it may not be Airflow's. Plaintext is right only in a trigger: Airflow 3 itself
+-- writes the arguments of a deferred task as JSON. Airflow reads all other values
+-- as a whole, so one that only holds a token is not a token.
 SELECT $$
   SELECT "column", name, status, key_index,
          status = 'current' OR (status = 'plaintext' AND "column" = 'trigger.kwargs')

@@ -1,7 +1,7 @@
 -- Encrypt what an Airflow metadata database still holds as plaintext: every
--- password, extra and variable whose flag says so, and trigger arguments in
--- JSON that hold no token. Run it with psql once every Airflow process has the
--- key. Tokens that no key in the list opens are left as they are, and named.
+-- password, extra and variable whose flag says so, and trigger arguments in JSON
+-- that hold no token. Run it with psql once every Airflow process has the key.
+-- Tokens that no key in the list opens are left unchanged, and named.
 --
 -- One transaction, which stops at the first error; safe to run twice. The keys
 -- come from fernet.keys, fernet.keys_file or fernet.keys_command.
@@ -10,33 +10,34 @@
 \set QUIET on
 \set SHOW_CONTEXT never
 \pset pager off
--- Whatever .psqlrc says: these would change what the statements do.
+-- Set here, whatever .psqlrc says: these would change what the statements do.
 \set ON_ERROR_ROLLBACK off
 \set AUTOCOMMIT on
 \set SINGLELINE off
 \set FETCH_COUNT 0
--- What it has begun with AUTOCOMMIT off ends here.
+-- Ends a transaction that .psqlrc has begun with AUTOCOMMIT off.
 BEGIN; COMMIT;
 
--- At this level each statement sees what was committed before it began, and so
--- all that was before the tables were locked, whatever the database's default is.
+-- At this level each statement sees what was committed before it began. That
+-- includes everything committed before the tables were locked, whatever the
+-- database's default level is.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 
--- From here on, functions, operators, types and tables without a schema are the
--- server's own, so that nothing that somebody has put into a schema of the
--- caller's path can run. That path serves to find Airflow's tables, once.
+-- After this, functions, operators, types and tables without a schema are only the
+-- server's own. So nothing that others have put into a schema of the caller's path
+-- can run. That path is used once, to find Airflow's tables.
 SELECT pg_catalog.current_schemas(false) AS path \gset
 SET LOCAL search_path = pg_catalog, pg_temp;
 -- A policy that would hide rows is an error.
 SET LOCAL row_security = off;
 
--- Tell Airflow by its tables: dag_bundle came with 3.0, connection_test_request
--- with 3.3. trigger.kwargs is json before 2.9 and since then text, which may be a
--- token; xcom.value is bytea before 3.0 and since then jsonb, and xcom has a run_id
--- since 2.2, long before Airflow put tokens there.
--- They are all in one schema and of one owner: others are somebody else's. Whoever
--- owns the schema, or that of the extension, can put others in the place of what
--- is in it at any time: a superuser trusts no stranger there.
+-- Recognise Airflow by its tables: dag_bundle came with 3.0, connection_test_request
+-- with 3.3. trigger.kwargs is json before 2.9, and then text, which may be a token.
+-- xcom.value is bytea before 3.0, and then jsonb. xcom has a run_id since 2.2, long
+-- before Airflow put tokens there.
+-- Airflow's tables are all in one schema and have one owner. The owner of that
+-- schema, or of the extension's, can replace everything in it at any time: so a
+-- superuser trusts only schemas whose owner can be trusted.
 WITH tables AS (
   SELECT c.oid, relname, nspname, nspowner, relowner, format('%I.%I', nspname, relname) AS name,
          relkind IN ('r', 'p') AND relpersistence <> 't' AS is_table,
@@ -65,14 +66,14 @@ airflow AS (
                          'Connect to the metadata database, with its schema in search_path.']
               WHEN NOT bool_and(is_table)
               THEN ARRAY['not an ordinary table: ' || string_agg(name, ', ') FILTER (WHERE NOT is_table),
-                         'Airflow has tables there: see what has taken their place.']
+                         'Airflow has tables there: find out what has replaced them.']
               WHEN count(DISTINCT relowner) > 1
               THEN ARRAY['Airflow''s tables have several owners: '
                            || string_agg(format('%s of %s', name, relowner::regrole), ', ' ORDER BY relname),
-                         'See that none is a stranger''s, and give them all to one: ALTER TABLE ... OWNER TO ...']
+                         'Make sure that none belongs to a stranger, then give them all to one role: ALTER TABLE ... OWNER TO ...']
           END AS problem
     FROM tables),
--- The SQL edition is known by its functions, all of which must be of somebody to be trusted.
+-- The SQL edition is recognised by its functions, whose owners must all be trusted.
 extension AS (
   SELECT nspname AS fernet, nspowner AS fernet_owner, 'pg_fernet ' || extversion AS version, 0 AS place
     FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace
@@ -115,10 +116,10 @@ SELECT schema, fernet, airflow, has_connection_tests, tables,
 \echo New tokens are under key 1 of:
 SELECT key_index, fingerprint FROM :"fernet".fernet_keys();
 
--- Lock the tables against writers: all at once or none, so that we never wait
--- for a lock while we hold another, and no transaction of Airflow's, in whatever
--- order it writes, can meet a deadlock with us. Readers are not held up, nor are
--- those who write to xcom, as every task does.
+-- Lock the tables against writers, all at once or none. So we never wait for a lock
+-- while we hold another, and no transaction of Airflow's can deadlock with us, in
+-- whatever order it writes. Readers do not wait, nor do writers to xcom, to which
+-- every task writes.
 SET LOCAL airflow.schema = :'schema';
 SET LOCAL airflow.tables = :'tables';
 DO $$
@@ -134,14 +135,14 @@ BEGIN
          string_agg(c.oid::regclass::text, ', ' ORDER BY relname) FILTER (WHERE relname <> 'xcom')
     INTO xcom, names FROM pg_class AS c WHERE c.oid = ANY (tables);
   LOOP
-    -- Before and after, the names are those of the tables that were found.
+    -- Before and after, names refer to the tables that were found.
     IF tables IS DISTINCT FROM (
       SELECT array_agg(c.oid ORDER BY relname)
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
        WHERE nspname = current_setting('airflow.schema')
          AND relname IN ('connection', 'variable', 'trigger', 'connection_test_request', 'xcom')) THEN
       RAISE EXCEPTION 'Airflow''s tables were replaced while this waited for them'
-        USING HINT = 'See by whom, then run this again.';
+        USING HINT = 'Find out by whom, then run this again.';
     END IF;
     EXIT WHEN are_locked;
     BEGIN
@@ -164,7 +165,7 @@ BEGIN
     END;
   END LOOP;
 
-  -- Who has the TRIGGER privilege on a table may have attached code to it.
+  -- A role with the TRIGGER privilege on a table may have attached code to it.
   SELECT format('trigger %I on %s runs code of %I', tgname, c.oid::regclass, rolname) INTO stranger
     FROM pg_trigger AS t
     JOIN pg_class AS c ON c.oid = tgrelid
@@ -180,10 +181,10 @@ BEGIN
   END IF;
 END $$;
 
--- Airflow never encrypts an empty password or extra. What has the form of a token
--- although its flag says plaintext was encrypted by hand: if one of the keys opens
--- it, it gets the flag and no second layer; if none does, its key may be missing,
--- and it is left. A value that merely holds a token, in JSON for instance, is
+-- Airflow never encrypts an empty password or extra. If a value has the form of a
+-- token although its flag says plaintext, it was encrypted by hand. If one of the
+-- keys opens it, it gets the flag and no second layer; if none does, its key may be
+-- missing, and it is left. A value that only holds a token, as in JSON, is
 -- plaintext.
 UPDATE :"schema".connection
    SET password = CASE WHEN password <> '' AND is_encrypted IS NOT TRUE AND NOT :"fernet".fernet_is_token(password::text)
@@ -209,9 +210,9 @@ UPDATE :"schema".variable
 \echo variable: rows encrypted: :ROW_COUNT
 
 -- A trigger has no flag: Airflow takes arguments that start with a brace for JSON.
--- With a token in it, that stays JSON: nobody could rotate it inside another one.
--- Also with one that no key opens, however it stands there: its key may come later,
--- and there may be others beside it.
+-- If there is a token in it, it stays JSON: inside another token, nobody could
+-- rotate it. It also stays JSON if no key opens the token: the key may be added
+-- later, and there may be other tokens in it.
 \if :trigger_is_text
   UPDATE :"schema".trigger
      SET kwargs = :"fernet".fernet_encrypt(kwargs::text)
@@ -239,7 +240,7 @@ UPDATE :"schema".variable
   \echo connection_test_request: rows encrypted: :ROW_COUNT
 \endif
 
--- What still says plaintext, and is not empty, are those tokens.
+-- Only those tokens are still flagged as plaintext and not empty.
 SELECT $$
   SELECT 'connection.password' AS "column", conn_id::text AS name
     FROM :"schema".connection WHERE password <> '' AND is_encrypted IS NOT TRUE

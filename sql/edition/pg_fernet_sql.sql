@@ -1,9 +1,9 @@
--- pg_fernet in SQL: the functions of pg_fernet over pgcrypto, for servers where nothing native can be
--- installed. Creates them in the first schema of search_path; run again, updates them.
+-- pg_fernet in SQL: the functions of pg_fernet over pgcrypto, for servers on which nothing native can be installed. Creates
+-- them in the first schema of search_path. If they exist, updates them.
 --
--- The functions may be called with any search_path, also one in which somebody else has laid traps. A
--- SET clause costs more than some of them take, and a procedure with one cannot commit: so the bodies
--- without one look nothing up. In these,
+-- The functions may be called with any search_path, even one in which an attacker has placed objects. A SET clause costs
+-- more than some of the functions take, and a procedure with one cannot commit. So the bodies without one look no names up.
+-- In these,
 --
 --   @=@ and the like     are operators of pg_catalog
 --   @.                   is pg_catalog itself
@@ -11,17 +11,17 @@
 -- and everywhere
 --
 --   {self}               is the schema of the functions
---   {pgcrypto}           is that of pgcrypto, whose functions ours are bound to when they are created
---   {type}, {encoded} ...  are what differs between text and bytea
---   {converts}           is how safe it is in parallel to convert to or from UTF-8
---   {open} and the like  is code that stands in several functions, since calling one is expensive
+--   {pgcrypto}           is the schema of pgcrypto, to whose functions ours are bound when they are created
+--   {type}, {encoded} ...  are the differences between text and bytea
+--   {converts}           is the parallel safety of a conversion to or from UTF-8
+--   {open} and the like  is code that is in several functions, since calling a function is expensive
 --
 -- A literal with a backslash is E'': its meaning depends on no setting.
 --
--- Modules such as auto_explain log the text of a statement, its parameters, and the constants in its plan. So that no key
--- and no plaintext is among them, functions are called in expressions of PL/pgSQL, which are not logged; dynamic
--- statements get neither; and a function whose queries do has generic plans, and no FOR loop over such a query, since
--- that makes parameters of variables. test_log.py looks for them.
+-- Modules such as auto_explain log the text of a statement, its parameters, and the constants in its plan. To keep keys and
+-- plaintexts out of these, functions are called in expressions of PL/pgSQL, which are not logged. Dynamic statements get
+-- neither keys nor plaintexts. A function whose queries do has generic plans, and has no FOR loop over such a query, since
+-- that makes parameters of variables. test_log.py checks this.
 DO $install$
 DECLARE
     self pg_catalog.text := pg_catalog.current_schema();
@@ -29,7 +29,7 @@ DECLARE
     pgcrypto pg_catalog.text;
     source pg_catalog.text;
     for_type pg_catalog.text[];
-    -- Signatures of what the script makes, and what there is already: of this script, and in its way.
+    -- Signatures of what the script makes; and what exists already, made by this script or in its way.
     signatures pg_catalog.text[];
     existing pg_catalog.oid[];
     obstacle pg_catalog.record;
@@ -40,7 +40,7 @@ DECLARE
     elsewhere pg_catalog.text;
 
     --
-    -- Code that stands in several functions
+    -- Code that is in several functions
     --
 
     variables constant pg_catalog.text := $source$
@@ -55,7 +55,7 @@ DECLARE
         key_index integer;
         refusal @.text;$source$;
 
-    -- Decodes `encoded` into `record` if it is a token as nearly all are written; else that is NULL.
+    -- Decodes `encoded` into `record` if it is a token in the form that nearly all have; otherwise `record` is NULL.
     decode constant pg_catalog.text := $source$
         IF @.octet_length(encoded) @>@ 250000000 THEN
             PERFORM {self}._fernet_refuse('too large');
@@ -67,8 +67,8 @@ DECLARE
             END IF;
         END IF;$source$;
 
-    -- Finds the key that opens `record`, and decrypts with it; or says in `refusal` why none does. The
-    -- HMACs are compared by hashes with a secret in them, so that the time it takes tells nothing.
+    -- Finds the key that opens `record`, and decrypts with it; or gives in `refusal` the reason why none does. The HMACs
+    -- are compared by hashes with a secret in them, so that the time this takes reveals nothing.
     open constant pg_catalog.text := $source$
         refusal := 'unauthenticated';
         signed := @.octet_length(record) @-@ 32;
@@ -91,7 +91,7 @@ DECLARE
             END IF;
         END LOOP;$source$;
 
-    -- Opens a token that the value is as a whole.
+    -- Opens a value that as a whole is a token.
     open_whole constant pg_catalog.text := $source$
         keys := {self}._fernet_keys();
         encoded := {encoded};
@@ -121,8 +121,8 @@ DECLARE
     look constant pg_catalog.text := $source$CASE WHEN stored.elements IS NULL THEN {self}._fernet_look(stored.value, kind, keys, conversion, changes)
                                   ELSE {self}._fernet_look(stored.elements, kind, keys, conversion, changes) END$source$;
 
-    -- A token of `plain` under the first key, stamped with the time of the call. A clock before 1970 has no other form
-    -- in a token.
+    -- Makes a token of `plain` under the first key, stamped with the time of the call. A token has no other way to show a
+    -- clock before 1970.
     pad constant pg_catalog.text := $source$
             padding := 16 @-@ (@.octet_length(plain) @%@ 16);$source$;
     sealed constant pg_catalog.text := $source${self}._fernet_seal(
@@ -134,7 +134,7 @@ DECLARE
     -- Transactions of the procedures
     --
 
-    -- In a later snapshot there is what others have committed since, whatever the default is.
+    -- A later snapshot shows what others have committed since, whatever the default is.
     commits constant pg_catalog.text := $source$COMMIT; SET TRANSACTION ISOLATION LEVEL READ COMMITTED;$source$;
 
     --
@@ -143,7 +143,7 @@ DECLARE
 
     basis constant pg_catalog.text := $source$
         --
-        -- pgcrypto. Lengths of keys and IVs are our business: it would fill or cut them.
+        -- pgcrypto. The lengths of keys and IVs are checked here: pgcrypto would pad or cut them.
         --
 
         CREATE OR REPLACE FUNCTION {self}._fernet_hmac(data bytea, key bytea) RETURNS bytea
@@ -166,7 +166,7 @@ DECLARE
         -- Errors of single values: code, message, hint
         --
 
-        -- `at` is where in a column the value is.
+        -- `at` is the place of the value in a column.
         CREATE OR REPLACE FUNCTION {self}._fernet_refuse(reason text, key_position integer DEFAULT NULL, at text DEFAULT NULL) RETURNS void
             LANGUAGE plpgsql VOLATILE PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -222,10 +222,10 @@ DECLARE
         END $$;
 
         --
-        -- Base64, as pyca reads it
+        -- Base64 as pyca reads it
         --
 
-        -- Shows each byte as a character of ASCII: itself, or if it is none, a control character.
+        -- Turns each byte into an ASCII character: itself, or, if it is not ASCII, a control character.
         CREATE OR REPLACE FUNCTION {self}._fernet_characters(value bytea) RETURNS text
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -238,13 +238,13 @@ DECLARE
             RETURN replace(escaped, E'\x01', E'\\');
         END $$;
 
-        -- Finds what pyca decodes, which is what CPython's binascii.a2b_base64 does when it is not strict, with
-        -- both alphabets. Foreign bytes are skipped. A `=` ends the input once it completes a group of four that
-        -- has at least two characters; before that it is skipped, too. Returns the characters, their place, and
-        -- where reading ended. NULL, if that is inside of a group.
+        -- Finds what pyca decodes: what CPython's binascii.a2b_base64 does when it is not strict, with both alphabets.
+        -- Other bytes are skipped. A `=` ends the input if it completes a group of four that has at least two characters; a
+        -- `=` before that is skipped, too. Returns the characters, their place, and where reading ended; or NULL if that is
+        -- inside a group.
         --
-        -- The padding is in that place, too, if nothing but white space is before it. Else it is somebody else's,
-        -- or a text is between that must not be lost.
+        -- The padding belongs to that place, too, if only white space precedes it. Otherwise it belongs to other text, or
+        -- there is text between them that must not be lost.
         CREATE OR REPLACE FUNCTION {self}._fernet_base64(
                 encoded text, OUT characters text, OUT first integer, OUT last integer, OUT read_to integer)
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
@@ -290,7 +290,7 @@ DECLARE
             END IF;
         END $$;
 
-        -- Decodes characters, without their padding, if that makes a token: version, timestamp, IV, blocks, HMAC.
+        -- Decodes characters without their padding, if that makes a token: version, timestamp, IV, blocks, HMAC.
         CREATE OR REPLACE FUNCTION {self}._fernet_record(characters text) RETURNS bytea
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -320,7 +320,7 @@ DECLARE
             look @.record;
             keys @.bytea[] := '{}';
         BEGIN
-            -- A setting of no extension that was set in a transaction is an empty one behind it.
+            -- A custom setting that was set in a transaction is empty after it, instead of not set.
             IF list IS NULL OR list @=@ '' THEN
                 PERFORM {self}._fernet_refuse('no keys');
             ELSIF list @!~@ E'[^ \t\n\f\r]' THEN
@@ -333,7 +333,7 @@ DECLARE
                 ELSE
                     look := {self}._fernet_base64(elements[place]);
                     characters := look.characters;
-                    -- More of them behind the padding would be another key, which pyca forgets.
+                    -- More characters after the padding would be another key, which pyca ignores.
                     IF @.length(characters) @=@ 43
                             AND @.substring(elements[place], look.read_to @+@ 1) @!~@ '[A-Za-z0-9+/_-]' THEN
                         NULL;
@@ -376,7 +376,7 @@ DECLARE
         -- Encrypt
         --
 
-        -- Makes a token under a key. The plaintext has its padding already.
+        -- Makes a token under a key. The plaintext must already be padded.
         CREATE OR REPLACE FUNCTION {self}._fernet_seal(time_bytes bytea, padded bytea, key bytea) RETURNS text
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
         AS $$
@@ -430,7 +430,7 @@ DECLARE
         COMMENT ON FUNCTION {self}.fernet_encrypt(text) IS
             'encrypt text, as UTF-8, into a Fernet token under the first key';
 
-        -- Converts from another encoding. NULL, if something has no equivalent, which the server's own error would show.
+        -- Converts from another encoding. NULL if a character has no equivalent: the server's own error would show it.
         CREATE OR REPLACE FUNCTION {self}._fernet_to_utf8(plaintext text) RETURNS bytea
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL {converts}
             SET search_path = pg_catalog, pg_temp
@@ -445,14 +445,14 @@ DECLARE
         -- Decrypt
         --
 
-        -- Makes text of bytes that are UTF-8. NULL, if they are not: the server's own error would show them.
+        -- Turns UTF-8 bytes into text. NULL if they are not UTF-8: the server's own error would show them.
         CREATE OR REPLACE FUNCTION {self}._fernet_text(plain bytea) RETURNS text
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL {converts}
         AS $$
         DECLARE
             escaped @.text COLLATE @."C" := @.encode(plain, 'escape');
         BEGIN
-            -- As nearly all passwords are: only ASCII, no backslash.
+            -- Nearly all passwords are like this: only ASCII, and no backslash.
             IF @.strpos(escaped, E'\\') @=@ 0 THEN
                 RETURN escaped;
             END IF;
@@ -464,7 +464,7 @@ DECLARE
             SET search_path = pg_catalog, pg_temp
         AS $$
         DECLARE
-            -- The characters of Unicode without the zero, in hexadecimal digits.
+            -- The characters of Unicode except zero, in hexadecimal digits.
             utf8 constant text := '^(?:0[1-9a-f]|[1-7].'
                 '|(?:c[2-9a-f]|d.)[89ab].'
                 '|(?:e0[ab]|e[1-9a-cef][89ab]|ed[89]|f0[9ab].[89ab]|f[123][89ab].[89ab]|f48.[89ab]).[89ab].)*$';
@@ -475,8 +475,8 @@ DECLARE
             IF getdatabaseencoding() <> 'UTF8' THEN
                 RETURN {self}._fernet_convert_from_utf8(plain);
             END IF;
-            -- Not the usual way, since a parallel query may begin no subtransaction; and in pieces of whole characters,
-            -- since a regular expression takes many times the space.
+            -- Not the usual way, since a parallel query must not begin a subtransaction. The text is matched in pieces of
+            -- whole characters, since a regular expression takes many times the space.
             WHILE done < len LOOP
                 size := least(1000000, len - done);
                 FOR back IN 1 .. 3 LOOP
@@ -501,8 +501,8 @@ DECLARE
             RETURN NULL;
         END $$;
 
-        -- Returns when a token was made, or infinity where that is past the range of timestamptz. Added in hours, since
-        -- the server counts seconds in floating point, and days in its time zone.
+        -- Returns when a token was made, or infinity if that is past the range of timestamptz. Adds hours, since the server
+        -- counts seconds in floating point, and days in its time zone.
         CREATE OR REPLACE FUNCTION {self}._fernet_time(record bytea) RETURNS timestamptz
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -518,7 +518,7 @@ DECLARE
             RETURN timestamptz '1970-01-01 00:00:00+00' + hours + hours + make_interval(secs => seconds % 7200);
         END $$;
 
-        -- Refuses a token that is older than `ttl`, or more than a minute ahead, at the time `at`.
+        -- Refuses a token that at the time `at` is older than `ttl`, or more than a minute ahead.
         CREATE OR REPLACE FUNCTION {self}._fernet_check_age(record bytea, ttl interval, at timestamptz) RETURNS void
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -533,9 +533,9 @@ DECLARE
             END IF;
         END $$;
 
-        -- Past the range of timestamptz it is infinity, or minus infinity if the interval points there; where that has months
-        -- or days, whose length varies, already in the last days of the range.
-        -- Not by catching the server's error: a parallel query may begin no subtransaction before PostgreSQL 17.
+        -- Past the range of timestamptz, the result is infinity, or minus infinity if the interval points there. If the
+        -- interval has months or days, whose length varies, this begins in the last days of the range. The server's error
+        -- is not caught: a parallel query must not begin a subtransaction before PostgreSQL 17.
         CREATE OR REPLACE FUNCTION {self}._fernet_expires(made timestamptz, ttl interval) RETURNS timestamptz
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -554,8 +554,8 @@ DECLARE
             IF isfinite(ttl) AND NOT isfinite(made) THEN
                 RETURN made;
             END IF;
-            -- The server adds months, then days, then the rest, and each sum must be in its range. A month is 30.436875 days
-            -- on average.
+            -- The server adds months, then days, then the rest, and each sum must be in range. A month is 30.436875 days on
+            -- average.
             IF isfinite(ttl) THEN
                 months := start + (extract(year FROM ttl) * 12 + extract(month FROM ttl)) * 2629746;
                 days := months + extract(day FROM ttl) * 86400;
@@ -572,12 +572,12 @@ DECLARE
         -- Tokens in a value
         --
 
-        -- Finds the token at the end of a run of characters, or of several that are joined, from any `gAAA` on, the
-        -- shortest first, and opens it. `behind` is what follows. What no key opens, but is all of the run and has the
-        -- form of a token, is refused; and where neither is, all is NULL.
+        -- Finds the token at the end of a run of characters, or of several joined runs, from any `gAAA` on, the shortest
+        -- first, and opens it. `behind` is the text after it. If no key opens a token, but the whole run has the form of
+        -- one, returns the refusal. If it does not, all results are NULL.
         --
-        -- A run of nothing but `gAAA` holds so many that to try all would be quadratic. So, but for the whole run, they
-        -- are given up once they have taken four times its length: see src/fernet/runs.rs.
+        -- A run of nothing but `gAAA` holds so many places that trying all of them would take quadratic time. So, except
+        -- for the whole run, it gives up once it has tried four times the run's length: see src/fernet/runs.rs.
         CREATE OR REPLACE FUNCTION {self}._fernet_open_run(
                 run text, behind text, keys bytea[],
                 OUT at integer, OUT key_index integer, OUT record bytea, OUT padded bytea, OUT refusal text)
@@ -588,7 +588,7 @@ DECLARE
             pads constant text := substring(behind, E'^(?:=|%3[Dd]|\\\\+u003[Dd]){0,2}');
             pad_count constant integer := length(regexp_replace(pads, E'=|%3[Dd]|\\\\+u003[Dd]', '=', 'g'));
             parts constant text[] := string_to_array(run, 'gAAA');
-            -- To count characters, or to find one, takes as long as there are; not so with bytes, which they are.
+            -- Counting characters in text, or finding one, takes time in proportion to its length; bytes do not.
             bytes constant bytea := convert_to(run, getdatabaseencoding());
             run_length constant integer := octet_length(bytes);
             effort integer := 4 * run_length;
@@ -602,7 +602,7 @@ DECLARE
             FOR part IN REVERSE cardinality(parts) .. 2 LOOP
                 at := at - length(parts[part]) - 4;
                 count := count + length(replace(parts[part], E'\\', '')) + 4;
-                -- Cut short, or of no token's length.
+                -- Cut short, or not the length of a token.
                 CONTINUE WHEN -count & 3 > pad_count OR count * 3::bigint / 4 < 73 OR (count * 3::bigint / 4 - 57) % 16 <> 0;
                 effort := greatest(0, effort - (run_length - at));
                 CONTINUE WHEN effort = 0 AND at > 0;
@@ -620,9 +620,9 @@ DECLARE
             at := NULL;
         END $$;
 
-        -- Finds the tokens in a stretch: as many characters as there are in a row, where a `/` may be escaped, as in JSON.
-        -- Each run between `/` and `+` may have one at its end; and what no run has, several that are joined may have. If
-        -- nothing is found, but the stretch as a whole has the form of a token, it is refused.
+        -- Finds the tokens in a stretch: an unbroken sequence of base64 characters, in which a `/` may be escaped, as in
+        -- JSON. Each run between `/` and `+` may have a token at its end; if none does, several joined runs may. If nothing
+        -- is found, but the stretch as a whole has the form of a token, it is refused.
         CREATE OR REPLACE FUNCTION {self}._fernet_tokens_in_stretch(stretch text, behind text, keys bytea[])
             RETURNS TABLE (at integer, size integer, key_index integer, record bytea, padded bytea, refusal text)
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
@@ -637,7 +637,7 @@ DECLARE
             run_at integer := 0;
             token record;
             refused text;
-            -- Behind the last one that was found.
+            -- The end of the last token that was found.
             rest integer := 0;
             joined text;
         BEGIN
@@ -647,7 +647,7 @@ DECLARE
                         run, CASE WHEN run_at + length(run) = stretch_length THEN behind ELSE '' END, keys);
                     refused := token.refusal;
                     IF token.key_index IS NOT NULL THEN
-                        -- One in the other alphabet may end before what joins them.
+                        -- A token in the other alphabet may end before the byte that joins the runs.
                         joined := substring(stretch, rest + 1, run_at + token.at - rest);
                         IF joined ~ (joins || '$') THEN
                             joined := rtrim(joined, E'/+\\');
@@ -671,19 +671,19 @@ DECLARE
                     RETURN;
                 END IF;
             END IF;
-            -- What was looked at last is all of the stretch.
+            -- The last text that was tried is the whole stretch.
             IF rest = 0 AND refused IS NOT NULL THEN
                 refusal := refused;
                 RETURN NEXT;
             END IF;
         END $$;
 
-        -- Finds the tokens in a value, or in a document, which as a whole is none, and opens them: the place and length of
-        -- each in bytes, the key, what it decrypts to with its padding. Those that no key opens come last, with the reason
-        -- alone, and no row at all is: no token.
+        -- Finds and opens the tokens in a value, or in a document, which as a whole is no token. Returns for each its place
+        -- and length in bytes, its key, and its plaintext with padding. Tokens that no key opens come last, with only the
+        -- reason. No row means no token.
         --
-        -- In order: what pyca makes of the value as a whole, if a key opens that; behind it, what is in each stretch; and
-        -- only if there is nothing, what pyca makes of it and no key opens. As in src/fernet/scan.rs.
+        -- In order: what pyca makes of the value as a whole, if a key opens that; then what each stretch after it holds.
+        -- Only if these find nothing: what pyca makes of the value, if no key opens that. As in src/fernet/scan.rs.
         CREATE OR REPLACE FUNCTION {self}._fernet_tokens(value bytea, is_document boolean, keys bytea[])
             RETURNS TABLE (at integer, size integer, key_index integer, record bytea, padded bytea, refusal text)
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
@@ -736,7 +736,7 @@ DECLARE
                 gap := gaps[number];
                 stretch := stretches[number];
                 behind := gaps[number + 1] || coalesce(left(stretches[number + 1], 5), '');
-                -- Such characters are no text, but an escape, as of a line break in JSON.
+                -- Such characters belong to an escape, such as that of a line break in JSON.
                 escape := 0;
                 IF right(CASE gap WHEN '' THEN substring(characters, next, 1) ELSE gap END, 1) = E'\\' THEN
                     escape := coalesce(length(substring(stretch, '^(?:[nrtbf]|u[0-9A-Fa-f]{4})')), 0);
@@ -764,8 +764,8 @@ DECLARE
                 FROM unnest(refused) AS r (reason) ORDER BY r.reason DESC;
         END $$;
 
-        -- What tokens a value holds: for each the place of the key that opens it, or 0, and then in `refusals` why none
-        -- does. If wanted, also the value with all of them under the first key, if that is another one.
+        -- Finds the tokens in a value. Returns for each the place of the key that opens it, or 0, in which case `refusals`
+        -- says why. If wanted, also returns the value with all of them under the first key, if that changes it.
         CREATE OR REPLACE FUNCTION {self}._fernet_look_inside(
                 value bytea, is_document boolean, keys bytea[], rotates boolean,
                 OUT openers integer[], OUT refusals text[], OUT changed bytea)
@@ -786,7 +786,7 @@ DECLARE
                 IF token.refusal IS NOT NULL THEN
                     refusals := array_append(refusals, token.refusal);
                 ELSIF rotates AND token.key_index > 1 THEN
-                    -- Padding that the old one does not have in its place is behind it.
+                    -- The padding that the old token does not have at its place follows it.
                     old := substring(value, token.at + 1, token.size);
                     room := length(regexp_replace({self}._fernet_characters(old), '[^A-Za-z0-9+/_=-]', '', 'g'));
                     pieces := array_append(pieces, substring(value, done + 1, token.at - done));
@@ -801,7 +801,8 @@ DECLARE
             END IF;
         END $$;
 
-        -- The highest place of the keys that open the tokens in a value. NULL, if there is none, or one that none opens.
+        -- The highest place of the keys that open the tokens in a value. NULL if there is no token, or if no key opens one
+        -- of them.
         CREATE OR REPLACE FUNCTION {self}._fernet_highest(openers integer[]) RETURNS integer
             LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -893,7 +894,7 @@ DECLARE
             RETURN CASE WHEN record IS NULL THEN token ELSE {value} END;
         END $$;
         COMMENT ON FUNCTION {self}.fernet_rotate({type}) IS
-            're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+            're-encrypt the Fernet tokens in a value under the first key, with their own timestamps; the rest of the value stays, and so does a token that is already under the first key';
 
         CREATE OR REPLACE FUNCTION {self}.fernet_key_index(token {type}) RETURNS integer
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
@@ -913,7 +914,7 @@ DECLARE
             RETURN {self}._fernet_highest(({self}._fernet_look_inside({bytes}, false, keys, false)).openers);
         END $$;
         COMMENT ON FUNCTION {self}.fernet_key_index({type}) IS
-            'place in the key list, counted from 1, of the key that opens the tokens in a value, the highest if there are several; NULL where there is none, or one that no key opens';
+            'place in the key list, counted from 1, of the key that opens the token in a value, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
 
         CREATE OR REPLACE FUNCTION {self}.fernet_timestamp(token {type}) RETURNS timestamptz
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
@@ -960,7 +961,7 @@ DECLARE
             written constant text := document;
             look record;
         BEGIN
-            -- In most documents there is none.
+            -- Most documents hold no token.
             IF strpos(written COLLATE "C", 'gAAA') = 0 THEN
                 RETURN document;
             END IF;
@@ -971,7 +972,7 @@ DECLARE
             RETURN coalesce(look.changed::{type}, document);
         END $$;
         COMMENT ON FUNCTION {self}.fernet_rotate({type}) IS
-            're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
+            're-encrypt the Fernet tokens in a document, if it has any, under the first key, with their own timestamps; the rest of the document stays, and so does a token that is already under the first key';
 
         CREATE OR REPLACE FUNCTION {self}.fernet_key_index(document {type}) RETURNS integer
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
@@ -987,12 +988,15 @@ DECLARE
             RETURN {self}._fernet_highest(({self}._fernet_look(written, '{type}', keys, 'rotate', false)).openers);
         END $$;
         COMMENT ON FUNCTION {self}.fernet_key_index({type}) IS
-            'place in the key list, counted from 1, of the key that opens the tokens in a document, the highest if there are several; NULL where there is none, or one that no key opens';
+            'place in the key list, counted from 1, of the key that opens the token in a document, or the highest place for several tokens; NULL if there is no token, or one that no key opens';
     $source$;
-    -- Counts what a relation holds, all of it in one snapshot: tokens by key, those of no key, values without a token, nulls,
-    -- rows, what a conversion has to do; and describes the first few that it leaves as they are. To name their places takes
-    -- the right to read the whole table. Twice: what a query calls sees what that sees itself, and is stable; for a proof
-    -- it is volatile, and so gets a snapshot once it has its locks, to which no table that was rewritten meanwhile is empty.
+    -- Counts what a relation holds, all of it in one snapshot: tokens by key, tokens of no key, values without a token,
+    -- nulls, rows, and what a conversion has to do. Also describes the first few values that a conversion leaves. Naming
+    -- their places takes the right to read the whole table.
+    --
+    -- This is made twice. The function that a query calls sees what the query sees, and is stable. The one for a proof is
+    -- volatile: it gets its snapshot once it has its locks, so that a table that was rewritten meanwhile does not look
+    -- empty.
     count_relation constant pg_catalog.text := $source$
         CREATE OR REPLACE FUNCTION {self}.{count_name}(
                 relation regclass, column_name name, keys bytea[], conversion text, names_places boolean,
@@ -1015,7 +1019,7 @@ DECLARE
             OPEN rows NO SCROLL FOR EXECUTE format('SELECT %s%s FROM %s AS t', target.as_text,
                 CASE WHEN names_places THEN ', t.ctid AS id, t.tableoid::regclass AS member' END, relation);
             LOOP
-                -- Row by row: a FOR loop has up to 50 in memory.
+                -- Row by row: a FOR loop keeps up to 50 in memory.
                 FETCH rows INTO stored;
                 EXIT WHEN NOT FOUND;
                 row_count := row_count + 1;
@@ -1042,20 +1046,22 @@ DECLARE
         END $$;$source$;
 
     --
-    -- Whole columns. What reads them has row_security = off: a policy that would hide rows is an error.
+    -- Whole columns. Functions that read them have row_security = off: a policy that would hide rows is an error.
     --
 
     of_columns constant pg_catalog.text := $source$
-        -- What there is to do about a value of a column. `conversion` is: rotate (tokens under older keys become such under
-        -- the first), encrypt (a value without a token becomes one), decrypt (a value that is one token and nothing else,
-        -- which a key opens, becomes its plaintext). `kind` says how tokens are kept in the type, whose values come and go
-        -- as text: text, bytea, jsonb (in each string), json (as in text, but as a whole it is no token; so is hstore).
+        -- What is to be done about a value of a column. `conversion` is one of three. rotate: tokens under older keys
+        -- become tokens under the first. encrypt: a value without a token becomes one. decrypt: a value that is one token
+        -- and nothing else, which a key opens, becomes its plaintext.
+        --
+        -- Values of all types come and go as text. `kind` says how their type keeps tokens: text, bytea, jsonb (in each
+        -- string), json (as in text, but as a whole it is no token; this includes hstore).
         --
         -- openers   for each token the place of the key that opens it, or 0
         -- due       how many tokens are to be rotated, or 1 if the value is to be encrypted or decrypted
-        -- in_text   how many tokens have text beside them, if that is in the way
-        -- refusal   why something is left as it is; of a document without a token, that is no fault
-        -- changed   the new value, if `changes` wants one; where there can be none, `refusal` says why
+        -- in_text   how many tokens cannot be converted because text is beside them
+        -- refusal   why something is left unchanged; a document without a token is no fault
+        -- changed   the new value, if `changes` wants one and there can be one; otherwise `refusal` says why not
         CREATE OR REPLACE FUNCTION {self}._fernet_look(
                 value text, kind text, keys bytea[], conversion text, changes boolean,
                 OUT openers integer[], OUT due integer, OUT in_text integer, OUT refusal text, OUT changed text)
@@ -1120,7 +1126,7 @@ DECLARE
                 refusal := look.refusal;
                 changed := look.changed;
             ELSIF @.octet_length(encoded) @>=@ 98 THEN
-                -- The shortest token has so many characters, without its padding.
+                -- The shortest token has this many characters, without its padding.
                 IF bytes IS NULL THEN
                     bytes := @.convert_to(value, @.getdatabaseencoding());
                 END IF;
@@ -1141,7 +1147,7 @@ DECLARE
                 refusal := CASE WHEN NOT is_document THEN 'not a token' END;
             ELSIF conversion @=@ 'encrypt' THEN
                 due := 1;
-                -- Of a document, no token can take the place.
+                -- No token can take the place of a document.
                 IF changes AND NOT is_document THEN
                     IF @.octet_length(encoded) @>@ 187000000 THEN
                         refusal := 'too large';
@@ -1173,8 +1179,8 @@ DECLARE
             SELECT count(*)::integer FROM unnest(openers) AS o (opener) WHERE o.opener > place
         $$;
 
-        -- Decodes a token that has only white space in it and around it, or more padding behind it: only that is lost where
-        -- its plaintext takes its place.
+        -- Decodes a token that has only white space in it and around it, or more padding after it. Nothing else is lost
+        -- when its plaintext replaces it.
         CREATE OR REPLACE FUNCTION {self}._fernet_whole(encoded text) RETURNS bytea
             LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
         AS $$
@@ -1190,7 +1196,7 @@ DECLARE
             RETURN NULL;
         END $$;
 
-        -- The same for jsonb: each string is a value, keys of objects included.
+        -- Does the same for jsonb: each string is a value, including keys of objects.
         CREATE OR REPLACE FUNCTION {self}._fernet_look_in_strings(
                 document text, keys bytea[], rotates boolean, OUT openers integer[], OUT refusal text, OUT changed text)
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
@@ -1226,7 +1232,7 @@ DECLARE
             END IF;
         END $$;
 
-        -- The same for an array, in which there need be no token, either. What changed is a literal of the same shape.
+        -- Does the same for an array, which may also hold no token. `changed` is a literal of the same shape.
         CREATE OR REPLACE FUNCTION {self}._fernet_look(
                 elements text[], kind text, keys bytea[], conversion text, changes boolean,
                 OUT openers integer[], OUT due integer, OUT in_text integer, OUT refusal text, OUT changed text)
@@ -1253,7 +1259,7 @@ DECLARE
                     refusal := coalesce(refusal, token.refusal);
                 END IF;
                 is_changed := is_changed OR token.changed IS NOT NULL;
-                -- So many dimensions begin, and end, with this element.
+                -- So many dimensions begin and end with this element.
                 size := 1;
                 braces := 0;
                 FOR dimension IN REVERSE array_ndims(elements) .. 1 LOOP
@@ -1274,9 +1280,9 @@ DECLARE
             END IF;
         END $$;
 
-        -- What a column is, if it can hold tokens: how they are kept; the select list that has a value of `t` as text, or the
-        -- elements of an array; what the type is called, whether a value can be a plaintext as a whole, how many characters fit
-        -- into a varchar or char, and what the type is a domain over.
+        -- Describes a column that can hold tokens: how it keeps them, and the name of its type. Also gives the select list
+        -- for a value of `t` as text, or for the elements of an array. Says whether a value can be a plaintext as a whole,
+        -- how many characters fit into a varchar or char, and which type its domain is over.
         CREATE OR REPLACE FUNCTION {self}._fernet_column(
                 relation regclass, column_name name, hint text, OUT number smallint, OUT kind text, OUT as_text text, OUT type_name text,
                 OUT is_generated boolean, OUT is_plain boolean, OUT max_chars integer, OUT base_type text)
@@ -1316,7 +1322,7 @@ DECLARE
             max_chars := CASE WHEN type IN ('varchar'::regtype, 'bpchar'::regtype) AND modifier > 4 THEN modifier - 4 END;
         END $$;
 
-        -- How tokens are kept in a type, and whether its values are looked at as text or as text[]; or NULL.
+        -- Returns how a type keeps tokens, and whether its values are read as text or as text[]; or NULL.
         CREATE OR REPLACE FUNCTION {self}._fernet_form(type oid, OUT kind text, OUT text_type text)
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -1331,7 +1337,7 @@ DECLARE
             END IF;
         END $$;
 
-        -- What a type is a domain over, and with what modifier.
+        -- The type that a domain is over, and its modifier.
         CREATE OR REPLACE FUNCTION {self}._fernet_base_type(type oid, OUT oid oid, OUT modifier integer)
             LANGUAGE sql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -1414,15 +1420,15 @@ DECLARE
         --
         -- CALL fernet_rotate_column, fernet_encrypt_column, fernet_decrypt_column
         --
-        -- A pass reads table by table, in order of their rows, and converts in memory. When it has a batch, it locks
-        -- those of its rows that nobody else has locked, and writes to those of them that are still what was read,
-        -- by their place (ctid) and writer (xmin). So it waits for nobody and overwrites nothing. After a pass it
-        -- waits, without a lock or a snapshot, for the transactions that have written to the relation, and then
-        -- counts in one snapshot what all of it holds. If nothing is left to do, that is the proof; else comes another
-        -- pass.
+        -- A pass reads table by table, in the order of the rows, and converts in memory. When a batch is full, the pass
+        -- locks those of its rows that nobody else has locked. It writes to those of them that have not changed since they
+        -- were read, by their place (ctid) and writer (xmin). So it waits for nobody and overwrites nothing. After a pass
+        -- it waits, without a lock or a snapshot, for the transactions that have written to the relation. Then it counts in
+        -- one snapshot what all of the relation holds. If nothing is left to do, that is the proof; otherwise another pass
+        -- follows.
         --
 
-        -- A relation and all that inherit from it, partitions included, but for temporary tables of other sessions.
+        -- A relation and all that inherit from it, including partitions, but without temporary tables of other sessions.
         CREATE OR REPLACE FUNCTION {self}._fernet_family(relation regclass) RETURNS SETOF regclass
             LANGUAGE sql STABLE STRICT PARALLEL SAFE ROWS 10
             SET search_path = pg_catalog, pg_temp
@@ -1438,7 +1444,7 @@ DECLARE
             SELECT member::regclass FROM family ORDER BY member
         $$;
 
-        -- Refuses what cannot be converted. Returns what refuses it as soon as there is anything to do.
+        -- Refuses what cannot be converted. Returns the constraint that makes the first value to be converted an error.
         CREATE OR REPLACE FUNCTION {self}._fernet_check_table(conversion text, relation regclass, column_name name) RETURNS text
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -1493,8 +1499,8 @@ DECLARE
             RETURN obstacle;
         END $$;
 
-        -- Returns what the values of a column decide on, what is in their way first. See src/columns/fit.rs. What PostgreSQL 14
-        -- lacks is NULL: the row filters of publications.
+        -- Returns the objects that depend on the values of a column, those in the way first. See src/columns/fit.rs. The
+        -- row filters of publications, which PostgreSQL 14 lacks, are NULL there.
         CREATE OR REPLACE FUNCTION {self}._fernet_dependents(relation regclass, number integer, encrypts boolean)
             RETURNS TABLE (name text, is_in_the_way boolean)
             LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -1549,15 +1555,15 @@ DECLARE
             FROM expression
             WHERE regexp_replace(tree, '[{]NULLTEST :arg [{][^{}]*[}][^{}]*[}]', '', 'g') ~ variable
             UNION ALL
-            -- A policy, of whatever table, may have subqueries, in which the numbers are those of other columns. One that
-            -- has whole rows depends on the table as a whole.
+            -- A policy of any table may have subqueries, in which the numbers are those of other columns. A policy that has
+            -- whole rows depends on the table as a whole.
             SELECT format('policy %I of %s', p.polname, p.polrelid::regclass), true
             FROM line AS l
             JOIN pg_depend AS d ON (d.refclassid, d.refobjid) = ('pg_class'::regclass, l.oid)
             JOIN pg_policy AS p ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
             WHERE d.refobjsubid = l.column_number OR d.refobjsubid = 0 AND concat(p.polqual, p.polwithcheck) ~ ':varattno 0 '
             UNION ALL
-            -- What a foreign key refers to has a unique index.
+            -- A column that a foreign key refers to has a unique index.
             SELECT format('constraint %I of %s', conname, conrelid::regclass), true
             FROM enforced
             WHERE contype = 'f' AND number = ANY (conkey)
@@ -1569,7 +1575,7 @@ DECLARE
             ORDER BY 2 DESC, 1
         $$;
 
-        -- Says what may not take new values of a column, if there is anything.
+        -- Names a constraint that may refuse new values of a column, if there is one.
         CREATE OR REPLACE FUNCTION {self}._fernet_obstacle(encrypts boolean, relation regclass, column_name name, number integer) RETURNS text
             LANGUAGE sql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -1580,19 +1586,20 @@ DECLARE
             LIMIT 1
         $$;
 
-        -- Refuses to convert a column.
+        -- Refuses to convert a column because of a constraint.
         CREATE OR REPLACE FUNCTION {self}._fernet_refuse_obstacle(obstacle text) RETURNS void
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
         AS $$
         BEGIN
             RAISE EXCEPTION USING ERRCODE = '2BP01', MESSAGE = obstacle,
-                HINT = 'What holds for a plaintext may not hold for its token. Drop it first; afterwards, see whether it can be made again.';
+                HINT = 'A condition that holds for a plaintext may not hold for its token. Drop it first; afterwards, check whether '
+                       'it can be created again.';
         END $$;
 
-        -- Refuses a column that cannot take what its values are to be encrypted or decrypted to. Returns what may not take new
-        -- values, if there are any: whoever has a constraint that only tokens satisfy can still have the proof. See
-        -- src/columns/fit.rs.
+        -- Refuses a column that cannot take the new values of an encryption or a decryption. Returns a constraint that may
+        -- refuse new values, if there is one: a table with a constraint that only tokens satisfy can still have the proof.
+        -- See src/columns/fit.rs.
         CREATE OR REPLACE FUNCTION {self}._fernet_check_fit(conversion text, relation regclass, column_name name, target record) RETURNS text
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -1602,7 +1609,7 @@ DECLARE
             dependent record;
             obstacle text;
         BEGIN
-            -- What was made with the server: its catalogs, and the tables of information_schema.
+            -- Relations made with the server: its catalogs, and the tables of information_schema.
             IF relation::oid < 16384 THEN
                 RAISE EXCEPTION USING ERRCODE = '42501',
                     MESSAGE = (SELECT format('%s.%I is a system catalog', relnamespace::regnamespace, relname) FROM pg_class WHERE oid = relation),
@@ -1616,7 +1623,7 @@ DECLARE
             IF obstacle IS NULL THEN
                 FOR dependent IN SELECT d.name FROM {self}._fernet_dependents(relation, target.number, encrypts) AS d LOOP
                     RAISE WARNING USING MESSAGE = format('%s finds no plaintext once it is encrypted', dependent.name),
-                        HINT = 'If it is there to look values up, drop it, and keep a keyed hash of each in a column of its own.';
+                        HINT = 'If the index is used to look up values, drop it, and keep a keyed hash of each value in another column.';
                 END LOOP;
             END IF;
             RETURN obstacle;
@@ -1646,10 +1653,10 @@ DECLARE
             END CASE;
         END $$;
 
-        -- Reads a batch of a table, from a place on and before a block: rows with something to convert, and their new
-        -- values. Locks those that nobody else has locked. Returns the place to go on from, or NULL behind the last one; how
-        -- many rows it has read; the statement that writes the batch, which is for the caller: triggers and constraints
-        -- are to run with the path that they are used to.
+        -- Reads a batch of a table, from a place up to a block: rows with something to convert, and their new values. Locks
+        -- those that nobody else has locked. Returns the place to go on from, or NULL after the last one; and how many rows
+        -- it has read. Also returns the statement that writes the batch. The caller runs it, since triggers and constraints
+        -- must run with the path that they are used to.
         CREATE OR REPLACE FUNCTION {self}._fernet_read_batch(
                 conversion text, relation regclass, column_name name, keys bytea[], batch_size integer, strict boolean,
                 starts tid, end_block bigint, OUT next tid, OUT block bigint, OUT row_count bigint, OUT due_rows bigint, OUT locked bigint, OUT has_code boolean,
@@ -1659,7 +1666,7 @@ DECLARE
             SET synchronize_seqscans = off SET enable_seqscan = off SET enable_tidscan = on
         AS $$
         DECLARE
-            -- In memory there are up to a dozen copies of a batch.
+            -- There are up to a dozen copies of a batch in memory.
             max_bytes constant bigint := 8 * 1024 * 1024;
             changes constant boolean := true;
             target record;
@@ -1674,7 +1681,8 @@ DECLARE
             row_count := 0; due_rows := 0; locked := 0; has_code := false; block := end_block;
             ids := '{}'; writers := '{}'; new_values := '{}'; dues := '{}';
             BEGIN
-                -- In the order in which whoever changes a partitioned table locks, and at once as strongly as it takes.
+                -- In the order in which a session that changes a partitioned table locks, and at once in the strongest mode
+                -- that is needed.
                 FOR look IN
                     SELECT c.oid::regclass AS member, CASE WHEN c.oid = relation THEN 'ROW EXCLUSIVE' ELSE 'ACCESS SHARE' END AS mode
                     FROM (SELECT p.member, p.n FROM pg_partition_ancestors(relation) WITH ORDINALITY AS p (member, n)
@@ -1686,7 +1694,7 @@ DECLARE
                 END LOOP;
                 target := {self}._fernet_column(relation, column_name, NULL);
             EXCEPTION WHEN undefined_table OR undefined_column OR syntax_error THEN
-                -- A partition that somebody has dropped meanwhile: a number stands for its name.
+                -- Somebody has dropped the partition meanwhile, so a number replaces its name.
                 RETURN;
             END;
             -- The lock that the update takes.
@@ -1694,7 +1702,7 @@ DECLARE
                          THEN 'UPDATE' ELSE 'NO KEY UPDATE' END;
 
             kind := target.kind;
-            -- Row by row: a FOR loop has up to 50 in memory.
+            -- Row by row: a FOR loop keeps up to 50 in memory.
             OPEN rows NO SCROLL FOR EXECUTE format(
                 'SELECT t.ctid AS id, t.xmin AS writer, %s FROM ONLY %s AS t WHERE t.ctid >= $1 AND t.ctid < $2', target.as_text, relation)
                 USING starts, format('(%s,0)', end_block)::tid;
@@ -1724,7 +1732,7 @@ DECLARE
             END LOOP;
             CLOSE rows;
             block := coalesce((next::text::point)[0], block);
-            -- The place behind it, or none.
+            -- The place after it, or NULL.
             next := ('(' || block || ',' || (next::text::point)[1]::integer + 1 || ')')::tid;
             due_rows := cardinality(ids);
             IF due_rows > 0 THEN
@@ -1735,7 +1743,7 @@ DECLARE
                         ' JOIN ROWS FROM (unnest($1), unnest($2)) WITH ORDINALITY AS b (id, writer, n) ON b.id = h.id AND b.writer = h.writer',
                         relation, lock) INTO places USING ids, writers;
                 EXCEPTION WHEN serialization_failure THEN
-                    -- One of them has just moved to another partition.
+                    -- One of the rows has just moved to another partition.
                     places := '{}';
                 END;
                 IF cardinality(places) < due_rows THEN
@@ -1748,22 +1756,23 @@ DECLARE
             END IF;
             locked := due_rows - cardinality(ids);
             IF due_rows > 0 AND conversion <> 'rotate' THEN
-                -- Somebody may have made it since the call began.
+                -- The constraint may have been made since the call began.
                 obstacle := {self}._fernet_obstacle(conversion = 'encrypt', relation, column_name, target.number);
             END IF;
-            -- Then what is written need not be what is in the table.
+            -- In these cases the table may not hold what is written.
             has_code := (SELECT c.relhasrules FROM pg_class AS c WHERE c.oid = relation) OR EXISTS (
                 SELECT FROM pg_trigger WHERE tgrelid = relation AND NOT tgisinternal AND tgtype & 16 <> 0);
             statement := format(
                 'UPDATE ONLY %1$s AS t SET %2$I = b.value::%3$s FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2),'
                 ' pg_catalog.unnest(pg_catalog.current_setting(''pg_fernet_sql.new_values'')::pg_catalog.text[])) AS b (id, writer, value)'
                 ' WHERE t.ctid OPERATOR(pg_catalog.=) b.id AND t.xmin OPERATOR(pg_catalog.=) b.writer',
-                -- With its schema, whatever the path is then.
+                -- With its schema, since the path may differ then.
                 (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = relation),
                 column_name, target.type_name);
         END $$;
 
-        -- Counts what is still due in those rows of a batch that have not been written: a trigger or a rule keeps them.
+        -- Counts what is still due in those rows of a batch that still have their old values: a trigger or a rule keeps
+        -- them.
         CREATE OR REPLACE FUNCTION {self}._fernet_kept(relation regclass, ids tid[], writers xid[], dues bigint[]) RETURNS bigint
             LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
             SET search_path = pg_catalog, pg_temp SET row_security = off
@@ -1776,7 +1785,7 @@ DECLARE
             RETURN kept;
         END $$;
 
-        -- The transactions that have written to a relation: in `or_row_locks`, also those that may have locked rows of it.
+        -- The transactions that have written to a relation and, with `or_row_locks`, those that may have locked rows of it.
         CREATE OR REPLACE FUNCTION {self}._fernet_writers(relation regclass, or_row_locks boolean)
             RETURNS TABLE (transaction text, description text)
             LANGUAGE sql VOLATILE STRICT PARALLEL SAFE
@@ -1790,7 +1799,7 @@ DECLARE
               AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
               AND (l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock',
                               CASE WHEN or_row_locks THEN 'RowShareLock' END)
-                   -- A vacuum takes it, too, but has no transaction number.
+                   -- A vacuum also takes this lock, but has no transaction number.
                    OR l.mode = 'ShareUpdateExclusiveLock' AND l.virtualtransaction IN (
                        SELECT virtualtransaction FROM pg_locks WHERE locktype = 'transactionid' AND granted))
               AND l.pid IS DISTINCT FROM pg_backend_pid()
@@ -1811,7 +1820,7 @@ DECLARE
             SELECT number || ' ' || thing || CASE number WHEN 1 THEN '' ELSE 's' END
         $$;
 
-        -- Describes a time with the two units that matter.
+        -- Describes a time with its two largest units.
         CREATE OR REPLACE FUNCTION {self}._fernet_describe_time(seconds double precision) RETURNS text
             LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -1834,7 +1843,7 @@ DECLARE
             FROM (SELECT least(1, blocks / greatest(blocks_in_all, 1)::double precision), round(row_count / greatest(seconds, 0.001))::bigint) AS x (done, rate)
         $$;
 
-        -- Says what came of a call.
+        -- Reports the outcome of a call.
         CREATE OR REPLACE FUNCTION {self}._fernet_tell(
                 conversion text, done bigint, seconds double precision, tally record, unfinished text) RETURNS void
             LANGUAGE plpgsql VOLATILE PARALLEL SAFE
@@ -1862,7 +1871,7 @@ DECLARE
                         CASE WHEN other = 0 THEN NULL WHEN is_rotation
                              THEN 'A value without a token may be plaintext, or something that is not meant to be encrypted, such as the '
                                   'hash of a password.'
-                             ELSE 'What stands beside a token is neither encrypted nor decrypted: only the application knows what it is.' END);
+                             ELSE 'Text beside a token is neither encrypted nor decrypted: only the application knows what it is.' END);
             END IF;
             IF unfinished IS NOT NULL THEN
                 RAISE WARNING USING MESSAGE = unfinished,
@@ -1877,20 +1886,20 @@ DECLARE
                         WHEN 'rotate' THEN values_left || ' can still be read only with an older key'
                         WHEN 'encrypt' THEN 'still in plaintext: ' || values_left
                         ELSE 'still encrypted: ' || values_left END,
-                    DETAIL = 'Others wrote or locked their rows each time, or a trigger or a rule keeps them as they are.',
+                    DETAIL = 'Other sessions wrote to or locked these rows each time, or a trigger or a rule keeps the old values.',
                     HINT = CASE conversion
                         WHEN 'rotate' THEN
-                            'Give the new key to all that write to the table, look at its triggers and rules, and call this again. '
+                            'Give the new key to everything that writes to the table, check its triggers and rules, and call this again. '
                             'fernet_census() counts the tokens under each key.'
                         WHEN 'encrypt' THEN
-                            'Make everything that writes to the table encrypt, look at its triggers and rules, and call this again. '
+                            'Make everything that writes to the table encrypt, check its triggers and rules, and call this again. '
                             'fernet_census() counts the values without a token.'
                         ELSE 'Stop everything that encrypts on the way into the table, triggers included, and call this again. '
                              'fernet_census() counts the tokens under each key.' END;
             END IF;
         END $$;
 
-        -- Refuses arguments, and where it cannot commit.
+        -- Refuses bad arguments, and a call that cannot commit.
         CREATE OR REPLACE FUNCTION {self}._fernet_check_call(
                 conversion text, relation regclass, column_name name, batch_size integer, strict boolean, workers integer) RETURNS void
             LANGUAGE plpgsql VOLATILE PARALLEL SAFE
@@ -1918,8 +1927,8 @@ DECLARE
             END IF;
         END $$;
 
-        -- Converts a column; where `obstacle` says what is in the way, refuses the first value that is to be converted. `tally`
-        -- is what the last look has counted, and `done` what this call has done of it.
+        -- Converts a column. If `obstacle` names a constraint, refuses the first value that is to be converted. `tally` is
+        -- what the last look has counted, and `done` is how much of that this call has converted.
         CREATE OR REPLACE PROCEDURE {self}._fernet_convert(
                 conversion text, relation regclass, column_name name, batch_size integer, strict boolean, keys bytea[], obstacle text,
                 INOUT done bigint DEFAULT NULL, INOUT current bigint DEFAULT NULL, INOUT old bigint DEFAULT NULL,
@@ -1956,8 +1965,8 @@ DECLARE
             tally @.record;
         BEGIN
             done := 0;
-            -- In a transaction block this is an error of the server's. Nothing in SQL tells of one before: where a client
-            -- sends parameters, a statement begins later than its own transaction.
+            -- In a transaction block the server raises an error here. SQL cannot tell one earlier: if a client sends
+            -- parameters, a statement begins later than its own transaction.
             {commit}
             FOR look IN 1 .. 100 LOOP
                 SELECT @.array_agg(f.member), @.array_agg(f.size), @.sum(f.size)::bigint INTO members, sizes, blocks_in_all
@@ -1981,12 +1990,13 @@ DECLARE
                             PERFORM {self}._fernet_refuse_obstacle(obstacle);
                         END IF;
                         IF @.cardinality(batch.ids) @>@ 0 THEN
-                            -- It has the locks on the rows, but a trigger or a foreign key may want others. What a new value
-                            -- means is not to depend on a setting; and what fires at the commit gets those that it is used to.
+                            -- The rows are locked, but a trigger or a foreign key may need other locks. The meaning of a
+                            -- new value must not depend on a setting. Triggers that fire at the commit get the settings
+                            -- that they are used to.
                             BEGIN
                                 PERFORM @.set_config('lock_timeout', '500ms', true), @.set_config('array_nulls', 'on', true),
                                         @.set_config('xmloption', 'content', true), @.set_config('enable_tidscan', 'on', true);
-                                -- By a setting, and not as a parameter: they may be plaintexts.
+                                -- Passed in a setting and not as a parameter, since these values may be plaintexts.
                                 new_values := @.set_config('pg_fernet_sql.new_values', batch.new_values::@.text, true);
                                 EXECUTE batch.statement USING batch.ids, batch.writers;
                                 new_values := @.set_config('pg_fernet_sql.new_values', '', true);
@@ -2023,7 +2033,7 @@ DECLARE
                     blocks := blocks @+@ sizes[member];
                 END LOOP;
 
-                -- What others were writing meanwhile cannot be seen before they have ended.
+                -- What others were writing meanwhile cannot be seen until they have ended.
                 SELECT @.array_agg(w.transaction), @.array_agg(w.description) INTO writers, descriptions
                 FROM {self}._fernet_writers(relation, locked @>@ 0) AS w;
                 {commit}
@@ -2051,24 +2061,24 @@ DECLARE
                 PERFORM {self}._fernet_check_relation(relation);
                 tally := {self}._fernet_count(relation, column_name, keys, conversion, true);
                 IF done @>@ 0 AND conversion @<>@ 'rotate' THEN
-                    -- What the lock of a batch does not keep out may have come while the last one was written.
+                    -- While the last batch was written, something may have been added that its lock does not keep out.
                     PERFORM {self}._fernet_refuse_obstacle({self}._fernet_obstacle_in_family(conversion @=@ 'encrypt', relation, column_name));
                 END IF;
                 {commit}
                 first_look_ended := COALESCE(first_look_ended, @.clock_timestamp());
                 EXIT WHEN tally.due @=@ 0 OR unfinished IS NOT NULL
-                    -- In vain: a trigger or a rule keeps them.
+                    -- No progress: a trigger or a rule keeps the old values.
                     OR has_code AND locked @=@ 0 AND tally.due @=@ last_due
                     OR look @>=@ 10 AND @.clock_timestamp() @-@ first_look_ended @>=@ interval '10 seconds';
                 last_due := tally.due;
                 IF locked @>@ 0 THEN
-                    -- What holds a row up may be a lock on another table, for which nobody was waited.
+                    -- A row may be held up by a lock on another table, whose writers were not waited for.
                     PERFORM @.pg_sleep(0.1);
                     {commit}
                 END IF;
             END LOOP;
 
-            -- Not what somebody has deleted since, or what a trigger has undone when the transaction ended.
+            -- Without what others have deleted since, or what a trigger has undone when the transaction ended.
             done := LEAST(done, CASE WHEN conversion @=@ 'decrypt' THEN tally.row_count @-@ tally.nulls @-@ tally.due ELSE tally.under_key[1] END);
             current := tally.under_key[1] @-@ done;
             old := COALESCE((SELECT @.sum(k.count) FROM @.unnest(tally.under_key[2:]) AS k (count)), 0);
@@ -2077,7 +2087,7 @@ DECLARE
             nulls := tally.nulls;
             in_text := tally.in_text;
             PERFORM {self}._fernet_tell(conversion, done, @.date_part('epoch', @.clock_timestamp() @-@ started), tally, unfinished);
-            -- A procedure that calls it goes on in a transaction of the usual kind.
+            -- The calling procedure then goes on in a transaction of the usual kind.
             COMMIT;
         END $$;
 
@@ -2089,7 +2099,7 @@ DECLARE
             LANGUAGE plpgsql
         AS $$
         DECLARE
-            -- One list for the whole call, whatever happens to the setting meanwhile.
+            -- The same keys for the whole call, even if the setting changes meanwhile.
             keys @.bytea[];
             old bigint;
             in_text bigint;
@@ -2126,7 +2136,7 @@ DECLARE
                                         encrypted, current, old_key, unknown_key, not_a_token, nulls, in_text);
         END $$;
         COMMENT ON PROCEDURE {self}.fernet_encrypt_column(regclass, name, integer, integer, bigint, bigint, bigint, bigint, bigint) IS
-            'encrypt the values of a column in which there is no token, in batches with a COMMIT after each';
+            'encrypt those values of a column that hold no token, in batches with a COMMIT after each';
 
         CREATE OR REPLACE PROCEDURE {self}.fernet_decrypt_column(
                 relation regclass, column_name name, batch_size integer DEFAULT 10000, workers integer DEFAULT 0,
@@ -2162,7 +2172,7 @@ DECLARE
             ORDER BY f::oid
         $$;
 
-        -- Says the same as _fernet_obstacle of a relation and all that inherit from it.
+        -- Does the same as _fernet_obstacle, for a relation and all that inherit from it.
         CREATE OR REPLACE FUNCTION {self}._fernet_obstacle_in_family(encrypts boolean, relation regclass, column_name name) RETURNS text
             LANGUAGE sql STABLE STRICT PARALLEL SAFE
             SET search_path = pg_catalog, pg_temp
@@ -2182,9 +2192,9 @@ DECLARE
         --
         -- fernet_encrypt_trigger
         --
-        -- It runs as whoever writes, with the keys of that session. The server checks neither the length nor the domain of
-        -- what a trigger puts into a row: jsonb_populate_record does, and what a domain calls gets the path that it is
-        -- used to.
+        -- It runs as the role that writes, with the keys of that session. For a row that a trigger returns, the server
+        -- checks neither length nor domain. jsonb_populate_record does, and functions that a domain calls get the path that
+        -- they are used to.
         --
 
         CREATE OR REPLACE FUNCTION {self}.fernet_encrypt_trigger() RETURNS trigger
@@ -2217,7 +2227,8 @@ DECLARE
                 ELSIF look.due @=@ 1 THEN
                     PERFORM {self}._fernet_refuse(look.refusal, at => {self}._fernet_place(TG_RELID, TG_ARGV[number]::@.name));
                 ELSIF look.refusal IS NOT NULL THEN
-                    -- What no key opens, or is beside a token, may stay where it is, so that the row's other columns can change.
+                    -- A value that no key opens, or a token beside other text, may stay in the row, so that the row's other
+                    -- columns can change.
                     IF TG_OP @=@ 'UPDATE' THEN
                         EXECUTE @.format('SELECT ($1).%I::pg_catalog.text', TG_ARGV[number]::@.name) INTO stored USING OLD;
                     END IF;
@@ -2229,9 +2240,9 @@ DECLARE
             RETURN NEW;
         END $$;
         COMMENT ON FUNCTION {self}.fernet_encrypt_trigger() IS
-            'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens passes as it is';
+            'for BEFORE INSERT OR UPDATE FOR EACH ROW: encrypt the columns named by the arguments; a value that a key opens is not changed';
 
-        -- A column of the two types that nearly all are of, or else what _fernet_column makes of it.
+        -- Describes a column of one of the two types that nearly all columns have; for others, _fernet_column does.
         CREATE OR REPLACE FUNCTION {self}._fernet_trigger_column(
                 relation oid, column_name name, OUT kind text, OUT max_chars integer, OUT base_type text)
             LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
@@ -2285,9 +2296,9 @@ DECLARE
         -- fernet_find_columns
         --
 
-        -- The columns that may hold tokens and that the caller may read, by table. For each table: the relation to list,
-        -- its name, the percentage of its blocks that is likely to hold so many rows of the relation, what is in the way.
-        -- As in src/columns/find.rs, where it is explained.
+        -- The columns that may hold tokens and that the caller may read, by table. Each row gives the relation to list, its
+        -- name, the percentage of its blocks that is likely to hold so many rows of the relation, and the obstacle to
+        -- reading it. src/columns/find.rs explains this.
         CREATE OR REPLACE FUNCTION {self}._fernet_candidates(sample_rows integer)
             RETURNS TABLE (relation regclass, member regclass, is_partitioned boolean, percent double precision, obstacle text, columns name[], types oid[])
             LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -2388,7 +2399,7 @@ DECLARE
                 RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'sample_rows must be at least 1',
                     HINT = 'Leave the argument out to get its default.';
             END IF;
-            -- Without keys, what has the form of a token is counted.
+            -- Without keys, counts what has the form of a token.
             IF coalesce(current_setting('fernet.keys', true), '') <> '' THEN
                 keys := {self}._fernet_keys();
             END IF;
@@ -2398,7 +2409,7 @@ DECLARE
                     rows_left := sample_rows;
                     seed := 0;
                 END IF;
-                -- What this reads is undone, which releases its locks: there may be more tables than locks.
+                -- Undoing what this reads releases its locks: there may be more tables than locks.
                 BEGIN
                     seen := 0;
                     IF candidate.obstacle IS NULL AND row_security_active(candidate.member) THEN
@@ -2414,7 +2425,7 @@ DECLARE
                         WHERE w.obstacle = candidate.obstacle;
                         RAISE WARNING USING MESSAGE = format('left out %s: %s', candidate.member, reason), HINT = hint;
                     ELSIF rows_left > 0 THEN
-                        -- An array comes as the literal that it is.
+                        -- An array comes as its literal.
                         SELECT string_agg(format(CASE f.text_type WHEN 'text' THEN 't.%I::text' ELSE 't.%I::text[]::text' END, c.name), ', ' ORDER BY c.n),
                                array_agg(c.name ORDER BY c.n), array_agg(f.kind ORDER BY c.n), array_agg(f.text_type = 'text[]' ORDER BY c.n),
                                array_agg(0 ORDER BY c.n)
@@ -2443,7 +2454,8 @@ DECLARE
                                 END LOOP;
                             END LOOP;
                             CLOSE rows;
-                            -- The sample is of the same blocks in each partition: of small ones, it may be of none.
+                            -- The sample takes the same block numbers in each partition; in small partitions, it may be
+                            -- empty.
                             EXIT WHEN seen > 0 OR NOT candidate.is_partitioned;
                             candidate.percent := 100;
                         END LOOP;
@@ -2453,7 +2465,7 @@ DECLARE
                     WHEN SQLSTATE 'FRNET' THEN
                         NULL;
                     WHEN undefined_table OR undefined_column THEN
-                        -- Somebody has dropped it by now.
+                        -- The table has been dropped by now.
                         seen := 0;
                     WHEN OTHERS THEN
                         seen := 0;
@@ -2479,14 +2491,14 @@ DECLARE
             'the columns that hold Fernet tokens, as far as the caller may read them: how many values were sampled, and how many tokens are in them';
     $source$;
 BEGIN
-    -- Nothing is looked up in the caller's path from here on.
+    -- After this, nothing is looked up in the caller's path.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
     IF self IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = '3F000', MESSAGE = 'no schema has been selected to create pg_fernet_sql in',
             HINT = 'Set search_path to a schema of its own: CREATE SCHEMA fernet; SET search_path = fernet.';
     END IF;
-    -- It gets into literals, formats and bodies between $$.
+    -- The name is inserted into literals, formats and bodies between $$.
     IF self ~ E'[''%{\\\\]|[$][$]' THEN
         RAISE EXCEPTION USING ERRCODE = '42602', MESSAGE = format('pg_fernet_sql cannot be created in schema %I', self),
             HINT = E'Choose a schema without '', %, {, \\ or $$ in its name: CREATE SCHEMA fernet; SET search_path = fernet.';
@@ -2507,7 +2519,8 @@ BEGIN
     END IF;
 
     source := basis;
-    -- What `token` is: as text, as its characters, as bytes; and a value from a token `encoded`, and from bytes `record`.
+    -- Forms of `token`: as text, as its characters, as bytes. Then a value made from a token `encoded`, and from bytes
+    -- `record`.
     FOREACH for_type SLICE 1 IN ARRAY ARRAY[
         ['text', 'token', 'encoded', '@.convert_to(token, @.getdatabaseencoding())',
          'encoded', '@.convert_from(record, @.getdatabaseencoding())'],
@@ -2524,7 +2537,7 @@ BEGIN
                    replace(replace(count_relation, '{count_name}', '_fernet_count'), '{count_volatility}', 'VOLATILE')
                    || replace(replace(count_relation, '{count_name}', '_fernet_count_as_seen'), '{count_volatility}', 'STABLE'));
     source := replace(replace(replace(replace(replace(replace(replace(source, '{variables}', variables), '{look}', look), '{decode}', decode), '{open}', open), '{pad}', pad), '{sealed}', sealed), '{commit}', commits);
-    -- By this list an update, and uninstall.sql, know what is ours. No default in it has a comma.
+    -- By this list, an update and uninstall.sql know which functions are ours. No default in it has a comma.
     source := source || $source$
         CREATE OR REPLACE FUNCTION {self}._fernet_made() RETURNS text[]
             LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT ''{signatures}''::pg_catalog.text[]';
@@ -2535,16 +2548,16 @@ BEGIN
     INTO signatures
     FROM regexp_matches(source, E'CREATE OR REPLACE \\w+? \\{self\\}[.](\\w+?)[(](.*?)[)]\\s+(?:RETURNS|LANGUAGE) ', 'g') AS m;
 
-    -- In other encodings an error is caught, which begins a subtransaction: a parallel query, its leader included, may not
-    -- before PostgreSQL 17.
+    -- With other encodings, an error is caught, which begins a subtransaction. A parallel query, including its leader, must
+    -- not do that before PostgreSQL 17.
     source := replace(source, '{converts}', CASE WHEN getdatabaseencoding() = 'UTF8' OR current_setting('server_version_num')::integer >= 170000
                                                  THEN 'SAFE' ELSE 'UNSAFE' END);
     source := replace(source, '{signatures}', signatures::text);
     source := replace(regexp_replace(source, '@([-+*/<>=~!%|]+)@', E'OPERATOR(pg_catalog.\\1)', 'g'), '@.', 'pg_catalog.');
-    -- Last, since names may have anything in them.
+    -- These come last, since names may have anything in them.
     source := replace(replace(source, '{self}', quote_ident(self)), '{pgcrypto}', quote_ident(pgcrypto));
 
-    -- Of others, nothing is replaced, nor is it left to be called in the place of ours.
+    -- A function of another role is not replaced, nor left in a place where it would be called instead of ours.
     SELECT coalesce(array_agg(p.oid), '{}') INTO existing
     FROM pg_proc AS made
     CROSS JOIN unnest(substring(made.prosrc, '''(.*)''')::text[]) AS m (signature)
@@ -2557,19 +2570,19 @@ BEGIN
     ORDER BY p.proname LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = '42723', MESSAGE = format('function %s of role %I is in the way of pg_fernet_sql', obstacle.signature, obstacle.owner),
-            HINT = 'To update pg_fernet_sql, run this as the role that has installed it. Else rename or drop the function, or choose another '
+            HINT = 'To update pg_fernet_sql, run this as the role that has installed it. Otherwise, rename or drop the function, or choose another '
                    'schema: CREATE SCHEMA fernet_sql; SET search_path = fernet_sql.';
     END IF;
 
-    -- They are replaced, so that whoever is calling them can go on. Only the list is always dropped: that is an error
-    -- if an extension has them and this is not its script.
+    -- Existing functions are replaced, so that sessions that are calling them can go on. Only the list is always dropped:
+    -- that is an error if an extension owns the functions and this is not its script.
     IF existing <> '{}' THEN
         EXECUTE format('DROP FUNCTION %I._fernet_made()', self);
     END IF;
     BEGIN
         EXECUTE source;
     EXCEPTION WHEN invalid_function_definition THEN
-        -- The same arguments, but other names or another result.
+        -- A function with the same arguments, but with other names or another result.
         SELECT string_agg(oid::regprocedure::text, ', ') INTO outdated FROM pg_proc WHERE oid = ANY (existing) AND proname ~ '^_';
         IF outdated IS NULL THEN
             RAISE;
@@ -2585,9 +2598,9 @@ BEGIN
         EXECUTE concat('DROP ROUTINE ', outdated);
     END IF;
 
-    -- What reads the keys is for those to whom somebody grants it, function by function; whatever ALTER DEFAULT
-    -- PRIVILEGES has made of that is undone. What begins with _ gets its keys from the caller. An update leaves the
-    -- privileges as they are.
+    -- Functions that read the keys are for roles to which somebody grants them, one by one; privileges from ALTER DEFAULT
+    -- PRIVILEGES are revoked. Functions whose names begin with _ get their keys from the caller. An update leaves the
+    -- privileges unchanged.
     FOR routine IN
         SELECT p.oid::regprocedure AS signature,
                p.proname ~ '^_' OR p.proname IN ('fernet_generate_key', 'fernet_is_token', 'fernet_version') AS is_for_all,
@@ -2606,7 +2619,7 @@ BEGIN
         END IF;
     END LOOP;
 
-    -- Whoever may create a function beside ours may create one that fits a call better than ours.
+    -- A role that may create a function beside ours may create one that fits a call better than ours.
     SELECT string_agg(DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC') COLLATE "C", ', ') INTO creators
     FROM pg_namespace AS n
     JOIN pg_database AS d ON d.datname = current_database()
@@ -2623,7 +2636,7 @@ BEGIN
                          'the schema to the roles that use the functions.';
     END IF;
 
-    -- If search_path was forgotten, it is in public, perhaps beside the copy that was to be updated.
+    -- If the user forgot to set search_path, the functions are in public, perhaps beside a copy that was to be updated.
     EXECUTE format('SELECT %I.fernet_version()', self) INTO version;
     SELECT string_agg(pronamespace::regnamespace::text, ', ') INTO elsewhere
     FROM pg_proc WHERE proname = 'fernet_version' AND pronamespace <> quote_ident(self)::regnamespace;

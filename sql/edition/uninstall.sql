@@ -1,5 +1,5 @@
--- Removes what pg_fernet_sql.sql has created in the first schema of search_path, and no other function. What depends
--- on it, such as a view or a trigger, is not removed: it is named by an error, and everything stays.
+-- Removes what pg_fernet_sql.sql has created in the first schema of search_path, and no other function. If something
+-- else depends on that, such as a view or a trigger, an error names it, and everything stays.
 DO $uninstall$
 DECLARE
     self text := pg_catalog.current_schema();

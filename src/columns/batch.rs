@@ -16,13 +16,13 @@ use crate::pg::value::Values;
 /// What a look has seen and done.
 pub(super) struct Look {
     pub(super) report: Report,
-    /// Rows with something to convert: all of them, those among them that somebody else had
-    /// locked, and those that were written and are as they were.
+    /// Rows with something to convert. `locked` counts those of them that another transaction had
+    /// locked; `kept` counts those that were written but still hold what they held before.
     pub(super) found: usize,
     pub(super) locked: usize,
     pub(super) kept: usize,
-    /// Whether a table was rewritten, changed or replaced after the snapshot was taken, which may not
-    /// show its rows then.
+    /// Whether a table was rewritten, changed or replaced after the snapshot was taken. The snapshot
+    /// may then not show its rows.
     pub(super) is_outdated: bool,
 }
 
@@ -38,12 +38,12 @@ impl Look {
     }
 }
 
-/// Where a look is.
+/// How far a look has come.
 pub(super) struct Reader {
-    /// The tables that are not read to their end, the one that is being read in front.
+    /// The tables that are still to be read. The first one is being read now.
     pub(super) members: VecDeque<Member>,
-    /// Up to where that is read, and how many blocks it had when that was begun. A row that was
-    /// written behind them since is a matter of the next look.
+    /// The place in the first table up to which it has been read, and how many blocks the table had
+    /// when reading began. Rows written after those blocks since then are left to the next look.
     pub(super) at: Tid,
     pub(super) end: Option<u32>,
     pub(super) progress: Progress,
@@ -60,11 +60,11 @@ impl Reader {
         }
     }
 
-    /// Reads a range of blocks of one table, and tells nobody how far it is.
+    /// Reads a range of blocks of one table, without progress notices.
     pub(super) fn of_range(oid: pg_sys::Oid, blocks: Range<u32>) -> Self {
         let member = Member {
             oid,
-            // Not looked at: what such a reader has seen is no proof.
+            // Not looked up, since what such a reader sees is no proof.
             file: pg_sys::InvalidOid,
             column: 0,
             is_temporary: false,
@@ -97,7 +97,7 @@ pub(super) struct NewRow {
     pub(super) writer: Xid,
     /// Whether nobody had locked or changed the row when it was read.
     pub(super) is_untouched: bool,
-    /// Which of the batch's values.
+    /// Index into the batch's values.
     pub(super) value: usize,
     /// How many tokens in it were to be rotated, or 1 for a value that was to be encrypted or decrypted.
     pub(super) due: i64,
@@ -111,10 +111,11 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// A batch ends once its new values take this much memory, if it has no more rows than it may.
+    /// A batch ends once its new values take this much memory, even if it could have more rows.
     const MAX_BYTES: usize = 16 << 20;
 
-    /// Tells whether it has as many rows as it may, or takes too much memory for more.
+    /// Tells whether it has reached the number of rows that it may have, or takes too much memory
+    /// for more.
     pub(super) fn is_full(&self, rows: usize) -> bool {
         self.rows.len() >= rows || self.values.len() >= Self::MAX_BYTES
     }
@@ -125,14 +126,14 @@ impl Batch {
         Ok(())
     }
 
-    /// Returns how much is done once all of it is written.
+    /// Returns how many tokens or values are done once all rows are written.
     pub(super) fn due(&self) -> i64 {
         self.rows.iter().map(|row| row.due).sum()
     }
 }
 
-/// Tells whether there are more blocks than rows between the first and the last of them, or returns
-/// `None` if there are none.
+/// Tells whether the rows span more blocks than there are rows, or returns `None` if there are no
+/// rows.
 pub(super) fn are_sparse<'r>(rows: impl Iterator<Item = &'r NewRow> + Clone) -> Option<bool> {
     let blocks = || rows.clone().map(|row| row.id.block);
     let range = blocks().max()? - blocks().min()?;

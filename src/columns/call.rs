@@ -1,9 +1,9 @@
-//! `CALL fernet_rotate_column`, `fernet_encrypt_column`, `fernet_decrypt_column`: what they are called
-//! with, here or on the nodes of Citus.
+//! `CALL fernet_rotate_column`, `fernet_encrypt_column`, `fernet_decrypt_column`: their arguments, and
+//! their calls on other Citus nodes.
 //!
-//! Of a table that Citus spreads over nodes, each shard is converted where it is, by
-//! `fernet_rotate_shard` and its kin. There is one for each, so that who may rotate on a node may not
-//! decrypt there.
+//! If Citus distributes a table, each shard is converted on its own node, by `fernet_rotate_shard`
+//! and its kin. There is one such procedure for each conversion, so that a role that may rotate on a
+//! node may not decrypt there.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -25,7 +25,8 @@ use crate::pg::server::{self, Record, Shape};
 use crate::pg::spi::Connection;
 use crate::pg::value::Value;
 
-/// As 0.1.0 declares it. Its SQL may still be there with this library.
+/// As 0.1.0 declares it. A database that was not updated still has that declaration with this
+/// library.
 #[pg_extern(sql = false)]
 fn fernet_rotate_column(
     relation: Option<pg_sys::Oid>,
@@ -171,7 +172,7 @@ fn convert_column(
             warning::single_key().warn();
         }
         if call.checked.is_sharded {
-            // All at once, each by a process of its own.
+            // All at once, each in a process of its own.
             call.convert_shards(&relation::schema_of(fcinfo))
         } else {
             call.convert(workers)
@@ -202,14 +203,14 @@ fn convert_shard(
     Ok(shape.fill([report.to_text()]))
 }
 
-/// A call of one of the procedures that may go ahead.
+/// A call that has passed all checks.
 struct Call {
     conversion: Conversion,
     relation: pg_sys::Oid,
     checked: Checked,
     column_name: Name,
     batch_size: i32,
-    /// One for the whole call, whatever happens to the settings meanwhile.
+    /// The same keyring for the whole call, even if the settings change meanwhile.
     keyring: Rc<Keyring>,
 }
 

@@ -1,4 +1,4 @@
-//! `fernet_census`: counts the tokens of a column by key, without a look at any plaintext.
+//! `fernet_census`: counts the tokens of a column by key, without looking at any plaintext.
 
 use std::ffi::CStr;
 
@@ -86,7 +86,7 @@ fn census(
     );
     let mut cursor = select.open([]);
     if !matches!(relation.kind(), Kind::Table | Kind::MaterializedView) {
-        // A row of a view, or of another server, holds any amount.
+        // A row of a view or of another server can be of any size.
         cursor.fetch_at_most(10);
     }
     while let Some(rows) = cursor.fetch() {

@@ -1,5 +1,5 @@
-//! Tables that [Citus](https://www.citusdata.com) spreads over several nodes. What is asked for on
-//! one node is done on every shard, where the shard is, with the privileges of the caller.
+//! Tables that [Citus](https://www.citusdata.com) spreads over several nodes. A request on one node
+//! runs on every shard, on the shard's node and with the privileges of the caller.
 
 use pgrx::prelude::*;
 
@@ -13,7 +13,7 @@ use crate::pg::spi::{Argument, Connection};
 pub(crate) enum Spread {
     /// In the table.
     Here,
-    /// In shards, each of them on one node.
+    /// In shards, each on one node.
     Shards,
     /// In shards, with copies of each on several nodes.
     Replicated,
@@ -24,7 +24,7 @@ impl Spread {
         if !relation::has_extension(c"citus") {
             return Self::Here;
         }
-        // What it replicates itself, and does not leave to the server, it copies.
+        // Citus copies what it replicates itself, instead of leaving that to the server.
         const COPIED: &[u8] = b"
             SELECT repmodel OPERATOR(pg_catalog.<>) 's'::pg_catalog.\"char\"
             FROM pg_catalog.pg_dist_partition WHERE logicalrelid OPERATOR(pg_catalog.=) $1";
@@ -39,13 +39,13 @@ impl Spread {
     }
 }
 
-/// Runs a command on every shard of a table, on all at once, each in a session of its own. In the
-/// command, the shard stands between `before` and `after`. Returns what `parse` makes of the one
-/// value that each gives.
+/// Runs a command on all shards of a table at once, each in a session of its own. The command has
+/// the shard's name between `before` and `after`. Returns what `parse` makes of the one value that
+/// each shard returns.
 ///
 /// # Errors
-/// If it fails on any shard, or if `parse` refuses what comes from it, but only after all have
-/// ended.
+/// If it fails on any shard, or if `parse` refuses what a shard returns, but only after all shards
+/// have ended.
 pub(crate) fn on_shards<T>(
     connection: &Connection,
     relation: pg_sys::Oid,
@@ -56,7 +56,7 @@ pub(crate) fn on_shards<T>(
     const RUN: &[u8] = b"
         SELECT pg_catalog.concat(r.nodename, ':', r.nodeport), r.success, r.result
         FROM pg_catalog.run_command_on_placements($1, $2) AS r";
-    // Citus leaves this schema out, and a caller's path on that node is not ours to trust.
+    // Citus leaves this schema out, and the caller's search_path on that node cannot be trusted.
     let schema: &[u8] = if relation::is_in_public(relation) {
         b"public."
     } else {

@@ -1,4 +1,4 @@
-//! What is done to the values of a column: a value is rotated, encrypted or decrypted.
+//! What a conversion does to each value of a column: rotate, encrypt or decrypt it.
 
 use std::ffi::CStr;
 
@@ -11,30 +11,30 @@ use crate::pg::{self, random};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Conversion {
     /// Tokens under older keys become tokens under the first one. `strict` stops at the first value
-    /// without a token, or with one that no key opens.
+    /// that holds no token, or one that no key opens.
     Rotate { strict: bool },
-    /// Values in which there is no token become one under the first key.
+    /// Values without a token become one under the first key.
     Encrypt,
-    /// Values that are one token and nothing else, and that a key opens, become their plaintexts. A
-    /// plaintext may be such a token again: then the next look decrypts that.
+    /// Values that are one token and nothing else, which a key opens, become their plaintexts. If a
+    /// plaintext is again such a token, the next look decrypts it.
     Decrypt,
 }
 
 /// What was found in a value.
 pub(super) struct Found {
-    /// What there is to do: how many tokens to rotate, or one value to encrypt or to decrypt.
+    /// How many tokens are to be rotated, or 1 for a value that is to be encrypted or decrypted.
     pub(super) due: i64,
-    /// What the value is found by that takes its place.
+    /// The index of the new value, if one was made.
     pub(super) new_value: Option<usize>,
-    /// How many tokens that a key opens have other text beside them, if that is in the way.
+    /// How many tokens that a key opens cannot be converted because other text is beside them.
     pub(super) in_text: i64,
-    /// Why something of it is left as it is.
+    /// Why the value, or a part of it, is left unchanged.
     pub(super) refusal: Option<fernet::Error>,
 }
 
 impl Conversion {
-    /// Looks at a value and counts its tokens. If there is room for new values, and something to do,
-    /// makes the new one.
+    /// Looks at a value and counts its tokens. If it is to be converted and there is room for new
+    /// values, makes the new one.
     pub(super) fn apply(
         self,
         keyring: &Keyring,
@@ -91,7 +91,7 @@ impl Conversion {
                 }
                 Ok(())
             })?,
-            // The type was changed meanwhile.
+            // The column's type was changed meanwhile.
             (Self::Encrypt | Self::Decrypt, None) => inspect(keyring, value, each)?,
         }
 
@@ -116,12 +116,12 @@ impl Conversion {
         })
     }
 
-    /// Tells whether the first value ends the call in which there is something that cannot be done.
+    /// Tells whether the call stops at the first value that cannot be converted.
     pub(super) fn is_strict(self) -> bool {
         self == Self::Rotate { strict: true }
     }
 
-    /// Returns what [`of_code`](Self::of_code) knows it by.
+    /// Returns the name from which [`of_code`](Self::of_code) reads it.
     pub(super) fn code(self) -> &'static str {
         match self {
             Self::Rotate { strict: false } => "rotate",
@@ -141,7 +141,7 @@ impl Conversion {
         all.into_iter().find(|conversion| conversion.code() == code)
     }
 
-    /// Returns what it is said to be doing.
+    /// Returns the present participle for progress messages.
     pub(super) fn doing(self) -> &'static str {
         match self {
             Self::Rotate { .. } => "rotating",
@@ -150,7 +150,7 @@ impl Conversion {
         }
     }
 
-    /// Returns what it has done, and to what.
+    /// Returns the past participle, and the noun it applies to, for messages.
     pub(super) fn done(self) -> (&'static str, &'static str) {
         match self {
             Self::Rotate { .. } => ("rotated", "token"),
@@ -159,7 +159,7 @@ impl Conversion {
         }
     }
 
-    /// Returns the procedure's name, as the server has it in messages.
+    /// Returns the procedure's name as the server's messages show it.
     pub(super) fn procedure(self) -> &'static CStr {
         match self {
             Self::Rotate { .. } => c"fernet_rotate_column()",

@@ -1,19 +1,19 @@
-//! A column is converted in batches, with a commit after each, until there is the proof that nothing is
-//! left. What is done to a value is the [`Conversion`]'s: it is rotated, encrypted or decrypted.
+//! Converts a column in batches, with a commit after each, until there is proof that nothing is left.
+//! The [`Conversion`] decides what is done to a value: it is rotated, encrypted or decrypted.
 //!
-//! A *look* reads the whole relation, partition by partition, and converts values in memory. When it
-//! has a batch, it writes that back to the rows that are still what was read, those that have the same
-//! place (`ctid`) and writer (`xmin`), commits, and reads on. It waits for a locked row only for a
-//! moment: of rows that were changed meanwhile it takes the newest version, and what is still locked
-//! is left for the next look.
+//! A *look* reads the whole relation, partition by partition, and converts values in memory. When a
+//! batch is full, it is written back to the rows that have not changed since they were read: those
+//! with the same place (`ctid`) and writer (`xmin`). Then the look commits and reads on. It waits for
+//! a locked row only for a moment. If a row was changed meanwhile, it takes the newest version; if a
+//! row is still locked, it leaves it to the next look.
 //!
-//! After a look that has converted anything comes another one, and before it a wait, without a lock or
-//! a snapshot of ours, for the transactions that have written to the relation: what they wrote may be
-//! as it was before, and cannot be seen yet. A look that finds nothing to convert has read
-//! everything in one snapshot. If those who were writing before it have ended, that is the proof:
-//! rows that move cannot hide from one snapshot.
+//! A look that has converted anything is followed by another one. Before that, the call waits, without
+//! a lock or a snapshot, for the transactions that have written to the relation: what they wrote may
+//! need converting, and cannot be seen yet. A look that finds nothing to convert has read everything
+//! in one snapshot. If those who were writing before it have ended, that is the proof: rows that move
+//! cannot hide from one snapshot.
 //!
-//! Nothing is remembered between calls: a call after one that was cancelled finds what is left.
+//! Nothing is remembered between calls. A call after a cancelled one finds what is left.
 
 use std::ffi::CStr;
 use std::time::{Duration, Instant};
@@ -39,21 +39,21 @@ pub(super) struct Pass<'a> {
     pub(super) relation: pg_sys::Oid,
     pub(super) column_name: &'a CStr,
     pub(super) batch_size: usize,
-    /// One for the whole call, whatever happens to the settings meanwhile.
+    /// The same keyring for the whole call, even if the settings change meanwhile.
     pub(super) keyring: &'a Keyring,
-    /// What refuses the first value to which there is something to do.
+    /// The constraint that makes the first value to be converted an error.
     pub(super) constraint: Option<&'a Constraint>,
-    /// The table that was last found to take new values, and how often the catalogs had changed by then.
+    /// The last table that was found to take new values, and how often the catalogs had changed by then.
     pub(super) checked: Option<(pg_sys::Oid, u64)>,
-    /// How many tokens were rotated, or values encrypted or decrypted, and are so because of this call.
+    /// How many tokens or values this call has converted that still are converted.
     pub(super) done: i64,
 }
 
 impl Pass<'_> {
-    /// Goes through with it, with the help of so many background workers.
+    /// Runs the whole call, with the help of up to `workers` background workers.
     pub(super) fn run(mut self, workers: usize) -> Result<Report, Error> {
         Transaction::end_current()?;
-        // Where nobody is writing, there is nobody to wait for, and the first look may be the proof.
+        // If nobody is writing, there is nobody to wait for, and the first look may be the proof.
         let mut has_waited = self.writers(false)?.is_empty();
         let mut label = self.conversion.doing();
         let mut shared = workers::share(&mut self, workers, label)?;
@@ -73,7 +73,8 @@ impl Pass<'_> {
             unfinished = self.wait_for_writers(look.locked > 0)?;
             has_waited = true;
             if look.locked > 0 {
-                // What holds a row up may be a lock on another table, for which nobody was waited.
+                // A row may be held up by a lock on another table, whose writers were not waited
+                // for.
                 server::sleep(PAUSE);
             }
             let is_enough =
@@ -94,8 +95,8 @@ impl Pass<'_> {
 
     fn finish(&self, look: Look, unfinished: Option<Writer>) -> Report {
         let mut report = look.report;
-        // The look has also seen what was done before it; but not what somebody has deleted since, or
-        // what a trigger has undone when the transaction ended.
+        // The look also counts what was converted before this call. It does not count what others
+        // have deleted since, or what a trigger has undone when the transaction ended.
         report.done = self.done.min(match self.conversion {
             Conversion::Rotate { .. } | Conversion::Encrypt => report.tally.current(),
             Conversion::Decrypt => report.rows - report.tally.nulls - report.left,
@@ -112,8 +113,9 @@ impl Pass<'_> {
         Transaction::run(|transaction| Ok(table::writers(transaction, self.relation, or_row_locks)))
     }
 
-    /// Waits for the transactions that have written to the relation, and if rows of it are locked,
-    /// for those that may have done that. Returns who has not ended within `lock_timeout`.
+    /// Waits for the transactions that have written to the relation and, with `or_row_locks`, for
+    /// those that may only have locked rows. Returns a writer that has not ended within
+    /// `lock_timeout`.
     fn wait_for_writers(&self, or_row_locks: bool) -> Result<Option<Writer>, Error> {
         let started = Instant::now();
         let limit = server::lock_timeout();
@@ -139,8 +141,8 @@ impl Pass<'_> {
         Ok(None)
     }
 
-    /// Looks at the whole relation, and converts what it finds, or only counts it. What finds nothing
-    /// has one snapshot from its beginning to its end.
+    /// Looks at the whole relation, and converts what it finds or only counts it. A look that finds
+    /// nothing uses one snapshot from its beginning to its end.
     fn look(&mut self, label: &'static str, converts: bool) -> Result<Look, Error> {
         let mut look = Look::new(self.keyring)?;
         let mut reader: Option<Reader> = None;
@@ -164,7 +166,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Reads on until there is a batch, and writes that. Tells whether the reader is at its end.
+    /// Reads on until there is a batch, and writes it. Tells whether the reader is at its end.
     pub(super) fn convert_batch(
         &mut self,
         transaction: &Transaction,
@@ -173,7 +175,7 @@ impl Pass<'_> {
         converts: bool,
     ) -> Result<bool, Error> {
         while let Some(oid) = reader.table() {
-            // The lock on a table without anything to convert is not needed any longer.
+            // If nothing is to be converted, the lock on the table is no longer needed.
             let batch = transaction.undo_unless(
                 |batch: &Result<Batch, Error>| {
                     batch.as_ref().is_ok_and(|batch| !batch.rows.is_empty())
@@ -188,7 +190,7 @@ impl Pass<'_> {
         Ok(true)
     }
 
-    /// Reads the table that the reader is at, up to its end or until there is a batch.
+    /// Reads the current table, up to its end or until the batch is full.
     fn read(
         &mut self,
         transaction: &Transaction,
@@ -200,7 +202,7 @@ impl Pass<'_> {
         let member = &reader.members[0];
         let table = match Table::open(transaction, member.oid, self.column_name) {
             Ok(Some(table)) => table,
-            // It is partitioned.
+            // A partitioned table has no rows of its own.
             Ok(None) => {
                 reader.next_table();
                 return Ok(batch);
@@ -215,7 +217,8 @@ impl Pass<'_> {
         };
         look.is_outdated |= !table.is_still(member);
         if self.done > 0 {
-            // What a writer's lock does not keep out may have come while the last batch was written.
+            // While the last batch was written, something may have been added that a writer's lock
+            // does not keep out.
             self.check_again(transaction, &table)?;
         }
         let end = *reader.end.get_or_insert_with(|| table.relation.blocks());
@@ -234,8 +237,8 @@ impl Pass<'_> {
         Ok(batch)
     }
 
-    /// Counts what is in the value of a row. If there is a batch, and something to do, adds the row to
-    /// it with its new value.
+    /// Counts what is in the value of a row. If there is a batch, and the value is to be converted,
+    /// adds the row to the batch with its new value.
     fn convert(
         &self,
         table: &Table<'_>,
@@ -295,7 +298,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Refuses a table to which something has come, since it was found to take new values, that may not take
+    /// Refuses a table that was found to take new values if something was added since that may refuse
     /// them.
     fn check_again(&mut self, transaction: &Transaction, table: &Table<'_>) -> Result<(), Error> {
         let checked = Some((table.relation.oid(), catalogs::changes()));
@@ -313,7 +316,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Writes new values to their rows, and to the newest versions of those that were changed
+    /// Writes new values to their rows, or to the newest versions of rows that were changed
     /// meanwhile.
     fn write(
         &mut self,
@@ -327,7 +330,8 @@ impl Pass<'_> {
         // The UPDATE would be refused, but rows may be locked before that.
         table.relation.ensure_updatable(table.column.number);
         self.check_again(transaction, &table)?;
-        // Does not wait for a row, or only for a moment: who else locks it now has been faster.
+        // Waits for a row only for a moment, if at all: another session that has it locked by now
+        // was faster.
         let update = |batch: &Batch, rows: &dyn Fn(&NewRow) -> bool| {
             let rows = || batch.rows.iter().filter(|row| rows(row));
             let Some(are_sparse) = batch::are_sparse(rows()) else {
@@ -342,8 +346,8 @@ impl Pass<'_> {
             self.done += batch.due();
             return Ok(());
         }
-        // Some of the rows were changed, moved or locked meanwhile, or before. Or a trigger or a rule has
-        // had its say, and what the statement counts is not what is in the table.
+        // Some of the rows were changed, moved or locked, before or meanwhile. Or a trigger or a rule
+        // took part, so that the statement's count is not what the table holds.
         let mut rest = Batch::default();
         for row in &batch.rows {
             let may_be_ours = row.is_untouched && written.is_some();
@@ -362,12 +366,12 @@ impl Pass<'_> {
             })?;
         }
         if update(&rest, &|_| true).is_none() {
-            // What a trigger or a foreign key would change as well is locked.
+            // A row that a trigger or a foreign key would also change is locked.
             look.locked += rest.rows.len();
             return Ok(());
         }
         if !table.relation.has_code_on_update() {
-            // All of these are locked.
+            // This transaction holds locks on all of these rows.
             self.done += rest.due();
             return Ok(());
         }
@@ -383,7 +387,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Counts what was done to a row that this call has written, and what the row holds now.
+    /// Counts what this call has done to a row that it has written, and what the row holds now.
     fn count_written(
         &mut self,
         table: &Table<'_>,
@@ -406,11 +410,11 @@ impl Pass<'_> {
     }
 }
 
-/// Why a value is named that has tokens, and is neither encrypted nor decrypted.
+/// Why a value that has tokens is named as neither encrypted nor decrypted.
 const IN_TEXT: &str = "there is other text beside the token";
 
-/// After that many looks, and that much time since the first one, it gives up if each has found
-/// something; and however short they are, after so many at the most.
+/// If each look finds something, it gives up after `MIN_LOOKS` once `MIN_TIME` has passed since the
+/// first one, and after `MAX_LOOKS` however short they were.
 const MIN_LOOKS: u32 = 10;
 const MAX_LOOKS: u32 = 100;
 const MIN_TIME: Duration = Duration::from_secs(10);

@@ -8,20 +8,20 @@ use crate::pg::relation::Kind;
 use crate::pg::{self, Report};
 use crate::{fernet, keys};
 
-/// What can be refused of a whole column.
+/// Why a call on a whole column is refused.
 #[derive(Debug)]
 pub(crate) enum Error {
     Keys(keys::Error),
     Server(pg::Error),
     /// An argument of a procedure is null.
     Null(&'static str),
-    /// An argument that counts rows is not positive.
+    /// An argument that counts rows is less than one.
     LessThanOne(&'static str),
-    /// An argument that counts something else is less than nothing.
+    /// Another argument that counts something is negative.
     Negative(&'static str),
-    /// A background worker does not find the keys of the session that has started it.
+    /// A background worker does not have the keys of the session that started it.
     KeysOfSession,
-    /// A procedure that commits was called where it may not.
+    /// A procedure that commits was called in a transaction block or a function.
     InTransaction,
     /// There is no relation of that oid.
     NoRelation(pg_sys::Oid),
@@ -34,7 +34,7 @@ pub(crate) enum Error {
         column: String,
         relation: String,
     },
-    /// The table's rows are in partitions by what is in the column.
+    /// The column is part of the key by which the table is partitioned.
     PartitionKey {
         column: String,
         relation: String,
@@ -44,7 +44,7 @@ pub(crate) enum Error {
         relation: String,
         kind: Kind,
     },
-    /// It is a catalog of the server's own.
+    /// It is one of the server's own catalogs.
     Catalog {
         relation: String,
     },
@@ -53,7 +53,7 @@ pub(crate) enum Error {
         column: String,
         relation: String,
     },
-    /// Something may not take the values that are to be written.
+    /// A constraint or the like may refuse the new values.
     Constrained(Constraint),
     /// The table's access method has no scans by range.
     AccessMethod {
@@ -63,29 +63,29 @@ pub(crate) enum Error {
     HiddenRows {
         relation: String,
     },
-    /// The rows have copies on several nodes of Citus, which would not be the same any more.
+    /// The rows have copies on several Citus nodes, and the copies would come to differ.
     Replicated {
         relation: String,
     },
-    /// A node of Citus has other keys than the one that asks it for something.
+    /// A Citus node has other keys than the node that calls it.
     OtherKeys,
-    /// A node of Citus has not answered as it should.
+    /// A Citus node has given an unexpected answer.
     UnexpectedResponse,
-    /// Shards of a table failed: for each node, why.
+    /// Some shards of a table failed; for each node, why.
     Shards {
         failed: usize,
         all: usize,
         failures: Vec<String>,
     },
-    /// Values of the column's type are no plaintexts.
+    /// Values of the column's type are never plaintexts as a whole.
     NoPlaintext {
         column: String,
         relation: String,
         type_name: String,
     },
-    /// `fernet_encrypt_trigger` was called, but not by a trigger.
+    /// `fernet_encrypt_trigger` was called other than by a trigger.
     NotATrigger,
-    /// The trigger fires at another time than before a row is written.
+    /// The trigger does not fire before a row is written.
     TriggerEvent {
         trigger: String,
         relation: String,
@@ -112,7 +112,7 @@ pub(crate) enum Error {
         place: String,
         refusal: fernet::Error,
     },
-    /// A value in a column cannot be encrypted or decrypted, for that reason.
+    /// A value in a column cannot be encrypted or decrypted, for the given reason.
     Row {
         place: String,
         reason: pg::Error,
@@ -120,7 +120,7 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// Names the row of a value that could not be converted, if it is the value's fault.
+    /// Names the row of a value that could not be converted, if the value is at fault.
     pub(super) fn of_row(error: pg::Error, place: impl FnOnce() -> String) -> Self {
         use pg::Error::{NotText, NotUtf8, TooLarge};
         match error {
@@ -133,11 +133,11 @@ impl Error {
     }
 }
 
-/// What to do with a column that is too short.
+/// The hint for a column that is too short.
 const MAKE_IT_TEXT: &str = "Make the column text: a token has up to 100 characters more than four thirds of the bytes \
                             of its plaintext.";
 
-/// What to write.
+/// The hint for a trigger that is not declared as it must be.
 const CREATE_TRIGGER: &str = "Use CREATE TRIGGER ... BEFORE INSERT OR UPDATE ON table FOR EACH ROW EXECUTE \
                               FUNCTION fernet_encrypt_trigger('column', 'another').";
 
@@ -165,8 +165,8 @@ impl From<Error> for Report {
             Error::KeysOfSession => Self::new(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "background workers have other keys than the session",
-                "They are not given keys. Put them into a file, and set fernet.keys_file and not \
-                 fernet.keys; or call it without workers.",
+                "Background workers do not get the session's keys. Put the keys into a file and set \
+                 fernet.keys_file instead of fernet.keys, or call it without workers.",
             ),
             Error::InTransaction => Self::new(
                 Code::ERRCODE_INVALID_TRANSACTION_TERMINATION,
@@ -229,8 +229,8 @@ impl From<Error> for Report {
             }) => Self::new(
                 Code::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
                 format!("column \"{column}\" of {relation} is in {name}"),
-                "What holds for a plaintext may not hold for its token. Drop it first; afterwards, see \
-                 whether it can be made again.",
+                "A condition that holds for a plaintext may not hold for its token. Drop it first; afterwards, \
+                 check whether it can be created again.",
             ),
             Error::HiddenRows { relation } => Self::new(
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -240,7 +240,7 @@ impl From<Error> for Report {
             Error::Replicated { relation } => Self::new(
                 Code::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("{relation} has copies of its rows on several nodes"),
-                "Rotated one by one, they would be different tokens. Compute the new tokens in a \
+                "If the copies were rotated one by one, they would differ. Compute the new tokens in a \
                  MATERIALIZED subquery of an UPDATE.",
             ),
             Error::OtherKeys => Self::new(
@@ -336,7 +336,8 @@ impl From<Error> for Report {
             }
             Error::Value { place, refusal } => {
                 let report = Self::from(refusal);
-                // The message names the place, so it says less of why than that of a function does.
+                // The message names the place, and so explains less than the error of a function
+                // does.
                 Self {
                     message: format!("{refusal}: {place}"),
                     ..report

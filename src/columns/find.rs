@@ -1,4 +1,4 @@
-//! `fernet_find_columns`: finds the columns that hold tokens, by a sample of each.
+//! `fernet_find_columns`: finds the columns that hold tokens, by sampling each.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -25,20 +25,22 @@ type FoundRow = (
     name!(tokens, i64),
 );
 
-/// The columns that may hold tokens and that the caller may read. For each: the relation to list,
-/// the table to read and its name, the column, the percentage of the table's blocks that is likely
-/// to hold `$1` rows of the relation, and what is in the way of reading it.
+/// The columns that may hold tokens and that the caller may read. Each row gives the relation to
+/// list, the table to read and its name, and the column. It also gives the percentage of the
+/// table's blocks that is likely to hold `$1` rows of the relation, and the obstacle to reading the
+/// table, if there is one.
 ///
-/// Each table stands for itself, without those that inherit from it. A partitioned table stands for
-/// its partitions if the caller may read it and nothing is in the way in any of them. They are read
-/// one by one, since through the table all of them would be locked at a time; but if the caller may
-/// not read each by itself, there is no other way. A member that the caller may read only through
-/// another table is not dropped in silence. At least some 16 blocks are read, since a sample of few
-/// blocks may turn out to be none. The function's own search_path applies.
+/// Each table counts on its own, without those that inherit from it. A partitioned table represents
+/// its partitions if the caller may read it and there is no obstacle in any of them. The partitions
+/// are read one by one, since reading the partitioned table would lock all of them at once. If the
+/// caller may not read each partition by itself, the partitioned table is read instead. A member
+/// that the caller may read only through another table is not left out silently. At least some 16
+/// blocks are read, since a sample of few blocks may turn out to be empty. The function's own
+/// search_path applies.
 ///
-/// There may be many tables, so nothing here looks at all of them for each of them. PostgreSQL 19 makes the
-/// hash table of a recursive query as large as it expects the result to be, which may be many gigabytes: of an
-/// array, it expects few rows.
+/// There may be many tables, so nothing here visits all tables for each table. PostgreSQL 19 sizes the
+/// hash table of a recursive query by the rows it expects, which may take many gigabytes; it expects few
+/// rows from an array.
 const CANDIDATES: &[u8] = b"
     WITH RECURSIVE types (oid) AS (
         (SELECT unnest('{text,varchar,bpchar,bytea,xml,json,jsonb}'::regtype[])::oid
@@ -166,7 +168,7 @@ struct Candidate {
     name: Name,
     percent: f64,
     obstacle: Option<Obstacle>,
-    /// How many values were looked at, and how many tokens are in them.
+    /// How many values were sampled, and how many tokens they hold.
     sampled: i64,
     tokens: i64,
 }
@@ -186,7 +188,7 @@ impl Candidate {
     }
 }
 
-/// Adds up what was found in the tables that count as one relation, column by column.
+/// Adds up, column by column, the counts of the tables that count as one relation.
 fn sums(columns: &[Candidate]) -> impl Iterator<Item = FoundRow> + use<> {
     let mut sums: Vec<FoundRow> = Vec::new();
     for column in columns {
@@ -204,8 +206,8 @@ fn sums(columns: &[Candidate]) -> impl Iterator<Item = FoundRow> + use<> {
     sums.into_iter()
 }
 
-/// Counts the tokens in a value: what a key opens and what has the form, or without keys the latter
-/// alone.
+/// Counts the tokens in a value: those that a key opens and those that only have the form, or,
+/// without keys, only the latter.
 fn count_tokens(keyring: Option<&Keyring>, value: &Stored<'_>) -> Result<i64, Error> {
     let mut tokens = 0;
     match keyring {
@@ -219,10 +221,10 @@ fn count_tokens(keyring: Option<&Keyring>, value: &Stored<'_>) -> Result<i64, Er
     Ok(tokens)
 }
 
-/// Looks at some rows of a table, and returns how many.
+/// Samples rows of a table, and returns how many.
 ///
-/// Undoing the subtransaction releases its locks, those on indexes and TOAST tables included. It has
-/// written nothing, so nothing is lost.
+/// Undoing the subtransaction releases its locks, including those on indexes and TOAST tables. It
+/// has written nothing, so nothing is lost.
 fn look_at(
     columns: &mut [Candidate],
     rows: i64,
@@ -235,7 +237,7 @@ fn look_at(
         || {
             let connection = Connection::read_only();
             match Relation::open(&connection, columns[0].table, Lock::Read) {
-                // Somebody may have dropped it by now.
+                // The table may have been dropped by now.
                 None => Ok(0),
                 Some(relation) if relation.hides_rows() => {
                     warning::left_out(&table_name, Obstacle::HiddenRows).warn();
@@ -254,7 +256,7 @@ fn look_at(
     })
 }
 
-/// Looks at some rows of a table, the same ones each time as long as it does not change.
+/// Samples rows of a table: the same ones each time, as long as the table does not change.
 fn sample(
     connection: &Connection,
     table: &Relation<'_>,
@@ -264,7 +266,7 @@ fn sample(
     count: impl Fn(Stored<'_>) -> Result<i64, Error>,
 ) -> Result<i64, Error> {
     let percent = columns[0].percent;
-    // Those that nobody has dropped or changed meanwhile.
+    // Only columns that nobody has dropped or changed meanwhile.
     let mut columns: Vec<_> = columns
         .iter_mut()
         .filter_map(|candidate| {
@@ -299,13 +301,14 @@ fn sample(
         Ok(sampled)
     };
     match sample(percent)? {
-        // The sample is of the same blocks in each partition: of small ones, it may be of none.
+        // The sample takes the same block numbers in each partition; in small partitions, it may be
+        // empty.
         0 if is_partitioned => sample(100.0),
         sampled => Ok(sampled),
     }
 }
 
-/// Why a table is not looked at.
+/// Why a table is not sampled.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Obstacle {
     Foreign,
@@ -315,7 +318,7 @@ pub(super) enum Obstacle {
 }
 
 impl Obstacle {
-    /// Returns what [`CANDIDATES`] calls so.
+    /// Reads what [`CANDIDATES`] calls it.
     fn from_name(name: &str) -> Option<Self> {
         match name {
             "foreign" => Some(Self::Foreign),

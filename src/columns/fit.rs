@@ -1,8 +1,8 @@
-//! Whether a column takes what its values are to be encrypted or decrypted to.
+//! Whether a column takes the new values of an encryption or a decryption.
 //!
-//! A token is longer than its plaintext, and another one each time. The server would stop at the first
-//! row that a constraint does not let through, with half of the column converted, and some of its
-//! messages show the value. And it lets a superuser write to its own catalogs.
+//! A token is longer than its plaintext, and differs each time. The server would stop at the first row
+//! that a constraint refuses, with half of the column converted, and some of its messages would show
+//! the value. It also lets a superuser write to its own catalogs.
 
 use std::ffi::CStr;
 
@@ -15,12 +15,12 @@ use crate::pg::encoding;
 use crate::pg::relation::{Column, Lock, Relation};
 use crate::pg::spi::{Argument, Connection};
 
-/// What may not take new values: a constraint, an index, a policy or the like.
+/// Something that may refuse new values: a constraint, an index, a policy or the like.
 #[derive(Clone, Debug)]
 pub(crate) struct Constraint {
     pub(super) column: String,
     pub(super) relation: String,
-    /// What it is, and its name, for a message.
+    /// Its kind and name, for a message.
     pub(super) name: String,
 }
 
@@ -39,9 +39,9 @@ impl Constraint {
     }
 }
 
-/// Refuses what cannot be encrypted or decrypted in a table that can be rotated. Returns what refuses
-/// it as soon as there is anything to do: who has a constraint that only tokens satisfy can still have
-/// the proof.
+/// Refuses what cannot be encrypted or decrypted, though it could be rotated. Returns the constraint
+/// that makes the first value to be converted an error. It is no error yet: a table with a constraint
+/// that only tokens satisfy can still have the proof.
 pub(super) fn check(
     connection: &Connection,
     oid: pg_sys::Oid,
@@ -49,7 +49,7 @@ pub(super) fn check(
     conversion: Conversion,
 ) -> Result<Option<Constraint>, Error> {
     if matches!(conversion, Conversion::Rotate { .. }) {
-        // A token has the length of the one before.
+        // A new token is as long as the old one.
         return Ok(None);
     }
     let relation = Relation::open(connection, oid, Lock::Write).ok_or(Error::NoRelation(oid))?;
@@ -86,8 +86,8 @@ pub(super) fn check(
     Ok(constraint)
 }
 
-/// Refuses a table if something has come to it since [`check`] that may not take the values. What a writer's
-/// lock keeps out cannot come before the transaction ends; the rest can.
+/// Refuses a table if something was added since [`check`] that may refuse the values. What a writer's
+/// lock keeps out cannot be added before the transaction ends; the rest can.
 pub(super) fn check_again(
     connection: &Connection,
     relation: &Relation<'_>,
@@ -102,7 +102,7 @@ pub(super) fn check_again(
     }
 }
 
-/// Refuses a token of that length if the column is too short for it.
+/// Refuses a token of length `len` if the column is too short for it.
 pub(super) fn check_token(
     column: &Column,
     len: usize,
@@ -118,31 +118,34 @@ pub(super) fn check_token(
     }
 }
 
-/// What is made of the values of a column.
+/// An object that depends on the values of a column.
 struct Dependent {
-    /// What it is, and its name, for a message.
+    /// Its kind and name, for a message.
     name: String,
-    /// Whether it may refuse new values, or show other rows for them.
+    /// Whether it may refuse new values, or may show other rows because of them.
     is_in_the_way: bool,
 }
 
-/// Returns what the values of a column decide on, as it is now, and not as the snapshot of the statement shows
-/// it: the caller may have waited for somebody who was changing the table. What is in the way comes first.
+/// Returns the objects that depend on the values of a column, those in the way first. It sees them as
+/// they are now, not as the statement's snapshot shows them: the caller may have waited for another
+/// session that was changing the table.
 ///
-/// These are its constraints and those of the domain that is its type; indexes, generated columns and extended
-/// statistics, of which the expressions may fail for another value; and policies and the row filters of
-/// publications, also of what the table inherits from, which would show other rows.
+/// These are the column's constraints and those of its domain; and indexes, generated columns and
+/// extended statistics, whose expressions may fail for a new value. They are also policies and the row
+/// filters of publications, which would show other rows. Policies and filters of the tables that it
+/// inherits from count, too.
 ///
-/// What an expression asks of the value, but for whether it is NULL, may not hold for another one. A CHECK
-/// constraint that is NOT VALID does not hold for the rows that are there: it may be there for the tokens
-/// that are to come, and is let through for these.
+/// An expression that asks only whether the value is NULL holds for a new one as well; any other may
+/// not. A CHECK constraint that is NOT VALID is let through: it does not hold for the existing rows, and
+/// may be meant for the tokens that are to come.
 fn dependents(
     connection: &Connection,
     relation: &Relation<'_>,
     column: &Column,
     conversion: Conversion,
 ) -> Vec<Dependent> {
-    // conenforced is a column from PostgreSQL 18 on. In a partition, an index is made of that of its table.
+    // The column conenforced exists from PostgreSQL 18 on. An index of a partition is made from that of
+    // the partitioned table.
     const DEPENDENTS: &str = "
         WITH RECURSIVE domain (oid) AS (
             SELECT atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum = $2
@@ -212,7 +215,7 @@ fn dependents(
                    ELSE $3 AND indkey[0] = $2 AND NOT (SELECT relispartition FROM pg_class WHERE oid = indexrelid) END
         ORDER BY 2 DESC, 1";
     let encrypts = match conversion {
-        // A token has the length of the one before.
+        // A new token is as long as the old one.
         Conversion::Rotate { .. } => return Vec::new(),
         Conversion::Encrypt => true,
         Conversion::Decrypt => false,

@@ -1,5 +1,5 @@
-//! Whole columns: what they hold, their rotation, encryption and decryption in batches, and what is
-//! written to them.
+//! Whole columns: counting, rotating, encrypting and decrypting what they hold, and encrypting what
+//! is written to them.
 //!
 //! | module       | what it holds |
 //! |--------------|---------------|

@@ -1,5 +1,4 @@
-//! What the client is told of a conversion: how far it has come, once a second at most, and what came of
-//! it.
+//! What the client is told of a conversion: its progress, at most once a second, and its outcome.
 
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
@@ -9,14 +8,14 @@ use super::tally::Tally;
 use super::warning;
 use crate::pg::report::notice;
 
-/// Where a look is in what it reads.
+/// The progress of a look.
 pub(crate) struct Progress {
-    /// What is being done. Without it, nobody is told.
+    /// What is being done. `None` sends no notices.
     label: Option<&'static str>,
     started: Instant,
     told: Instant,
     rows: u64,
-    /// How many blocks the tables have that have been read to their end.
+    /// How many blocks the tables that were read to their end have.
     blocks: u64,
     blocks_in_all: u64,
 }
@@ -34,16 +33,16 @@ impl Progress {
         }
     }
 
-    /// Counts a row, which is in that block of its table.
+    /// Counts a row in block `block` of the current table.
     pub(crate) fn advance(&mut self, block: u32) {
         self.rows += 1;
-        // To look at the clock for each row would take as long as some rows do.
+        // Reading the clock takes as long as some rows do, so it is not read for each row.
         if self.rows.is_multiple_of(256) {
             self.tell(self.rows, self.blocks + u64::from(block));
         }
     }
 
-    /// Tells how far it is, if that was not told in the last second.
+    /// Reports the progress, unless it was reported in the last second.
     pub(crate) fn tell(&mut self, rows: u64, blocks: u64) {
         if let Some(label) = self.label
             && self.told.elapsed() >= Duration::from_secs(1)
@@ -54,13 +53,13 @@ impl Progress {
         }
     }
 
-    /// A table has come to its end.
+    /// Counts a table that was read to its end.
     pub(crate) fn end_table(&mut self, blocks: u32) {
         self.blocks += u64::from(blocks);
     }
 }
 
-/// Describes it, for instance `2000 of about 10000 rows (20 %), 1000 rows/s, 8.0 s left`.
+/// Describes progress, for instance `2000 of about 10000 rows (20 %), 1000 rows/s, 8.0 s left`.
 fn describe(rows: u64, blocks: u64, blocks_in_all: u64, time: Duration) -> String {
     let done = (blocks as f64 / blocks_in_all.max(1) as f64).clamp(0.0, 1.0);
     let (rows, seconds) = (rows as f64, time.as_secs_f64());
@@ -76,7 +75,7 @@ fn describe(rows: u64, blocks: u64, blocks_in_all: u64, time: Duration) -> Strin
     )
 }
 
-/// Describes a time with the two units that matter.
+/// Describes a time with its two largest units.
 fn describe_time(time: Duration) -> String {
     let seconds = time.as_secs();
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
@@ -87,22 +86,23 @@ fn describe_time(time: Duration) -> String {
     }
 }
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Default)]
 pub(super) struct Report {
-    /// What the last look has seen.
+    /// What the last look has counted.
     pub(super) tally: Tally,
-    /// How many tokens were rotated, or values encrypted or decrypted, by the call.
+    /// How many tokens the call has rotated, or values it has encrypted or decrypted.
     pub(super) done: i64,
     /// How many rows the last look has read.
     pub(super) rows: i64,
-    /// How many tokens or values the last look has seen to which that is still to be done.
+    /// How many tokens or values the last look has seen that are still to be converted.
     pub(super) left: i64,
-    /// How many tokens that a key opens are not encrypted or decrypted, since they have text beside them.
+    /// How many tokens that a key opens are not converted, since they have text beside them.
     pub(super) in_text: i64,
-    /// The first values that are left as they are, by their place.
+    /// The first values that were left, each with its place and the reason.
     bad: Vec<String>,
-    /// Why there is no proof, for instance who was still writing when `lock_timeout` ended the wait.
+    /// Why there is no proof: for instance, which transaction was still writing when `lock_timeout`
+    /// ended the wait.
     pub(super) unfinished: Option<String>,
 }
 
@@ -126,7 +126,7 @@ impl Report {
         }
     }
 
-    /// Names a value that is left as it is, if few are named yet.
+    /// Names a value that was left, unless enough are named already.
     pub(super) fn name(&mut self, value: impl FnOnce() -> String) {
         if self.bad.len() < NAMED {
             self.bad.push(value());
@@ -138,7 +138,7 @@ impl Report {
         self.bad.extend(more.into_iter().take(unnamed));
     }
 
-    /// Tells the client.
+    /// Sends the warnings to the client.
     pub(super) fn tell(&self, conversion: Conversion, time: Duration) {
         let (done, thing) = conversion.done();
         let rate = self.rows as f64 / time.as_secs_f64().max(0.001);
@@ -187,8 +187,9 @@ impl Report {
         [done, second, third, fourth, tally.nulls]
     }
 
-    /// Writes it down for the node that has called this one: what was done, read, left and passed over,
-    /// the tally, a line that says why there is no proof, then the values by line.
+    /// Writes it down for the node that has called this one. The lines are: the numbers of values
+    /// converted, rows read, values left and tokens in text; the tally; why there is no proof; and then
+    /// one line for each value.
     pub(super) fn to_text(&self) -> String {
         let done = [self.done, self.rows, self.left, self.in_text].map(|count| count.to_string());
         let done = done.join(" ");
@@ -220,7 +221,7 @@ impl Report {
     }
 }
 
-/// How many bad values are named.
+/// How many of the values that were left are named.
 const NAMED: usize = 5;
 
 /// Describes a number of things.
@@ -240,7 +241,7 @@ mod tests {
             describe(2000, 20, 100, two),
             "2000 of about 10000 rows (20 %), 1000 rows/s, 8.0 s left"
         );
-        // The table has grown, and nothing is known yet.
+        // The table has grown; the total is not known yet.
         assert!(describe(2000, 101, 100, two).contains("(100 %), 1000 rows/s, 0.0 s left"));
         assert_eq!(describe(0, 0, 0, Duration::ZERO), "0 rows, 0 rows/s");
     }

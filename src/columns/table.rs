@@ -1,4 +1,4 @@
-//! A table whose column is converted: what may be, and the SQL that reads and writes it.
+//! A table whose column is converted: whether it may be, and the SQL that reads and writes it.
 
 use std::ffi::CStr;
 
@@ -17,8 +17,8 @@ use crate::pg::spi::{Argument, Connection};
 use crate::pg::transaction::{Transaction, VirtualXid};
 use crate::pg::value::Value;
 
-/// A relation and all that inherit from it, partitions included, but for temporary tables of other
-/// sessions, which no query sees. To be run with a safe search path.
+/// A relation and all that inherit from it, including partitions. Temporary tables of other
+/// sessions are left out, since no query sees them. To be run with a safe search path.
 const FAMILY: &str = "
     WITH RECURSIVE family (member) AS (
         SELECT $1
@@ -32,11 +32,12 @@ const FAMILY: &str = "
 /// A table of a family, as a snapshot shows it.
 pub(crate) struct Member {
     pub(crate) oid: pg_sys::Oid,
-    /// What identifies its file. A table gets another one when it is rewritten.
+    /// Identifies its file. A table gets another one when it is rewritten.
     pub(crate) file: pg_sys::Oid,
-    /// The number of the column in it. One that is made again under the name has another.
+    /// The number of the column in it. A column that is dropped and added again under the same name
+    /// has another number.
     pub(crate) column: i16,
-    /// Whether it is of this session only. Then no other process can read it.
+    /// Whether it is temporary. No other process can then read it.
     pub(crate) is_temporary: bool,
     /// About how many blocks it takes.
     pub(crate) blocks: u32,
@@ -74,18 +75,19 @@ pub(crate) fn family(
     })
 }
 
-/// Somebody else's transaction that may have written to a family, or has locked rows of it.
+/// A transaction of another session that may have written to a family, or has locked rows of it.
 pub(crate) struct Writer {
     pub(crate) transaction: VirtualXid,
-    /// Who it is, and to which relation: for a human.
+    /// Which process it is, and which relation it has written to: for a human.
     pub(crate) description: String,
 }
 
-/// Returns the transactions that have a writer's lock on a table of a family; with `or_row_locks`
-/// also those that may only have locked rows. What only reads is none of them.
+/// Returns the transactions that have a writer's lock on a table of a family and, with
+/// `or_row_locks`, those that may only have locked rows. Transactions that only read are left out.
 ///
-/// A table that becomes a partition or a child in such a transaction cannot be seen yet, but its parent
-/// has then the lock that a vacuum takes, too. A vacuum is told by having no transaction number.
+/// A table that becomes a partition or a child in such a transaction cannot be seen yet. But that
+/// transaction then holds a lock on the parent, of the kind that a vacuum also takes. A vacuum is
+/// recognised by having no transaction number.
 pub(crate) fn writers(
     connection: &Connection,
     relation: pg_sys::Oid,
@@ -124,13 +126,13 @@ pub(crate) fn writers(
 
 /// What is known of a table before anything is done.
 pub(super) struct Checked {
-    /// Whether it has its rows in shards.
+    /// Whether its rows are in shards.
     pub(super) is_sharded: bool,
-    /// What refuses new values, if there are any.
+    /// The constraint that refuses new values, if there is one.
     pub(super) constraint: Option<Constraint>,
 }
 
-/// Refuses, before anything is done, what cannot be converted. Only one table of the family is locked at
+/// Refuses what cannot be converted, before anything is done. Only one table of the family is locked at
 /// a time.
 pub(super) fn check(
     relation: pg_sys::Oid,
@@ -179,23 +181,23 @@ pub(crate) struct Table<'c> {
     name: Identifier,
 }
 
-/// As many new values as the processor has at hand, when the server joins them to their rows.
+/// As many new values as fit into the processor's cache while the server joins them to their rows.
 const ROWS_AT_ONCE: usize = 1000;
 
-/// What became of a row since it was read.
+/// What became of a row after it was read.
 pub(crate) enum Fate<'v> {
-    /// This transaction has written that version of it.
+    /// This transaction has written its newest version.
     Ours(Version<'v>),
-    /// That is its newest version, which is locked now.
+    /// Its newest version is locked now, and is given here.
     Held(Version<'v>),
-    /// Somebody else has locked it.
+    /// Another transaction has locked it.
     Locked,
     /// It was deleted, or is in another partition now.
     Gone,
 }
 
 impl<'c> Table<'c> {
-    /// Opens a table, or returns `None` if it is partitioned, and so has no rows of its own.
+    /// Opens a table, or returns `None` if it is partitioned and so has no rows of its own.
     ///
     /// # Errors
     /// If it is gone, or cannot be converted.
@@ -247,7 +249,7 @@ impl<'c> Table<'c> {
         }))
     }
 
-    /// Reads the rows from a place on up to the start of a block, as the transaction's snapshot shows
+    /// Reads the rows from a place up to the start of a block, as the transaction's snapshot shows
     /// them.
     ///
     /// # Errors
@@ -262,23 +264,23 @@ impl<'c> Table<'c> {
         Scan::new(&self.relation, &self.column, start, end)
     }
 
-    /// Tells whether the table is what a snapshot has shown of it, so that this shows its rows and the
-    /// values of the column.
+    /// Tells whether the table still is what a snapshot has shown of it, so that the snapshot shows
+    /// its rows and the column's values.
     pub(crate) fn is_still(&self, member: &Member) -> bool {
         (self.relation.file(), self.column.number) == (member.file, member.column)
     }
 
-    /// Returns room for new values of the column, for [`update`](Self::update).
+    /// Returns room for new values of the column, which [`update`](Self::update) takes.
     pub(crate) fn new_values<'tx>(&self, transaction: &'tx Transaction) -> NewValues<'tx> {
         NewValues::new(transaction, &self.column.value_type, ROWS_AT_ONCE)
     }
 
-    /// Writes new values to those of the rows that are still at the same place and have the same writer,
-    /// and returns how many the server says they are. If they are sparse, there are many others between
-    /// them.
+    /// Writes new values to those rows that are still at the same place and have the same writer.
+    /// Returns how many rows the server says it has updated. `are_sparse` says that there are many other
+    /// rows between them.
     ///
-    /// The writer is what a row is known by that was changed while we waited for its lock: servers
-    /// before the releases of November 2025 do not look at its place again.
+    /// Comparing the writer finds rows that were changed while we waited for their lock: servers
+    /// before the releases of November 2025 do not check the place again.
     pub(crate) fn update<'v>(
         &self,
         transaction: &Transaction,
@@ -310,7 +312,8 @@ impl<'c> Table<'c> {
             }
             count
         };
-        // Where most of the rows of a range are written, it is read once more; else each is looked up.
+        // If most rows of a range are written, the range is read once more; otherwise each row is
+        // looked up.
         if are_sparse {
             transaction.with_nested_loops(execute)
         } else {
@@ -318,8 +321,8 @@ impl<'c> Table<'c> {
         }
     }
 
-    /// Tells what became of a row that this transaction has read, and maybe written; locks it, if it can
-    /// be had.
+    /// Tells what became of a row that this transaction has read and may have written. Locks the row if
+    /// it can without waiting.
     pub(crate) fn fate<R>(&self, id: Tid, may_be_ours: bool, f: impl FnOnce(Fate<'_>) -> R) -> R {
         let mut slot = Slot::new(&self.relation);
         if may_be_ours && slot.fetch_our_newest(id) {

@@ -1,4 +1,4 @@
-//! Counts of tokens by what opens them, and of values without any.
+//! Counts of tokens by the key that opens them, and of values without any.
 
 use std::ops::AddAssign;
 
@@ -8,7 +8,7 @@ use crate::pg;
 use crate::pg::value::Buffer;
 use crate::pg::value_type::Stored;
 
-/// Tells `each` which key opens each of the tokens in a value, or why none does.
+/// Tells `each` which key opens each token in a value, or why none does.
 pub(super) fn inspect(
     keyring: &Keyring,
     value: &Stored<'_>,
@@ -43,7 +43,7 @@ impl Tally {
         })
     }
 
-    /// Counts a token, by the key that opens it.
+    /// Counts a token by the key that opens it.
     pub(super) fn add_token(&mut self, opener: Result<usize, fernet::Error>) {
         match opener {
             Ok(index) => self.under_key[index] += 1,
@@ -61,7 +61,7 @@ impl Tally {
         self.under_key.iter().skip(1).sum()
     }
 
-    /// Writes it down for the node that has asked this one, as [`parse`](Self::parse) reads it.
+    /// Writes it down, as [`parse`](Self::parse) reads it, for the node that has asked this one.
     pub(super) fn to_text(&self) -> String {
         let others = [self.unknown_key, self.not_a_token, self.nulls];
         let counts: Vec<_> = self
@@ -73,8 +73,8 @@ impl Tally {
         counts.join(" ")
     }
 
-    /// Reads what another node, with the same keys, has counted: a number for each key, then of tokens
-    /// that no key opens, of values without one, of nulls.
+    /// Reads what another node with the same keys has counted: a number for each key, then the tokens
+    /// that no key opens, the values without a token, and the nulls.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let counts: Option<Vec<i64>> = text.split(' ').map(|count| count.parse().ok()).collect();
         let counts = counts?;
@@ -90,7 +90,7 @@ impl Tally {
 
 impl AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
-        // One that has counted nothing yet may not know how many keys there are.
+        // A tally that has counted nothing yet may not know how many keys there are.
         if self.under_key.len() < other.under_key.len() {
             self.under_key.resize(other.under_key.len(), 0);
         }

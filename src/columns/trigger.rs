@@ -1,4 +1,4 @@
-//! `fernet_encrypt_trigger`: encrypts what is written to columns in plaintext.
+//! `fernet_encrypt_trigger`: encrypts plaintext that is written to columns.
 
 use std::ffi::CStr;
 
@@ -19,7 +19,8 @@ use crate::pg::value_type::Plaintext;
 #[pg_extern(sql = false)]
 fn fernet_encrypt_trigger(fcinfo: pg_sys::FunctionCallInfo) -> Result<Row, ErrorReport> {
     let trigger = Trigger::of(fcinfo).ok_or(Error::NotATrigger)?;
-    // In this order: after an error, the latter sets the list of contexts back to what it found.
+    // In this order, because after an error the latter resets the list of contexts to what it
+    // found.
     Ok(without_line_of_copy(|| {
         with_room_for_errors(|| encrypt(&trigger))
     })?)
@@ -56,8 +57,8 @@ fn columns(trigger: &Trigger<'_>) -> Result<Vec<Column>, Error> {
     Ok(found)
 }
 
-/// A column that is kept encrypted. The server checks neither the length nor the domain of what a
-/// trigger returns.
+/// A column that is kept encrypted. Its length and domain are checked here, since the server checks
+/// neither for a row that a trigger returns.
 struct Column {
     name: String,
     column: relation::Column,
@@ -89,13 +90,13 @@ impl Column {
         })
     }
 
-    /// Returns the token of a value that is plaintext.
+    /// Returns the token for a value that is plaintext.
     ///
-    /// What has the form of a token that no key opens is refused. Encrypted again, it would be a token
-    /// in a token; taken as it is, a writer with the wrong keys would fill the column with what nobody
-    /// here can read. So is a token with other text beside it, which would be stored in plaintext and
-    /// which decryption drops. Where it is in the row already, it stays: the row's other columns can
-    /// change.
+    /// A value that has the form of a token that no key opens is refused. Encrypted again, it would
+    /// be a token in a token. If it were accepted, a writer with the wrong keys would fill the column
+    /// with values that nobody here can read. A token with other text beside it is refused as well:
+    /// it would be stored in plaintext, and decryption would drop the text. If the row already holds
+    /// such a value, it stays, so that the row's other columns can be changed.
     fn token_for<'fcx>(
         &self,
         written: &Written<'_>,
@@ -105,7 +106,7 @@ impl Column {
         written.with_bytes(|value| {
             let mut buffer = Buffer::new(value.len())?;
             let mut refusal = Some(fernet::Error::NotAToken);
-            // Tokens that are refused come last.
+            // Refused tokens come last.
             let each = |opener: Result<_, _>| refusal = opener.err();
             let is_token = keyring.inspect_whole(value, &mut buffer, each);
             let place = || self.place(trigger);
@@ -125,7 +126,7 @@ impl Column {
         })
     }
 
-    /// Makes a token a value of the column's type.
+    /// Turns a token into a value of the column's type.
     fn fit<'fcx>(&self, token: Value<'fcx>, trigger: &Trigger<'_>) -> Result<Value<'fcx>, Error> {
         fit::check_token(&self.column, token.len(), || self.place(trigger))?;
         let value = match (self.column.max_chars(), self.plaintext) {
@@ -143,7 +144,7 @@ impl Column {
         Ok(value)
     }
 
-    /// Returns the column and its table for a message.
+    /// Describes the column and its table for a message.
     fn place(&self, trigger: &Trigger<'_>) -> String {
         format!(
             "column \"{}\" of {}",

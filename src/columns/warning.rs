@@ -1,4 +1,4 @@
-//! What the client is warned of.
+//! The warnings to the client.
 
 use super::conversion::Conversion;
 use super::find::Obstacle;
@@ -12,7 +12,7 @@ pub(super) fn single_key() -> Report {
     )
 }
 
-/// Tokens that no key opens, and so many others, are left as they are, the first of which are at `places`.
+/// Some tokens that no key opens, and some other values, were left. The first of them are at `places`.
 pub(super) fn left_as_they_are(
     conversion: Conversion,
     unknown_key: i64,
@@ -33,8 +33,7 @@ pub(super) fn left_as_they_are(
         ),
         Conversion::Encrypt | Conversion::Decrypt => (
             format!("{} among other text", counted(other, "token")),
-            "What stands beside a token is neither encrypted nor decrypted: only the application knows \
-             what it is.",
+            "Text beside a token is neither encrypted nor decrypted: only the application knows what it is.",
         ),
     });
     let (left, hints): (Vec<_>, Vec<_>) = unknown_key.into_iter().chain(other).unzip();
@@ -42,7 +41,7 @@ pub(super) fn left_as_they_are(
     Report::warning(message, hints.join(" ")).with_detail(places)
 }
 
-/// The last look saw so many tokens or values to which something is still to be done.
+/// The last look saw this many tokens or values that are still to be converted.
 pub(super) fn still_left(conversion: Conversion, left: i64) -> Report {
     let (message, hint) = match conversion {
         Conversion::Rotate { .. } => (
@@ -50,13 +49,13 @@ pub(super) fn still_left(conversion: Conversion, left: i64) -> Report {
                 "{} can still be read only with an older key",
                 counted(left, "token")
             ),
-            "Give the new key to all that write to the table, look at its triggers and rules, and call \
-             this again. fernet_census() counts the tokens under each key.",
+            "Give the new key to everything that writes to the table, check its triggers and rules, \
+             and call this again. fernet_census() counts the tokens under each key.",
         ),
         Conversion::Encrypt => (
             format!("still in plaintext: {}", counted(left, "value")),
-            "Make everything that writes to the table encrypt, look at its triggers and rules, and call \
-             this again. fernet_census() counts the values without a token.",
+            "Make everything that writes to the table encrypt, check its triggers and rules, and \
+             call this again. fernet_census() counts the values without a token.",
         ),
         Conversion::Decrypt => (
             format!("still encrypted: {}", counted(left, "value")),
@@ -65,11 +64,11 @@ pub(super) fn still_left(conversion: Conversion, left: i64) -> Report {
         ),
     };
     Report::warning(message, hint).with_detail(
-        "Others wrote or locked their rows each time, or a trigger or a rule keeps them as they are.",
+        "Other sessions wrote to or locked these rows each time, or a trigger or a rule keeps the old values.",
     )
 }
 
-/// There is no proof, for that reason, that this is all that is left.
+/// There is no proof, for the given reason, that these are all that is left.
 pub(super) fn unfinished(conversion: Conversion, reason: &str, left: i64) -> Report {
     let left = match conversion {
         Conversion::Rotate { .. } => {
@@ -86,11 +85,12 @@ pub(super) fn unfinished(conversion: Conversion, reason: &str, left: i64) -> Rep
     .with_detail(format!("{left}, not counting what could not be seen."))
 }
 
-/// Nobody will find plaintexts by that index any more, whose first column is to be encrypted.
+/// The index, which has the column as its first, no longer finds plaintexts once they are
+/// encrypted.
 pub(super) fn useless(index: &str) -> Report {
     Report::warning(
         format!("{index} finds no plaintext once it is encrypted"),
-        "If it is there to look values up, drop it, and keep a keyed hash of each in a column of its own.",
+        "If the index is used to look up values, drop it, and keep a keyed hash of each value in another column.",
     )
 }
 
@@ -99,7 +99,7 @@ pub(super) fn gave_up_waiting(writer: &str) -> String {
     format!("gave up waiting for {writer}")
 }
 
-pub(super) const GAVE_UP_LOOKING: &str = "gave up, since a table was changed each time this looked";
+pub(super) const GAVE_UP_LOOKING: &str = "gave up, since a table was changed during each look";
 
 /// A table was not looked at.
 pub(super) fn left_out(table: &str, obstacle: Obstacle) -> Report {

@@ -1,8 +1,9 @@
 //! The first look of a call, shared by background workers.
 //!
-//! Each takes a range of blocks after another, until there are none, and converts the rows in them in batches
-//! as the call does by itself. Nothing but time depends on them: what they have left, others have written
-//! meanwhile, or is in a table that they cannot read, the looks after this one find.
+//! Each worker takes one range of blocks after another until none is left. It converts their rows in
+//! batches, as the call does by itself. Workers change only the time that a call takes. The later looks
+//! find what the workers have left, what others have written meanwhile, and what is in a table that
+//! workers cannot read.
 
 use std::ffi::{CStr, CString};
 use std::mem;
@@ -26,18 +27,18 @@ use crate::pg::server;
 use crate::pg::transaction::Transaction;
 use crate::pg::worker::{Given, Workers, background_worker};
 
-/// How many blocks a worker takes at the least, and at the most.
+/// The least and the most blocks that a worker takes at a time.
 const BLOCKS: Range<u64> = 32..2048;
 
-/// How far all workers are.
+/// The progress of all workers.
 #[derive(Default)]
 struct Shared {
-    /// How many blocks of all tables, one table behind the other, have been taken.
+    /// How many blocks have been taken, counted over all tables, one after the other.
     taken: AtomicU64,
-    /// How many have been done, and the rows in them.
+    /// How many blocks are done, and the rows in them.
     blocks: AtomicU64,
     rows: AtomicI64,
-    /// As of a look.
+    /// As in `Look`.
     found: AtomicUsize,
     locked: AtomicUsize,
     kept: AtomicUsize,
@@ -45,7 +46,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Adds what came of a batch.
+    /// Adds the outcome of a batch.
     fn add(&self, look: &Look, done: i64) {
         self.rows.fetch_add(look.report.rows, Relaxed);
         self.found.fetch_add(look.found, Relaxed);
@@ -67,7 +68,7 @@ struct Task {
     column_name: CString,
 }
 
-/// Tables, with the number of blocks of each and all those before it.
+/// Tables, each with the number of its blocks and of all tables before it.
 #[derive(Debug, PartialEq)]
 struct Tables(Vec<(pg_sys::Oid, u64)>);
 
@@ -76,7 +77,8 @@ impl Tables {
         self.0.last().map_or(0, |&(_, end)| end)
     }
 
-    /// Returns the table of a block, and the range of its blocks that begins there, no longer than that.
+    /// Returns the table that holds a block, and the range of its blocks that starts there and has at
+    /// most `len` blocks.
     fn range(&self, start: u64, len: u64) -> Option<(pg_sys::Oid, Range<u32>)> {
         let table = self.0.partition_point(|&(_, end)| end <= start);
         let &(oid, end) = self.0.get(table)?;
@@ -88,7 +90,8 @@ impl Tables {
 }
 
 impl Task {
-    /// Takes what to read next. The less there is left, the less that is, so that all end at about the same time.
+    /// Takes what to read next. Ranges shrink as less is left, so that all workers end at about the same
+    /// time.
     fn take(&self, shared: &Shared) -> Option<(pg_sys::Oid, Range<u32>)> {
         let mut range = None;
         let take = |taken| {
@@ -145,14 +148,14 @@ impl Task {
     }
 }
 
-/// Lets up to so many workers do the first look. Returns what they have found and done, or nothing if there
-/// are none.
+/// Lets up to `workers` workers do the first look. Returns its outcome, or `None` if there are no
+/// workers.
 pub(super) fn share(
     pass: &mut Pass<'_>,
     workers: usize,
     label: &'static str,
 ) -> Result<Option<Look>, Error> {
-    // Where there is a constraint, nothing will be written: the first value that has to be ends the call.
+    // If there is a constraint, nothing will be written: the first value to be converted ends the call.
     if workers == 0 || pass.constraint.is_some() {
         return Ok(None);
     }
@@ -205,7 +208,7 @@ pub(super) fn share(
         let (rows, blocks) = (shared.rows.load(Relaxed), shared.blocks.load(Relaxed));
         progress.tell(rows as u64, blocks);
         server::sleep(Duration::from_secs(1));
-        // So that this transaction does not last: there may be a limit to that.
+        // So that this transaction does not last long: its duration may be limited.
         Transaction::end_current()?;
     }
     let shared = started.shared();
@@ -220,7 +223,7 @@ pub(super) fn share(
     }))
 }
 
-/// Returns what the server shows as the statement of the workers.
+/// Returns the statement that the server shows for the workers.
 fn statement(transaction: &Transaction, pass: &Pass<'_>) -> Result<CString, Error> {
     let relation = Relation::open(transaction, pass.relation, Lock::Read)
         .ok_or(Error::NoRelation(pass.relation))?;
@@ -338,7 +341,7 @@ mod tests {
         }
         assert_eq!(next, (4, 1));
         assert_eq!(lens.iter().sum::<usize>(), 10_011);
-        // Less and less.
+        // Ranges shrink.
         assert!(lens[1..].is_sorted_by(|one, other| one >= other));
         assert!(lens[1] > 500 && lens[lens.len() - 3] == 32);
     }

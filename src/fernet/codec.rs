@@ -1,4 +1,4 @@
-//! Base64 as Fernet uses it: canonical base64url out; in, whatever pyca takes.
+//! Base64 as Fernet uses it: writes canonical base64url, reads whatever pyca reads.
 
 use std::sync::LazyLock;
 
@@ -17,24 +17,24 @@ static BASE64URL: LazyLock<Engine> = LazyLock::new(|| {
     return Engine::new(&base64::alphabet::URL_SAFE, PAD);
 });
 
-/// Returns how many characters `len` bytes take in base64, or `None` past the end of `usize`.
+/// Returns how many characters `len` bytes take in base64, or `None` if a `usize` cannot hold that.
 pub(super) const fn encoded_len(len: usize) -> Option<usize> {
     base64::encoded_len(len, true)
 }
 
-/// Tells whether a byte is a character of either base64 alphabet. Padding is none.
+/// Tells whether a byte is a character of either base64 alphabet. Padding is not.
 pub(crate) const fn is_char(byte: u8) -> bool {
     matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' | b'-' | b'_')
 }
 
-/// Decodes what is written as we write it into the front of `buf` and returns the number of bytes.
-/// Three bytes for every four characters are always enough.
+/// Decodes base64 in the form in which we write it to the front of `buf`, and returns the number of
+/// bytes. Three bytes for every four characters are always enough.
 pub(super) fn decode_strict(encoded: &[u8], buf: &mut [u8]) -> Option<usize> {
     BASE64URL.decode_slice(encoded, buf).ok()
 }
 
-/// Decodes characters of the two alphabets whose padding, if they need any, is not with them. A `\`
-/// between them is passed over. `None` for one character more than a multiple of four.
+/// Decodes characters of the two alphabets without their padding, if they need any. Passes over a
+/// `\` between them. Returns `None` if there is one character more than a multiple of four.
 pub(super) fn decode_unpadded(chars: &[u8], buf: &mut [u8]) -> Option<usize> {
     let (groups, rest) = chars.split_at(chars.len() / 4 * 4);
     let (done, rest) = match decode_strict(groups, buf) {
@@ -45,13 +45,13 @@ pub(super) fn decode_unpadded(chars: &[u8], buf: &mut [u8]) -> Option<usize> {
     Some(done + len)
 }
 
-/// Decodes as CPython's `binascii.a2b_base64` does when it is not strict, with both alphabets.
-/// Returns how many bytes were written, and where the input ended: behind its last character, or
-/// behind the `=` that ended it. `None` if that is inside a group of four characters, or `out` is too
+/// Decodes like CPython's `binascii.a2b_base64` when it is not strict, with both alphabets. Returns
+/// how many bytes were written, and where the input ended: after its last character, or after the `=`
+/// that ended it. Returns `None` if that is inside a group of four characters, or if `out` is too
 /// small.
 ///
-/// Foreign bytes are skipped. A `=` ends the input once it completes a group that has at least two
-/// characters; before that it is skipped too. Bits that fill no byte are dropped.
+/// Skips all other bytes. A `=` ends the input if it completes a group that has at least two
+/// characters; a `=` before that is skipped too. Bits that fill no byte are dropped.
 pub(super) fn decode_lenient<'a>(
     encoded: impl IntoIterator<Item = &'a u8>,
     out: &mut [u8],
@@ -63,7 +63,8 @@ pub(super) fn decode_lenient<'a>(
         written += 1;
         Some(())
     };
-    // The current group: its last character's value, its characters so far, the `=` since then.
+    // The current group: the value of its last character, its number of characters, and the number
+    // of `=` since that character.
     let (mut last, mut chars, mut pads) = (0u8, 0, 0);
     for (at, &byte) in encoded.into_iter().enumerate() {
         let value = match byte {
@@ -95,7 +96,8 @@ pub(super) fn decode_lenient<'a>(
     (chars == 0).then_some((written, end))
 }
 
-/// How many bytes are encoded at a time: a multiple of three, so that groups never straddle.
+/// How many bytes are encoded at a time: a multiple of three, so that no group straddles two
+/// chunks.
 const CHUNK: usize = 768;
 
 /// Replaces the first `len` bytes of `buf` by their base64url form and returns its length.
@@ -127,16 +129,18 @@ fn encode(bytes: &[u8], out: &mut [u8]) {
         .expect("there is room for the encoded form");
 }
 
-/// Most tokens are shorter than what the engine uses vectors for, 128 bytes: it would encode them
-/// group by group, and take three times as long as with zeroes behind them, which make them longer.
+/// Most tokens are shorter than the 128 bytes from which on the engine uses vectors. It would
+/// encode them group by group, which takes three times as long as encoding them with zeroes
+/// appended.
 const SHORT: usize = 129;
 
-/// Encodes the first `size` bytes, behind which are zeroes, into `out`, which has their exact length.
+/// Encodes the first `size` bytes, which zeroes follow, into `out`, whose length must be exactly that
+/// of the result.
 fn encode_short(bytes: &[u8; SHORT], size: usize, out: &mut [u8]) {
     let mut chars = [0; SHORT / 3 * 4];
     encode(bytes, &mut chars);
     out.copy_from_slice(&chars[..out.len()]);
-    // The zeroes that fill up the last group are padding.
+    // The zeroes that fill up the last group become padding.
     let padding = out.len() / 4 * 3 - size;
     let end = out.len() - padding;
     out[end..].fill(b'=');
@@ -166,10 +170,10 @@ mod tests {
         assert_eq!(lenient(b"Zg==Zm9v").unwrap(), b"f");
         assert_eq!(lenient(b"Zm8=!").unwrap(), b"fo");
         assert_eq!(lenient(b"Zm8==").unwrap(), b"fo");
-        // Too early to count, then cancelled by a further character.
+        // One `=` comes too early to count, and the other is cancelled by a further character.
         assert_eq!(lenient(b"=Z=m9v").unwrap(), b"foo");
         assert_eq!(lenient(b"Zm=9v").unwrap(), b"foo");
-        // Bits left over are ignored.
+        // Remaining bits are ignored.
         assert_eq!(lenient(b"Zh==").unwrap(), b"f");
     }
 
@@ -204,7 +208,7 @@ mod tests {
         assert_eq!(unpadded(b"-_+/").unwrap(), [0xfb, 0xff, 0xbf]);
         assert_eq!(unpadded(b"-_-_+/").unwrap(), [0xfb, 0xff, 0xbf, 0xfb]);
         assert_eq!(unpadded(b"Zm9vZ"), None);
-        // As PHP, and others, write a slash in JSON.
+        // PHP and others write a slash in JSON this way.
         assert_eq!(unpadded(br"-_+\/").unwrap(), [0xfb, 0xff, 0xbf]);
         assert_eq!(unpadded(br"Zm9v\/g").unwrap(), b"foo\xfe");
         assert_eq!(

@@ -1,19 +1,19 @@
 use std::fmt;
 
-/// Why a key list, or a token, is refused. Holds neither key material nor plaintext.
+/// Why a key list or a token is refused. Holds neither key material nor plaintext.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     /// The list has no element at all.
     EmptyKeyList,
-    /// An element of the list is not 32 bytes in base64, or more base64 follows it. `position` counts
-    /// from 1.
+    /// An element of the list is not 32 bytes in base64, or has more base64 after its padding.
+    /// `position` counts from 1.
     InvalidKey { position: usize },
     /// The value does not have the form of a token: base64, version, lengths.
     NotAToken,
     /// The HMAC matches under none of the keys.
     Unauthenticated,
-    /// The HMAC matches, but what decrypts does not end in PKCS#7 padding.
+    /// The HMAC matches, but the decrypted bytes do not end in PKCS#7 padding.
     BadPadding,
     /// There is no memory for that many keys.
     OutOfMemory,

@@ -16,8 +16,8 @@ const KEY: usize = 32;
 /// HMAC without a buffer of its own.
 type Mac = HmacCore<Sha256>;
 
-/// A Fernet key, ready to use: the HMAC state and both key schedules are computed, and wiped when
-/// the key is dropped. The bytes of the key itself are not kept.
+/// A Fernet key, ready to use: it holds the HMAC state and both key schedules, which are wiped when
+/// it is dropped. It does not hold the bytes of the key itself.
 pub struct Key {
     mac: Mac,
     encryptor: Aes128Enc,
@@ -26,8 +26,8 @@ pub struct Key {
 }
 
 impl Key {
-    /// Reads a key: 32 bytes in base64, decoded as leniently as pyca does it, except that no more
-    /// base64 may follow its padding: that would be another key, which pyca forgets.
+    /// Reads a key: 32 bytes in base64, decoded as leniently as pyca does it, with one exception.
+    /// No more base64 may follow its padding: that would be another key, which pyca ignores.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let mut bytes = Zeroizing::new([0; KEY]);
         let (len, end) = codec::decode_lenient(text, &mut bytes[..])?;
@@ -44,8 +44,8 @@ impl Key {
         })
     }
 
-    /// Returns the first eight bytes of the SHA-256 of the key: enough to tell keys apart, and of
-    /// no use to find one.
+    /// Returns the first eight bytes of the SHA-256 of the key. They tell keys apart, and are of no
+    /// use for finding a key.
     pub fn fingerprint(&self) -> [u8; 8] {
         self.fingerprint
     }
@@ -55,8 +55,8 @@ impl Key {
         self.sign(token.signed()) == CtOutput::new((*token.hmac()).into())
     }
 
-    /// Returns the HMAC of a token's other bytes, which is compared in constant time. `Hmac` would do the
-    /// same with a clone of a buffer that is still empty.
+    /// Returns the HMAC of a token's other bytes, which is compared in constant time. `Hmac` would give
+    /// the same, but would clone a buffer that is still empty.
     pub(super) fn sign(&self, signed: &[u8]) -> CtOutput<Mac> {
         let mut mac = self.mac.clone();
         let mut buffer = Buffer::<Mac>::default();
@@ -66,13 +66,14 @@ impl Key {
         CtOutput::new(hmac)
     }
 
-    /// Returns the HMAC of nothing: the same for two keys exactly if their signing halves are.
+    /// Returns the HMAC of the empty message, which is the same for two keys exactly if their
+    /// signing halves are.
     pub(super) fn signing_id(&self) -> [u8; HMAC] {
         self.sign(&[]).into_bytes().into()
     }
 
-    /// Returns the plaintext's length, or `None` if the padding is wrong under this key. Looks at
-    /// the last block alone, so that nothing is decrypted in vain. `blocks` is IV and ciphertext.
+    /// Returns the plaintext's length, or `None` if the padding is wrong under this key. Looks only
+    /// at the last block, so that nothing is decrypted in vain. `blocks` is IV and ciphertext.
     pub(super) fn plaintext_len(&self, blocks: &[u8]) -> Option<usize> {
         let (before, last) = blocks.split_last_chunk::<BLOCK>()?;
         let mut block = Zeroizing::new(Block::from(*last));
@@ -81,13 +82,13 @@ impl Key {
         Some(before.len() - BLOCK + tail)
     }
 
-    /// Decrypts whole blocks in place, and leaves their padding.
+    /// Decrypts whole blocks in place, including their padding.
     pub(super) fn decrypt(&self, iv: &IV, blocks: &mut [u8]) {
         let (blocks, _) = Block::slice_as_chunks_mut(blocks);
         cbc::Decryptor::inner_iv_init(&self.decryptor, &(*iv).into()).decrypt_blocks(blocks);
     }
 
-    /// Encrypts whole blocks in place; they are padded already.
+    /// Encrypts whole blocks, which are already padded, in place.
     pub(super) fn encrypt(&self, iv: &IV, blocks: &mut [u8]) {
         let (blocks, _) = Block::slice_as_chunks_mut(blocks);
         cbc::Encryptor::inner_iv_init(&self.encryptor, &(*iv).into()).encrypt_blocks(blocks);

@@ -10,16 +10,16 @@ use super::{Error, Key, codec, sealed_len};
 /// opens tokens.
 pub struct Keyring {
     keys: Vec<Key>,
-    /// Whether no two keys share the half that signs. Then at most one key authenticates a token,
-    /// and the order in which they are tried is free.
+    /// Whether no two keys share their signing half. Then at most one key authenticates a token,
+    /// and the keys can be tried in any order.
     distinct: bool,
-    /// The key that opened the token before this one. During a rotation it opens nearly all of
-    /// them, so it is tried first where the order is free.
+    /// The key that opened the previous token. In a rotation it opens nearly all of them, so it is
+    /// tried first if the order is free.
     last: Cell<usize>,
 }
 
 impl Keyring {
-    /// Reads keys between commas, newest first. Nothing may be missing between two commas.
+    /// Reads keys between commas, newest first. Each element must be a key.
     ///
     /// # Errors
     /// [`Error::EmptyKeyList`], or [`Error::InvalidKey`] with the position of the first bad key.
@@ -30,8 +30,8 @@ impl Keyring {
         Self::parse(list.split(|&byte| byte == b','), list.len())
     }
 
-    /// Reads keys that stand on lines or between commas, newest first. Blank lines do not count,
-    /// nor does what follows a `#` on its line.
+    /// Reads keys separated by line breaks or commas, newest first. Blank lines are ignored, and so
+    /// is the rest of a line after a `#`.
     ///
     /// # Errors
     /// [`Error::EmptyKeyList`], or [`Error::InvalidKey`] with the position of the first bad key.
@@ -43,16 +43,16 @@ impl Keyring {
         Self::parse(keys, text.len())
     }
 
-    /// Reads the keys of a list that has so many bytes.
+    /// Reads the keys of a list of `bytes` bytes.
     fn parse<'a>(
         list: impl Iterator<Item = &'a [u8]> + Clone,
         bytes: usize,
     ) -> Result<Self, Error> {
-        // A key and what separates it from the next. Where there are more elements than such, one of
-        // them is no key, however many there are.
+        // The length of a key and its separator. A list that has more elements than this length
+        // allows has one that is no key, so it needs no more room.
         const LEN: usize = 45;
         let mut keys = Vec::new();
-        // Room for all of them at once: a vector that grows leaves unwiped copies behind.
+        // Room for all of them at once: a vector that grows would leave unwiped copies behind.
         keys.try_reserve_exact(list.clone().count().min((bytes + 1) / LEN))
             .map_err(|_| Error::OutOfMemory)?;
         for (index, text) in list.enumerate() {
@@ -94,8 +94,8 @@ impl Keyring {
         self.finish(iv, padded + HMAC, buf)
     }
 
-    /// Decrypts a token with the key that opens it. The plaintext is at the front of the token's
-    /// buffer, the rest of which is wiped; returns its length.
+    /// Decrypts a token with the key that opens it. The plaintext is then at the front of the
+    /// token's buffer, and the rest of the buffer is wiped. Returns the plaintext's length.
     ///
     /// # Errors
     /// [`Error::Unauthenticated`], [`Error::BadPadding`]: nothing was decrypted.
@@ -105,8 +105,8 @@ impl Keyring {
         Ok(len)
     }
 
-    /// Puts the plaintext of a token, of that length, to the front of the token's buffer, the rest of
-    /// which is wiped. The key with that index opens it.
+    /// Moves the plaintext of a token, of length `len`, to the front of the token's buffer, and wipes
+    /// the rest. The key at `index` must open the token.
     pub(super) fn unseal(&self, token: Token<'_>, index: usize, len: usize) {
         let Token { buf, len: end } = token;
         decrypt(&self.keys[index], &mut buf[..end]);
@@ -114,20 +114,20 @@ impl Keyring {
         zeroize_bytes(&mut buf[len..end]);
     }
 
-    /// Replaces a token that the key with that index opens by one under the first key, with its own
-    /// timestamp, and returns the new one's length.
+    /// Replaces a token, which the key at `index` opens, by one under the first key with the same
+    /// timestamp. Returns the new token's length.
     ///
     /// # Panics
     /// If the buffer has no room for the new token.
     pub(super) fn reseal(&self, token: Token<'_>, index: usize, iv: &IV) -> usize {
         let Token { buf, len } = token;
         decrypt(&self.keys[index], &mut buf[..len]);
-        // The padding stays, and with it every length.
+        // The padding stays, so no length changes.
         self.finish(iv, len, buf)
     }
 
-    /// Returns the index of the key that authenticates the token, if one does: it need not be the one
-    /// that opens it, since the padding may be wrong.
+    /// Returns the index of the key that authenticates the token, if one does. That need not be the
+    /// key that opens it, since the padding may be wrong under it.
     pub fn key_index(&self, token: &Token<'_>) -> Option<usize> {
         let index = self
             .search_order()
@@ -136,9 +136,9 @@ impl Keyring {
         Some(index)
     }
 
-    /// Finds the key that authenticates the token and under which its padding is right, with the
-    /// length of the plaintext. Like pyca's `MultiFernet` it goes on to the next key after a bad
-    /// padding: keys may share the half that signs.
+    /// Finds the key that authenticates the token and under which its padding is right, and returns
+    /// it with the length of the plaintext. Like pyca's `MultiFernet`, goes on to the next key
+    /// after a bad padding: keys may share their signing half.
     pub(super) fn opener(&self, token: &Token<'_>) -> Result<(usize, usize), Error> {
         let mut refusal = Error::Unauthenticated;
         for index in self.search_order() {
@@ -166,7 +166,7 @@ impl Keyring {
         }
     }
 
-    /// Turns `buf[..len]`, where version, timestamp and padded plaintext stand, into a token under
+    /// Turns `buf[..len]`, which holds version, timestamp and padded plaintext, into a token under
     /// the first key.
     fn finish(&self, iv: &IV, len: usize, buf: &mut [u8]) -> usize {
         let first = &self.keys[0];
@@ -179,8 +179,8 @@ impl Keyring {
     }
 }
 
-/// Uses a key that is no secret as any other is used, so that what the last one left on the stack
-/// and in the processor's registers is overwritten. Tells whether all of it ran.
+/// Uses a public key in the same way as any other key, to overwrite what the last key has left on
+/// the stack and in the processor's registers. Tells whether it ran to its end.
 pub fn overwrite_traces() -> bool {
     let Ok(ring) = Keyring::parse_list(b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=") else {
         return false;

@@ -1,9 +1,10 @@
-//! The places in a value where a token may be, for which no key is needed.
+//! The places in a value where a token may be. Finding them needs no key.
 //!
-//! A stretch is as many characters of the two base64 alphabets as there are in a row, where a `/` may be
-//! escaped, as in JSON. The runs in it are of the characters that tokens are written with; what joins
-//! them, `/` and `+`, is in tokens of the standard alphabet alone, or somebody else's, as in a path. A token
-//! may begin anywhere in a run or a stretch, and reaches to the end of that or of another run.
+//! A *stretch* is an unbroken sequence of characters of the two base64 alphabets; a `/` in it may be
+//! escaped, as in JSON. A stretch consists of *runs* of the characters that tokens in base64url are
+//! written with. `/` and `+` join the runs: they are in tokens of the standard alphabet, or belong to
+//! other text such as a path. A token may begin anywhere in a run or a stretch, and reaches to the end
+//! of that run or of a later one.
 
 use std::iter;
 use std::ops::Range;
@@ -12,13 +13,13 @@ use memchr::memmem;
 
 use super::{Token, codec};
 
-/// What a token begins with in a run: the version, and a timestamp of 48 bits at most.
+/// The start of every token in a run: the version, and a timestamp of at most 48 bits.
 const START: &[u8] = b"gAAA";
 
-/// What a token begins with that no key vouches for: a timestamp before the year 4147.
+/// The start of a token that no key has authenticated: a timestamp before the year 4147.
 const UNKNOWN_START: &[u8] = b"gAAAAA";
 
-/// Tells whether there may be a token in a document, JSON for instance, which as a whole is none.
+/// Tells whether a document, such as JSON, may hold a token.
 pub fn may_hold_tokens(document: &[u8]) -> bool {
     memmem::find(document, START).is_some()
 }
@@ -42,7 +43,7 @@ pub(super) fn stretches(value: &[u8], mut from: usize) -> impl Iterator<Item = R
     })
 }
 
-/// Counts the characters at the front that are no text, but an escape, as of a line break in JSON.
+/// Counts the characters at the front that belong to an escape, such as a line break in JSON.
 fn escape_len(before: &[u8], chars: &[u8]) -> usize {
     if !before.ends_with(b"\\") {
         return 0;
@@ -75,13 +76,14 @@ pub(super) fn joins_runs(byte: &u8) -> bool {
     matches!(byte, b'/' | b'+' | b'\\')
 }
 
-/// Leaves out what joins a part of a stretch to what is behind it.
+/// Removes from the end of a part the bytes that join it to what follows.
 pub(super) fn trimmed(value: &[u8], part: Range<usize>) -> Range<usize> {
     let behind = value[part.clone()].iter().rev();
     part.start..part.end - behind.take_while(|byte| joins_runs(byte)).count()
 }
 
-/// Counts the `\` at the front: an escape begins with several where JSON is a string in other JSON.
+/// Counts the `\` at the front: an escape begins with several of them if the JSON is a string in
+/// other JSON.
 fn slashes(bytes: &[u8]) -> usize {
     bytes.iter().take_while(|&&byte| byte == b'\\').count()
 }
@@ -90,18 +92,19 @@ pub(super) fn is_char(byte: &&u8) -> bool {
     codec::is_char(**byte)
 }
 
-/// How many times the length of a run is spent on the tokens that may be at its end.
+/// How many times the length of a run may be spent on the tokens that may be at its end.
 const EFFORT: usize = 4;
 
-/// Returns where a token may be at the end of a run, or of several that are joined: from any `gAAA` on,
-/// the shortest first.
+/// Returns the places at the end of a run, or of several joined runs, at which there may be a token:
+/// from each `gAAA` on, the shortest first.
 ///
-/// A run of nothing but `gAAA` holds so many of them that to try all would be quadratic; so, but for
-/// the run as a whole, they are given up once they have taken several times its length. That misses
-/// no token. It would have to begin behind its start, where somebody else's characters stand before
-/// it; the longer ones that these make come after it. Shorter ones begin inside of it, in a
-/// ciphertext or an HMAC, where nobody can place anything: there is a `gAAA` in one of 2^24 places,
-/// and it would take four that each are nearly as long as the token.
+/// A run of nothing but `gAAA` holds so many places that trying all of them would take quadratic
+/// time. So it gives up, except for the run as a whole, once it has tried several times the length
+/// of the run. No token is missed by that. To be missed, a token would have to begin after the start
+/// of the run, with other characters before it. The longer places, which those characters make, are
+/// tried after it. Shorter places begin inside the token, in its ciphertext or HMAC, where nobody
+/// can choose the characters. One of 2^24 places there has a `gAAA`, and it would take four such
+/// places that are each nearly as long as the token.
 pub(super) fn places(value: &[u8], run: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let padding = padding(&value[run.end..]);
     let mut effort = EFFORT * run.len();
@@ -131,13 +134,13 @@ fn count_chars(run: &[u8]) -> usize {
     run.iter().filter(|&&byte| byte != b'\\').count()
 }
 
-/// Tells whether so many characters, with so much padding behind them, have the length of a token.
+/// Tells whether so many characters, followed by so much padding, have the length of a token.
 fn fits(chars: usize, padding: usize) -> bool {
     chars.next_multiple_of(4) - chars <= padding && Token::has_len(chars * 3 / 4)
 }
 
-/// Counts the `=` at the front of `bytes`, up to the two that a token may need, written as they are
-/// or as applications escape them: in a URL, or in JSON, once or more often.
+/// Counts the `=` at the front of `bytes`, up to the two that a token may need. They may be escaped
+/// as applications do it, for a URL or, once or several times, for JSON.
 fn padding(bytes: &[u8]) -> usize {
     fn strip(bytes: &[u8]) -> Option<&[u8]> {
         match bytes {
@@ -160,7 +163,7 @@ mod tests {
 
     /// Counts the characters that are decoded and authenticated.
     fn effort(value: &[u8]) -> usize {
-        // Twice each run, and what is joined.
+        // Each run twice, and the joined runs.
         let runs = stretches(value, 0).flat_map(|stretch| {
             let runs = runs(value, &stretch).flat_map(|run| [run.clone(), run]);
             runs.chain([stretch]).collect::<Vec<_>>()
@@ -198,7 +201,7 @@ mod tests {
         // Less than four times 4000 characters in all.
         assert_eq!(lengths.len(), 20);
         assert_eq!(lengths.iter().sum::<usize>(), 14_960);
-        // 73 bytes are the least: one block. 4000 characters are 3000 bytes, which is no length.
+        // A token has at least 73 bytes, with one block. 4000 characters are 3000 bytes, which no token has.
         assert!(!fits(96, 2) && fits(98, 2) && !Token::has_len(3000));
         let value = "gAAA".repeat(1011);
         let longest = places(value.as_bytes(), 0..value.len()).last();
@@ -235,10 +238,10 @@ mod tests {
         assert_eq!(found("gAAA", 0)[0], 0..4);
         assert_eq!(found(" ab-_gAAA+/12= gAA gAAA", 0), [1..13, 19..23]);
         assert_eq!(found("gAAAgAAA,gAAA", 0), [0..8, 9..13]);
-        // As behind a token.
+        // As after a token.
         assert_eq!(found("==xgAAA", 2)[0], 2..7);
         assert!(found("gaaa gAA A", 0).is_empty());
-        // Over escaped slashes, and from behind an escape on.
+        // Across escaped slashes, and starting after an escape.
         assert_eq!(found(r"gAAA\/xgAAA\n", 0)[0], 0..11);
         assert_eq!(found(r"a\/gAAA\\\/x\x", 0)[0], 2..12);
         assert_eq!(found(r"gAAA\\", 0)[0], 0..4);

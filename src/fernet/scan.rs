@@ -1,18 +1,19 @@
-//! Tokens in a value: the value itself, or what stands in it between quotes, in JSON, in a list,
-//! behind a prefix.
+//! Tokens in a value: the value itself, or tokens in it between quotes, in JSON, in a list or
+//! after a prefix.
 //!
-//! In order, each step only where the one before has not settled the matter:
+//! These steps are taken in order, each only if those before have not settled the matter:
 //!
-//! 1. A value that is one token as we write it, which nearly all are, is decoded once, and that is
-//!    all.
-//! 2. What pyca makes of the value, which skips foreign bytes and ends at the padding, is a token if
-//!    a key opens it. Line breaks may stand in such a token. What else stands before its padding stays.
-//! 3. Behind that, each run of characters may end in a token, be it in the middle of a path; and what
-//!    no run has at its end, several that are joined may have: a token in the standard alphabet.
-//! 4. What no key opens is a token if it has the form of one, and nothing is directly before or behind
-//!    it.
+//! 1. Nearly all values are one token in the form in which we write it. Such a value is decoded once,
+//!    and no other step follows.
+//! 2. The value as a whole is decoded as pyca does it, skipping other bytes and ending at the padding.
+//!    The result is a token if a key opens it. It may have line breaks in it. Other text before its
+//!    padding stays.
+//! 3. After that, each run of characters may end in a token, even in the middle of a path. If none of
+//!    several joined runs does, they may together: a token in the standard alphabet.
+//! 4. A stretch that no key opens is a token if it has the form of one, and nothing directly precedes
+//!    or follows it.
 //!
-//! Whatever is no token's stays where it is, byte for byte.
+//! All bytes that do not belong to a token stay where they are.
 
 use std::convert::Infallible;
 use std::iter;
@@ -31,7 +32,7 @@ pub struct Haystack<'v> {
 }
 
 impl<'v> Haystack<'v> {
-    /// A document, JSON for instance: as a whole it is no token.
+    /// A document, such as JSON, which as a whole is no token.
     pub fn document(bytes: &'v [u8]) -> Self {
         Self {
             bytes,
@@ -58,8 +59,9 @@ impl Deref for Haystack<'_> {
 }
 
 impl Keyring {
-    /// Looks at every token in a value. Tells `each` the index of the key that opens it, or why none
-    /// does; those that none opens come last. If `each` is not called, there is no token.
+    /// Looks at every token in a value. Calls `each` with the index of the key that opens it, or
+    /// with the reason why none does; tokens that no key opens come last. If there is no token,
+    /// `each` is not called.
     ///
     /// # Panics
     /// If `buf` is shorter than the value.
@@ -72,9 +74,9 @@ impl Keyring {
         let Ok(_) = self.each_token(value.into(), buf, each, |_, _| Ok::<_, Infallible>(None));
     }
 
-    /// Rotates every token in a value that a key other than the first opens, and tells `each`
-    /// of every token as [`inspect_value`](Self::inspect_value) does. The new value is at the front
-    /// of `buf`; returns its length, or `None` if there is nothing to rotate.
+    /// Rotates every token in a value that a key other than the first opens, and calls `each` for
+    /// every token as [`inspect_value`](Self::inspect_value) does. The new value is then at the
+    /// front of `buf`. Returns its length, or `None` if there is nothing to rotate.
     ///
     /// # Errors
     /// Those of `iv`, which is called once for each new token.
@@ -108,8 +110,8 @@ impl Keyring {
         self.open_whole(value, buf, each).is_some()
     }
 
-    /// The same; where it is one token, its plaintext is at the front of `buf`, and its length is
-    /// returned.
+    /// Does the same. If the value is such a token, its plaintext is then at the front of `buf`,
+    /// and its length is returned.
     ///
     /// # Panics
     /// If `buf` is shorter than `value`.
@@ -124,8 +126,8 @@ impl Keyring {
         Some(len)
     }
 
-    /// Looks at every token. Where the value is one that a key opens, returns it with the index of that
-    /// key and the length of the plaintext.
+    /// Looks at every token. If the value is one token that a key opens, returns it with the index of
+    /// that key and the length of the plaintext.
     fn open_whole<'b>(
         &self,
         value: &[u8],
@@ -148,8 +150,9 @@ impl Keyring {
         }
     }
 
-    /// Gives every token that a key opens to `change`, with the index of that key. `change` may put
-    /// another into its place, and returns that one's length. Returns that of the new value.
+    /// Calls `change` with every token that a key opens, and with the index of that key. `change`
+    /// may put another token into its place, and then returns the other's length. Returns the
+    /// length of the new value.
     fn each_token<E>(
         &self,
         haystack: Haystack<'_>,
@@ -163,6 +166,7 @@ impl Keyring {
         } = haystack;
         assert!(buf.len() >= value.len());
         let mut whole = Error::NotAToken;
+        let mut refused_last = None;
         if !is_document && let Some(len) = Token::decode_strict(value, buf) {
             let token = Token { buf, len };
             match self.opener(&token) {
@@ -170,19 +174,28 @@ impl Keyring {
                     each(Ok(key));
                     return change(token, key);
                 }
-                Err(refusal) => whole = refusal,
+                Err(refusal) => {
+                    whole = refusal;
+                    refused_last = Some((0..chars_len(value), refusal));
+                }
             }
         }
 
-        let mut output = Output::new(value, buf);
+        let mut search = Search {
+            keyring: self,
+            value,
+            output: Output::new(value, buf),
+            refused_last,
+        };
         let mut found = false;
         let mut next = 0;
         if !is_document
             && whole == Error::NotAToken
             && let Some(start) = Token::start(value)
-            && let Some((len, end)) = Token::decode_lenient(&value[start..], output.at(start))
+            && let Some((len, end)) =
+                Token::decode_lenient(&value[start..], search.output.at(start))
         {
-            let buf = output.at(start);
+            let buf = search.output.at(start);
             let token = Token { buf, len };
             match self.opener(&token) {
                 Ok((key, _)) => {
@@ -190,7 +203,7 @@ impl Keyring {
                     found = true;
                     next = start + own_len(&value[start..start + end]);
                     if let Some(len) = change(token, key)? {
-                        output.replace(start..next, len);
+                        search.output.replace(start..next, len);
                     }
                 }
                 Err(refusal) => whole = refusal,
@@ -209,32 +222,32 @@ impl Keyring {
         for stretch in stretches(value, next) {
             let mut rest = stretch.start;
             for run in runs(value, &stretch) {
-                let Some(mut opened) = self.open_in(value, run.clone(), &mut output) else {
+                let Some(mut opened) = search.open_in(run.clone()) else {
                     continue;
                 };
-                // One in the other alphabet may end before what joins them. Where nothing does, both would be
-                // one run once they are rotated.
+                // A token in the other alphabet may end before the byte that joins the runs. If nothing
+                // joined them, both would be one run after the rotation.
                 let before = trimmed(value, rest..opened.place.start);
                 if before.end < opened.place.start
-                    && let Some(other) = self.open_in_joined(value, before, &mut output)
+                    && let Some(other) = search.open_in_joined(before)
                 {
-                    take(&mut output, other)?;
-                    // What follows may be at another place now.
-                    match self.open_in(value, run, &mut output) {
+                    take(&mut search.output, other)?;
+                    // What follows may have moved.
+                    match search.open_in(run) {
                         Some(again) => opened = again,
                         None => continue,
                     }
                 }
                 rest = opened.place.end;
-                take(&mut output, opened)?;
+                take(&mut search.output, opened)?;
             }
-            if let Some(other) = self.open_in_joined(value, rest..stretch.end, &mut output) {
+            if let Some(other) = search.open_in_joined(rest..stretch.end) {
                 rest = other.place.end;
-                take(&mut output, other)?;
+                take(&mut search.output, other)?;
             }
             if rest > stretch.start {
                 found = true;
-            } else if let Some(refusal) = self.refusal(value, stretch, &mut output) {
+            } else if let Some(refusal) = search.refusal(stretch) {
                 refused.add(refusal);
             }
         }
@@ -244,47 +257,64 @@ impl Keyring {
         iter::repeat_n(Error::Unauthenticated, refused.unauthenticated)
             .chain(iter::repeat_n(Error::BadPadding, refused.badly_padded))
             .for_each(|refusal| each(Err(refusal)));
-        Ok(output.finish())
+        Ok(search.output.finish())
+    }
+}
+
+/// Tries what may be a token in a value, which it decodes at its place in the output.
+struct Search<'a> {
+    keyring: &'a Keyring,
+    value: &'a [u8],
+    output: Output<'a>,
+    /// The same characters often come again at once: a value may be one stretch of one run.
+    refused_last: Option<(Range<usize>, Error)>,
+}
+
+impl Search<'_> {
+    /// Opens the token of these characters.
+    fn open(&mut self, place: Range<usize>) -> Result<Opened, Error> {
+        if let Some((last, refusal)) = &self.refused_last
+            && *last == place
+        {
+            return Err(*refusal);
+        }
+        let buf = self.output.at(place.start);
+        let len =
+            codec::decode_unpadded(&self.value[place.clone()], buf).ok_or(Error::NotAToken)?;
+        match self.keyring.opener(&Token { buf, len }) {
+            Ok((key, _)) => Ok(Opened { place, len, key }),
+            Err(refusal) => {
+                self.refused_last = Some((place, refusal));
+                Err(refusal)
+            }
+        }
     }
 
-    /// Finds the token at the end of a run, if a key opens one. It is decoded at its place in the buffer.
-    fn open_in(&self, value: &[u8], run: Range<usize>, output: &mut Output<'_>) -> Option<Opened> {
-        places(value, run).find_map(|place| {
-            let buf = output.at(place.start);
-            let len = codec::decode_unpadded(&value[place.clone()], buf)?;
-            let (key, _) = self.opener(&Token { buf, len }).ok()?;
-            Some(Opened { place, len, key })
-        })
+    /// Finds the token at the end of a run, if a key opens one.
+    fn open_in(&mut self, run: Range<usize>) -> Option<Opened> {
+        places(self.value, run).find_map(|place| self.open(place).ok())
     }
 
-    /// The same for several runs that are joined, none of which has one at its end.
-    fn open_in_joined(
-        &self,
-        value: &[u8],
-        range: Range<usize>,
-        output: &mut Output<'_>,
-    ) -> Option<Opened> {
-        let text = &value[range.clone()];
+    /// Does the same for several joined runs of which none has such a token at its end.
+    fn open_in_joined(&mut self, range: Range<usize>) -> Option<Opened> {
+        let text = &self.value[range.clone()];
         if text.iter().any(joins_runs) && may_hold_tokens(text) {
-            self.open_in(value, range, output)
+            self.open_in(range)
         } else {
             None
         }
     }
 
-    /// Returns why no key opens a stretch that as a whole has the form of a token.
-    fn refusal(
-        &self,
-        value: &[u8],
-        stretch: Range<usize>,
-        output: &mut Output<'_>,
-    ) -> Option<Error> {
-        if !has_form(value, &stretch) {
+    /// Returns the reason why no key opens a stretch, if the stretch as a whole has the form of a
+    /// token.
+    fn refusal(&mut self, stretch: Range<usize>) -> Option<Error> {
+        if !has_form(self.value, &stretch) {
             return None;
         }
-        let buf = output.at(stretch.start);
-        let len = codec::decode_unpadded(&value[stretch], buf)?;
-        self.opener(&Token { buf, len }).err()
+        match self.open(stretch) {
+            Err(Error::NotAToken) | Ok(_) => None,
+            Err(refusal) => Some(refusal),
+        }
     }
 }
 
@@ -296,8 +326,8 @@ struct Opened {
     key: usize,
 }
 
-/// Counts what has the form of a token in a value, for which no key is needed: fewer than there are,
-/// where other characters stand directly before one, or behind it.
+/// Counts what has the form of a token in a value. This needs no key, but misses tokens that other
+/// characters directly precede or follow.
 ///
 /// # Panics
 /// If `buf` is shorter than the value.
@@ -331,9 +361,15 @@ impl Refused {
     }
 }
 
-/// Returns how much of what pyca decodes as a token is the token's own: all, where nothing but white
-/// space stands between its last character and the `=` that ended it. Else that is somebody else's, or
-/// a text is between them that must not be lost, and the token ends with its last character.
+/// Returns the length of a token in the form in which we write it, without its padding.
+fn chars_len(token: &[u8]) -> usize {
+    token.len() - token.iter().rev().take_while(|&&byte| byte == b'=').count()
+}
+
+/// Returns how many of the bytes that pyca decodes as a token belong to the token: all, if there is
+/// only white space between its last character and the `=` that ended it. Otherwise the `=` belongs to
+/// other text, or there is text between them that must not be lost; the token then ends with its last
+/// character.
 fn own_len(decoded: &[u8]) -> usize {
     let chars_end = decoded.iter().rposition(|byte| is_char(&byte));
     let chars_end = chars_end.map_or(0, |last| last + 1);
@@ -345,14 +381,15 @@ fn own_len(decoded: &[u8]) -> usize {
     }
 }
 
-/// The new value, made from left to right in a buffer of the value's length. What is behind the part
-/// that is done is room to work in.
+/// The new value, made from left to right in a buffer of the value's length. The buffer after the
+/// finished part is working space.
 struct Output<'a> {
     value: &'a [u8],
     buf: &'a mut [u8],
     /// How much of the value is done.
     done: usize,
-    /// How much shorter than that the new value is: what has stood inside of tokens is gone.
+    /// How many bytes shorter the new value is so far, because tokens in it had other bytes between
+    /// their characters.
     gap: usize,
 }
 
@@ -366,13 +403,14 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Returns the buffer from where that place of the value will be.
+    /// Returns the buffer from the position that `place` of the value will have.
     fn at(&mut self, place: usize) -> &mut [u8] {
         &mut self.buf[place - self.gap..]
     }
 
-    /// Takes the new token that is in the buffer at the start of `place` instead of the old one that the
-    /// value has there. Padding that the old one has not in its place is not taken: it is behind it.
+    /// Replaces the token at `place` by the new token, which is in the buffer at the start of `place`.
+    /// If the old token has no padding at its place, because the padding follows it, the new token's is
+    /// left out.
     fn replace(&mut self, place: Range<usize>, len: usize) {
         let old = self.value[place.clone()].iter();
         let len = len.min(old.filter(|byte| is_char(byte) || **byte == b'=').count());
@@ -381,7 +419,7 @@ impl<'a> Output<'a> {
         self.gap += place.len() - len;
     }
 
-    /// Takes what the value has, up to there.
+    /// Copies the value up to `end`.
     fn copy_to(&mut self, end: usize) {
         let bytes = &self.value[self.done..end];
         self.buf[self.done - self.gap..end - self.gap].copy_from_slice(bytes);

@@ -3,7 +3,7 @@ use super::{Error, codec};
 /// Size of an AES block, and of an initialisation vector.
 pub const BLOCK: usize = 16;
 
-/// An initialisation vector. It must be unpredictable, and used once.
+/// An initialisation vector. It must be unpredictable, and used only once.
 pub type IV = [u8; BLOCK];
 
 // version ‖ timestamp ‖ IV ‖ ciphertext ‖ HMAC
@@ -13,8 +13,8 @@ pub(super) const IV_AT: usize = 9;
 pub(super) const CIPHERTEXT_AT: usize = IV_AT + BLOCK;
 pub(super) const HMAC: usize = 32;
 
-/// Returns the length in bytes of the token of a plaintext of `len` bytes, or `None` past the end
-/// of `usize`.
+/// Returns the length in bytes of the token of a plaintext of `len` bytes, or `None` if a `usize`
+/// cannot hold that.
 pub const fn sealed_len(len: usize) -> Option<usize> {
     let Some(padded) = (len / BLOCK + 1).checked_mul(BLOCK) else {
         return None;
@@ -25,8 +25,8 @@ pub const fn sealed_len(len: usize) -> Option<usize> {
     }
 }
 
-/// A token of the right form, decoded, in a buffer of the caller's. Nothing in it can be trusted
-/// until a key of a [`Keyring`](super::Keyring) has authenticated it.
+/// A token of the right form, decoded in the caller's buffer. Nothing in it can be trusted until a
+/// key of a [`Keyring`](super::Keyring) has authenticated it.
 pub struct Token<'a> {
     pub(super) buf: &'a mut [u8],
     /// The token is `buf[..len]`.
@@ -34,7 +34,7 @@ pub struct Token<'a> {
 }
 
 impl<'a> Token<'a> {
-    /// Returns the size of the buffer that takes the decoded form of any `len` characters.
+    /// Returns the size of a buffer that holds the decoded form of any `len` characters.
     pub const fn decoded_len_max(len: usize) -> usize {
         len - len / 4
     }
@@ -59,8 +59,8 @@ impl<'a> Token<'a> {
         Ok(Self { buf, len })
     }
 
-    /// Decodes `encoded` into `buf` if it is a token and nothing else: white space may stand in it and
-    /// around it, and that alone is lost where its plaintext takes its place.
+    /// Decodes `encoded` into `buf` if it is a token and nothing else. White space may be in it and
+    /// around it: nothing else is lost when its plaintext replaces it.
     ///
     /// # Panics
     /// As [`decode`](Self::decode).
@@ -79,7 +79,7 @@ impl<'a> Token<'a> {
         Some(Self { buf, len })
     }
 
-    /// Decodes a token that is written as we write it, and returns its length in `buf`.
+    /// Decodes a token in the form in which we write it, and returns its length in `buf`.
     pub(super) fn decode_strict(encoded: &[u8], buf: &mut [u8]) -> Option<usize> {
         let [b'g', b'A'..=b'P', ..] = encoded else {
             return None;
@@ -87,14 +87,14 @@ impl<'a> Token<'a> {
         codec::decode_strict(encoded, buf).filter(|&len| Self::has_len(len))
     }
 
-    /// Decodes a token from its [`start`](Self::start) on, as pyca does, and returns its length in
+    /// Decodes a token from its [`start`](Self::start) on, as pyca does. Returns its length in
     /// `buf` and its end.
     pub(super) fn decode_lenient(encoded: &[u8], buf: &mut [u8]) -> Option<(usize, usize)> {
         codec::decode_lenient(encoded, buf).filter(|&(len, _)| Self::has_len(len))
     }
 
-    /// Returns where a value's first character is, if the version is what the first two decode to.
-    /// So most values that are no token need not be decoded.
+    /// Returns the position of a value's first character, if the first two characters decode to the
+    /// version. So most values that are no token need not be decoded.
     pub(super) fn start(encoded: &[u8]) -> Option<usize> {
         let mut chars = encoded
             .iter()
@@ -106,7 +106,7 @@ impl<'a> Token<'a> {
         matches!(chars.next()?, (_, b'A'..=b'P')).then_some(start)
     }
 
-    /// Tells whether a token may have so many bytes: there is a block of ciphertext, or several.
+    /// Tells whether a token may have `len` bytes: its ciphertext must be one or more blocks.
     pub(super) const fn has_len(len: usize) -> bool {
         len > CIPHERTEXT_AT + HMAC && (len - CIPHERTEXT_AT - HMAC).is_multiple_of(BLOCK)
     }
@@ -117,7 +117,7 @@ impl<'a> Token<'a> {
         u64::from_be_bytes(*bytes.expect("a token holds a timestamp"))
     }
 
-    /// Returns what the HMAC is over.
+    /// Returns the bytes that the HMAC covers.
     pub(super) fn signed(&self) -> &[u8] {
         &self.buf[..self.len - HMAC]
     }

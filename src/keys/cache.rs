@@ -14,15 +14,16 @@ thread_local! {
 
 struct Cached {
     keyring: Rc<Keyring>,
-    /// What the file was when the keys were read, if they came from one, and the statement that
-    /// last compared it.
+    /// If the keys came from a file: the state of the file when they were read, and the statement
+    /// that last compared it.
     file: Option<(Stamp, i64)>,
 }
 
-/// Returns the keyring, unless the file it came from has changed since: then there is none any more.
+/// Returns the keyring. If the file that it came from has changed since, drops it and returns
+/// `None`.
 ///
-/// A file is looked at once per statement. What is fetched in pieces is a statement for each piece, so
-/// that later rows of it can have another keyring than the first.
+/// A file is checked once per statement. Each FETCH from a cursor is a statement of its own, so its
+/// rows can have another keyring than the ones before.
 pub(super) fn current() -> Option<Rc<Keyring>> {
     CACHE.with_borrow_mut(|cache| {
         let is_current = cache.as_mut().is_some_and(Cached::is_current);
@@ -45,7 +46,7 @@ impl Cached {
     }
 }
 
-/// Keeps a keyring, which came from a file or not.
+/// Keeps a keyring. `file` is the state of the file that it came from, if any.
 pub(super) fn keep(keyring: &Rc<Keyring>, file: Option<Stamp>) {
     let cached = Cached {
         keyring: Rc::clone(keyring),

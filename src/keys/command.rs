@@ -14,7 +14,7 @@ use crate::pg::server;
 
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 
-/// Runs a shell command and returns what it prints until it ends.
+/// Runs a shell command until it ends, and returns what it prints.
 pub(super) fn run(command: &OsStr) -> Result<Secret, Error> {
     output(command).map_err(|error| Error::Command {
         reason: reason(&error),
@@ -26,7 +26,7 @@ fn output(command: &OsStr) -> io::Result<Secret> {
     let mut text = Secret::new()?;
     let (program, mut output) = Program::start(command)?;
     loop {
-        // The wait may end early, and a pipe that is not readable would block.
+        // The wait may end early, and reading a pipe that has nothing to read would block.
         let readable = server::wait_readable(output.as_fd(), left(deadline)?);
         if readable && !text.read_from(&mut output)? {
             break;

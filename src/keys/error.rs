@@ -12,7 +12,7 @@ use crate::pg::Report;
 pub(crate) enum Error {
     /// No setting holds keys.
     Unset,
-    /// The server has dropped what this setting was given before the library was loaded.
+    /// The server has dropped the value that this setting was given before the library was loaded.
     Dropped(&'static CStr),
     /// `fernet.keys_file` is not the path of a file.
     Path,
@@ -27,13 +27,13 @@ pub(crate) enum Error {
     },
 }
 
-/// Why a file, or what a command prints, is not taken though it can be read.
+/// Why a file, or the output of a command, is refused though it can be read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Reason {
     NotAFile,
     /// The file is somebody else's.
     Owner,
-    /// The group can write a file of root's, or others can read it.
+    /// The group can write to a file that root owns, or others can read it.
     RootFileMode,
     /// Others can read the file.
     Mode,
@@ -47,7 +47,7 @@ impl From<Reason> for io::Error {
             Reason::NotAFile => "it is not a regular file",
             Reason::Owner => "it must be owned by the database user or root",
             Reason::RootFileMode => {
-                "a file of root's must have permissions u=rw,g=r (0640) or less"
+                "a file owned by root must have permissions u=rw,g=r (0640) or less"
             }
             Reason::Mode => "it must have permissions u=rw (0600) or less",
             Reason::TooLong => "more than 1 MiB",
@@ -56,7 +56,7 @@ impl From<Reason> for io::Error {
     }
 }
 
-/// The configuration has keys that any role can read: a warning.
+/// Warns that the configuration has keys that any role can read.
 pub(super) fn readable_keys() -> Report {
     Report::warning(
         "fernet.keys is set in the configuration, but pg_fernet is not in shared_preload_libraries",
@@ -78,7 +78,7 @@ impl From<Error> for Report {
             Error::Dropped(setting) => Self::new(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 format!(
-                    "{} was set before pg_fernet was loaded, and is not in force",
+                    "{} was set before pg_fernet was loaded, and is not in effect",
                     setting.to_string_lossy()
                 ),
                 "A warning said why when pg_fernet was loaded. Begin another session, or set it again as \
@@ -157,7 +157,7 @@ mod tests {
         assert_documented([readable_keys()]);
     }
 
-    /// In the rows below that of the error that they are part of.
+    /// On the page, these are in the rows below the error that they belong to.
     #[test]
     fn reasons_are_documented() {
         use Reason::*;

@@ -15,13 +15,13 @@ use crate::fernet::Keyring;
 use crate::pg::encoding::printable;
 use crate::pg::report::reason;
 
-/// A file as it was when it was read.
+/// The state of a file when it was read.
 pub(super) struct Stamp {
     path: PathBuf,
     state: State,
 }
 
-/// What tells one state of a file from another.
+/// Tells one state of a file from another.
 #[derive(PartialEq, Eq)]
 struct State {
     device: u64,
@@ -29,15 +29,15 @@ struct State {
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
-    /// Whether the last change was long enough ago, when the file was read, that a further one
-    /// must show in the times: a file system's clock may tick as rarely as every two seconds.
+    /// Whether the last change before the file was read was old enough for any later change to show
+    /// in the times. A file system's clock may tick only every two seconds.
     settled: bool,
 }
 
 const COARSEST_CLOCK: Duration = Duration::from_secs(2);
 
 impl Stamp {
-    /// Tells whether the file is for certain as it was.
+    /// Tells whether the file has certainly not changed.
     pub(super) fn still_holds(&self) -> bool {
         let now = self.path.metadata();
         self.state.settled && now.is_ok_and(|now| State::new(&now) == self.state)
@@ -59,8 +59,8 @@ impl State {
     }
 }
 
-/// Refuses what is no absolute path: it may be keys, even ones with a mistake in them, and a path is
-/// no secret, so errors show it. An absolute path of 44 characters can be a key, too.
+/// Refuses anything but an absolute path. Errors show a path, since it is no secret; other values
+/// may be keys, possibly mistyped. An absolute path of 44 characters can be a key, too.
 pub(super) fn check_path(path: &[u8]) -> Result<(), Error> {
     secret::note_depth();
     if path.starts_with(b"/") && Keyring::parse_list(path).is_err() {
@@ -70,7 +70,7 @@ pub(super) fn check_path(path: &[u8]) -> Result<(), Error> {
     }
 }
 
-/// Reads a key file that nobody else can read: the rule of `ssl_key_file`.
+/// Reads a key file, by the rule of `ssl_key_file`: nobody else may be able to read it.
 pub(super) fn read(path: &Path) -> Result<(Secret, Stamp), Error> {
     let bytes = path.as_os_str().as_bytes();
     check_path(bytes)?;
@@ -81,12 +81,12 @@ pub(super) fn read(path: &Path) -> Result<(Secret, Stamp), Error> {
 }
 
 fn read_private(path: &Path) -> io::Result<(Secret, Stamp)> {
-    // Opening a FIFO would wait for somebody to write into it.
+    // Without NONBLOCK, opening a FIFO would wait until somebody writes to it.
     let mut file = File::options()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits() as i32)
         .open(path)?;
-    // Of what was opened, not of what the path may name by now.
+    // These are of the opened file; the path may name another one by now.
     let metadata = file.metadata()?;
     check_private(&metadata)?;
     let mut text = Secret::new()?;

@@ -28,17 +28,17 @@ use settings::Source;
 use crate::fernet::Keyring;
 use crate::pg::memory::ensure_reserve;
 
-/// Returns the configured keys. They are read at the first use after a change.
+/// Returns the configured keys. They are read when they are first used after a change.
 pub(crate) fn keyring() -> Result<Rc<Keyring>, Error> {
     ensure_reserve();
     secret::note_depth();
     if let Some(keyring) = cache::current() {
         return Ok(keyring);
     }
-    // The one before is gone by now: if the new one cannot be read, there is none.
+    // The previous keyring is gone by now: if the new one cannot be read, there is none.
     settings::warn_of_readable_keys();
     let read = settings::with_source(read);
-    // Reading keys leaves copies behind, also where a later one is refused.
+    // Reading keys leaves copies behind, even if a later one is refused.
     secret::scrub();
     let (keyring, file) = read?;
     let keyring = Rc::new(keyring);

@@ -9,7 +9,7 @@ use zeroize::{Zeroizing, zeroize_bytes};
 use super::error::Reason;
 use crate::fernet;
 
-/// The most that a key file, or the output of a key command, may hold: room for 20,000 keys.
+/// The maximum size of a key file, or of the output of a key command: room for 20,000 keys.
 pub(crate) const MAX_LEN: usize = 1 << 20;
 
 /// Text with keys in it: wiped when dropped, and never moved, which would leave a copy behind.
@@ -26,7 +26,7 @@ impl Secret {
         Ok(Self { bytes, len: 0 })
     }
 
-    /// Reads once and appends what comes. Returns whether there may be more.
+    /// Reads once and appends what comes. Tells whether there may be more.
     pub(crate) fn read_from(&mut self, source: &mut impl Read) -> io::Result<bool> {
         let read = source.read(&mut self.bytes[self.len..])?;
         self.len += read;
@@ -46,20 +46,20 @@ thread_local! {
     static DEEPEST: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// Notes how deep the stack is where keys come into use.
+/// Notes the depth of the stack at a point where keys come into use.
 pub(crate) fn note_depth() {
     let here = 0_u8;
     DEEPEST.set(DEEPEST.get().min(&raw const here as usize));
 }
 
-/// Overwrites what functions that have returned may have left of keys, on the stack and in the
+/// Overwrites what functions that have returned may have left of keys on the stack and in the
 /// processor's registers.
 pub(crate) fn scrub() {
-    /// More than the frames of the core, of RustCrypto and of reading a file take together.
+    /// More than the frames of the core, of RustCrypto and of reading a file together.
     const FRAMES: usize = 64 * 1024;
     let deepest = DEEPEST.get();
     if deepest == usize::MAX {
-        return; // no key has been here: the server starts, or a reload reaches an idle session
+        return; // no key has been used here: the server starts, or a reload reaches an idle session
     }
     fernet::overwrite_traces();
     overwrite_stack(deepest.saturating_sub(FRAMES));
@@ -73,6 +73,6 @@ fn overwrite_stack(end: usize) {
     if frame.as_ptr() as usize > end {
         overwrite_stack(end);
     }
-    // Still in use after the call, so that this is no loop in one frame.
+    // Used after the call, so that the compiler cannot turn the recursion into a loop in one frame.
     black_box(&frame);
 }

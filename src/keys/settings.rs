@@ -1,4 +1,4 @@
-//! The settings `fernet.*`.
+//! The `fernet.*` settings.
 
 use std::cell::Cell;
 use std::ffi::{CStr, OsStr};
@@ -17,9 +17,9 @@ use crate::pg::{Report, log, server, worker};
 
 /// Where the keys come from.
 pub(super) enum Source<'a> {
-    /// No setting tells.
+    /// No source is set.
     None,
-    /// This setting did, until the server dropped its value.
+    /// This setting was the source, until the server dropped its value.
     Dropped(&'static CStr),
     /// The list itself.
     Keys(&'a [u8]),
@@ -33,11 +33,12 @@ pub(crate) fn init() {
     setting::refuse_in_parallel_operation::<Keys>();
     setting::refuse_in_parallel_operation::<KeysFile>();
     setting::refuse_in_parallel_operation::<KeysCommand>();
-    // Nothing fails from here on: the server would call this again, and the settings would be there.
+    // Nothing fails after this point: the server would call this again, and the settings would
+    // already be defined.
     GucRegistry::define_enum_guc(
         c"fernet.mask_log",
         c"What is masked in the server log.",
-        c"What has the form of a Fernet key, or all string literals, too.",
+        c"Anything that has the form of a Fernet key, or also all string literals.",
         &MASK_LOG,
         GucContext::Suset,
         GucFlags::empty(),
@@ -57,14 +58,14 @@ pub(crate) fn init() {
     setting::define::<KeysFile>();
     setting::define::<KeysCommand>();
     setting::reserve_prefix(c"fernet");
-    // What loads the library for a session has nobody to tell yet: `warn_of_readable_keys` is called
-    // again when keys are used.
+    // A library that is preloaded for a session cannot warn yet, so `warn_of_readable_keys` is
+    // called again when keys are used.
     if server::in_a_statement() {
         warn_of_readable_keys();
     }
 }
 
-/// Tells whether a setting holds keys, which do not leave the process.
+/// Tells whether a setting holds keys, which must not leave the process.
 pub(crate) fn is_secret(setting: &CStr) -> bool {
     setting == Keys::NAME
 }
@@ -78,7 +79,7 @@ pub(super) fn with_source<R>(f: impl FnOnce(Source<'_>) -> R) -> R {
     })
 }
 
-/// Empty paths and commands are as if they were not set; an empty list is a list.
+/// An empty path or command counts as not set; an empty list is a list.
 fn first_of<'a>(
     list: Option<&'a [u8]>,
     path: Option<&'a [u8]>,
@@ -104,7 +105,7 @@ impl Setting for Keys {
     const NAME: &CStr = c"fernet.keys";
     const SUMMARY: &CStr = c"Fernet keys, separated by commas, the newest first.";
     const DETAILS: &CStr =
-        c"The first key encrypts, all of them decrypt. Goes before fernet.keys_file.";
+        c"The first key encrypts, all of them decrypt. Takes precedence over fernet.keys_file.";
     const CONTEXT: GucContext = GucContext::Suset;
     const FLAGS: GucFlags = setting::SECRET.union(setting::LIST);
     const STORED: &Stored = &KEYS;
@@ -112,7 +113,7 @@ impl Setting for Keys {
 
     fn check(list: &[u8], in_configuration: bool) -> Result<(), Report> {
         if in_configuration && !PRELOADED.get() && !WERE_READABLE.replace(true) {
-            // The next use reads the keys again, and warns, also where it has keys of its own.
+            // The next use then reads the keys again, and warns, even if it has keys of its own.
             cache::forget();
         }
         Ok(parse_list(list).map(drop)?)
@@ -125,8 +126,9 @@ struct KeysFile;
 
 impl Setting for KeysFile {
     const NAME: &CStr = c"fernet.keys_file";
-    const SUMMARY: &CStr = c"File with Fernet keys, one a line, the newest first.";
-    const DETAILS: &CStr = c"Only the server's user may read it, as for ssl_key_file. Goes before fernet.keys_command.";
+    const SUMMARY: &CStr = c"File with Fernet keys, one per line, the newest first.";
+    const DETAILS: &CStr =
+        c"Only the server's user may read it, as for ssl_key_file. Takes precedence over fernet.keys_command.";
     const CONTEXT: GucContext = GucContext::Suset;
     const FLAGS: GucFlags = GucFlags::SUPERUSER_ONLY;
     const STORED: &Stored = &KEYS_FILE;
@@ -134,7 +136,7 @@ impl Setting for KeysFile {
 
     fn check(path: &[u8], _: bool) -> Result<(), Report> {
         if path.is_empty() {
-            return Ok(()); // as if it were not set
+            return Ok(()); // counts as not set
         }
         Ok(file::check_path(path)?)
     }
@@ -146,7 +148,8 @@ struct KeysCommand;
 
 impl Setting for KeysCommand {
     const NAME: &CStr = c"fernet.keys_command";
-    const SUMMARY: &CStr = c"Shell command that prints Fernet keys, one a line, the newest first.";
+    const SUMMARY: &CStr =
+        c"Shell command that prints Fernet keys, one per line, the newest first.";
     const DETAILS: &CStr =
         c"Each server process runs it when it first needs a key, and again after a reload.";
     const CONTEXT: GucContext = GucContext::Sighup;
@@ -178,17 +181,18 @@ pub(super) fn parse_list(list: &[u8]) -> Result<Keyring, Error> {
 }
 
 thread_local! {
-    /// Whether the postmaster loaded the library. Then every server process has it from the start.
+    /// Whether the postmaster loaded the library, so that every server process has it from the
+    /// start.
     static PRELOADED: Cell<bool> = const { Cell::new(false) };
     /// Whether the configuration has keys that any role can read in a process without the library.
     static WERE_READABLE: Cell<bool> = const { Cell::new(false) };
-    /// Whether this session has been warned of that.
+    /// Whether this session has been warned about that.
     static TOLD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Warns, once in a session, if any role can read the keys.
+/// Warns, once per session, if any role can read the keys.
 pub(super) fn warn_of_readable_keys() {
-    // What a worker would tell, the process does that has started it.
+    // A worker leaves the warning to the process that has started it.
     let is_worker = server::in_parallel_worker() || worker::is_worker();
     if !WERE_READABLE.get() || TOLD.get() || is_worker {
         return;

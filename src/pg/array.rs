@@ -1,4 +1,4 @@
-//! Arrays: the elements of one, and another one of the same shape.
+//! Arrays: the elements of an array, and a new array of the same shape.
 
 use std::ffi::{c_char, c_int};
 use std::{ptr, slice};
@@ -60,7 +60,7 @@ impl Array {
     /// Returns each element that is not null.
     pub(super) fn elements(&mut self) -> impl Iterator<Item = &mut pg_sys::Datum> {
         let count = self.count as usize;
-        // SAFETY: both arrays have that many members, if any.
+        // SAFETY: both arrays have that many members, if there are any.
         let (elements, nulls) = unsafe {
             match count {
                 0 => (&mut [][..], &[][..]),
@@ -74,24 +74,24 @@ impl Array {
         elements
             .filter(|(_, is_null)| !**is_null)
             .map(|(element, _)| {
-                // There may be many of them.
+                // There may be many elements.
                 pgrx::check_for_interrupts!();
                 element
             })
     }
 
-    /// Returns what new elements must be checked by, if they are of a domain.
+    /// Returns the domain that new elements must be checked by, if they are of a domain.
     pub(super) fn domain(&self) -> Option<Domain> {
         Domain::of(self.element_type)
     }
 
-    /// Makes an array of the same shape from what the elements are now.
+    /// Makes an array of the same shape from the current elements.
     ///
     /// # Safety
-    /// They must be of the type of the elements.
+    /// The elements must be of the array's element type.
     pub(super) unsafe fn close(self) -> pg_sys::Datum {
-        // SAFETY: the numbers of elements in each dimension are behind the header, and their lower
-        // bounds behind these.
+        // SAFETY: the header is followed by the number of elements in each dimension, and then by
+        // their lower bounds.
         unsafe {
             let dimensions = (*self.array).ndim;
             let sizes: *mut c_int = self.array.add(1).cast();

@@ -1,4 +1,4 @@
-//! The catalogs: whether somebody has changed them.
+//! The catalogs: whether another session has changed them.
 
 use std::cell::Cell;
 use std::ffi::c_int;
@@ -6,16 +6,17 @@ use std::ffi::c_int;
 use pgrx::prelude::*;
 
 thread_local! {
-    /// `None` until the server has been asked to tell of changes.
+    /// `None` until the server has been asked to report changes.
     static CHANGES: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// Returns a number that is another one once this process has learnt that somebody has changed a relation
-/// or a constraint. It has learnt what was committed before it got a lock on the relation.
+/// Returns a number that changes once this process has learnt that a relation or a constraint was
+/// changed. The process has learnt of every change that was committed before it got a lock on the
+/// relation.
 ///
-/// The server tells of each relation to which, say, an index or a policy is added; and of constraints, since
-/// those of a domain are of no relation. It has room for ten who want to be told of relations, so this asks
-/// once for the whole process.
+/// The server reports each relation to which, for instance, an index or a policy is added. It reports
+/// constraints as well, since those of a domain belong to no relation. It has room for only ten
+/// callbacks for relations, so this process registers one.
 pub(crate) fn changes() -> u64 {
     CHANGES.get().unwrap_or_else(|| {
         let argument = pg_sys::Datum::null();

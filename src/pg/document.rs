@@ -10,7 +10,7 @@ use super::memory::with_room_for_errors;
 use super::value_type::ValueType;
 use crate::fernet::Haystack;
 
-/// An argument of json or jsonb, which is not read from where it is stored until it must be; or a result.
+/// An argument of type json or jsonb, which is detoasted only when it has to be; or a result.
 #[derive(Clone, Copy)]
 pub(crate) struct Document<'fcx> {
     datum: pg_sys::Datum,
@@ -18,18 +18,18 @@ pub(crate) struct Document<'fcx> {
 }
 
 impl<'fcx> Document<'fcx> {
-    /// Calls `f` with each part of the document in which a token may be.
+    /// Calls `f` with each part of the document in which there may be a token.
     pub(crate) fn read(
         self,
         value_type: &ValueType,
         mut f: impl FnMut(Haystack<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        // SAFETY: `sql/pg_fernet.sql` declares the argument as what the caller takes it for.
+        // SAFETY: `sql/pg_fernet.sql` declares the argument with the type that the caller expects.
         with_room_for_errors(|| unsafe { value_type.read(self.datum, &mut f) })
     }
 
-    /// Calls `f` with each of these parts, and as much room, where it may put something else and return the
-    /// length of that. Returns the new document, if there is one.
+    /// Calls `f` with each such part, and with as much room, to which it may write a replacement and
+    /// return its length. Returns the new document, if there is one.
     pub(crate) fn change(
         self,
         value_type: &ValueType,

@@ -1,4 +1,4 @@
-//! From the encoding of the database to UTF-8, and back.
+//! Conversion from the database encoding to UTF-8 and back.
 
 use std::ffi::{CStr, c_int};
 
@@ -14,7 +14,7 @@ pub(crate) fn with_utf8<R>(text: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<R,
     match database_encoding() {
         // The server has checked it.
         UTF8 => Ok(f(text)),
-        // Text of no known encoding: it is UTF-8 if it looks like it, as for convert_to().
+        // Text of no known encoding. As convert_to() does, takes it for UTF-8 if it is valid UTF-8.
         SQL_ASCII if is_valid_utf8(text) => Ok(f(text)),
         SQL_ASCII => Err(Error::NotUtf8),
         encoding => {
@@ -24,7 +24,7 @@ pub(crate) fn with_utf8<R>(text: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<R,
     }
 }
 
-/// Calls `f` with text that is given in UTF-8, in the database's encoding.
+/// Calls `f` with text in the database encoding, which is given in UTF-8.
 pub(crate) fn with_text<R>(utf8: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<R, Error> {
     Ok(match from_utf8(utf8)? {
         Some((converted, len)) => f(&converted[..len]),
@@ -32,7 +32,7 @@ pub(crate) fn with_text<R>(utf8: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<R,
     })
 }
 
-/// Makes the first `len` bytes, UTF-8, a text value in the database's encoding.
+/// Turns the first `len` bytes, which are UTF-8, into a text value in the database encoding.
 pub(crate) fn text_from_utf8<'fcx>(buffer: Buffer, len: usize) -> Result<Value<'fcx>, Error> {
     Ok(match from_utf8(&buffer[..len])? {
         Some((converted, len)) => converted.finish(len),
@@ -40,7 +40,7 @@ pub(crate) fn text_from_utf8<'fcx>(buffer: Buffer, len: usize) -> Result<Value<'
     })
 }
 
-/// Converts text from UTF-8 and returns it with its length, or `None` if it is the same in the database's
+/// Converts text from UTF-8 and returns it with its length, or `None` if it is the same in the database
 /// encoding.
 fn from_utf8(utf8: &[u8]) -> Result<Option<(Buffer, usize)>, Error> {
     if !is_valid_utf8(utf8) {
@@ -55,8 +55,8 @@ fn from_utf8(utf8: &[u8]) -> Result<Option<(Buffer, usize)>, Error> {
 const UTF8: c_int = pg_sys::pg_enc::PG_UTF8 as c_int;
 const SQL_ASCII: c_int = pg_sys::pg_enc::PG_SQL_ASCII as c_int;
 
-/// Returns a name, or a path, for a message. To pgrx messages are UTF-8, to the server they are text in
-/// the encoding of the database: where that is another, what both agree on is ASCII.
+/// Returns a name or a path for a message. pgrx takes messages for UTF-8, and the server takes them for
+/// text in the database encoding. Where these differ, only ASCII is the same in both.
 pub(crate) fn printable(text: &[u8]) -> String {
     if database_encoding() == UTF8 {
         return String::from_utf8_lossy(text).into_owned();
@@ -69,16 +69,17 @@ fn database_encoding() -> c_int {
     unguarded::GetDatabaseEncoding()
 }
 
-/// Tells whether the bytes are text in UTF-8 as the server takes it: without a zero byte.
+/// Tells whether the bytes are UTF-8 text as the server accepts it, which has no zero byte.
 fn is_valid_utf8(bytes: &[u8]) -> bool {
     // SAFETY: pointer and length are those of a slice of less than 1 GB.
     unsafe { unguarded::pg_verify_mbstr(UTF8, bytes.as_ptr().cast(), bytes.len() as c_int, true) }
 }
 
-/// Converts text and returns it with its length, or `None` where a character has no equivalent.
-/// Quiet, unlike the server's own `pg_do_encoding_conversion`, whose error shows the character.
+/// Converts text and returns it with its length, or `None` if a character has no equivalent. Raises
+/// no error for that, unlike the server's own `pg_do_encoding_conversion`, whose message shows the
+/// character.
 fn convert(text: &[u8], from: c_int, to: c_int) -> Result<Option<(Buffer, usize)>, Error> {
-    // The server wants this much room, the last byte for a terminating zero, and counts it in an int.
+    // The server requires this much room, including a terminating zero, and counts it in an int.
     const GROWTH: usize = pg_sys::MAX_CONVERSION_GROWTH as usize;
     let room = (text.len() + 1) * GROWTH;
     if c_int::try_from(room).is_err() {

@@ -6,28 +6,28 @@ use pgrx::prelude::*;
 
 use super::report::Report;
 
-/// What the server, or the operating system, does not give.
+/// Failures of the server or of the operating system.
 #[derive(Debug)]
 pub(crate) enum Error {
-    /// The text to encrypt has no form in UTF-8.
+    /// The text to encrypt cannot be converted to UTF-8.
     NotUtf8,
-    /// The plaintext is no text of the database's encoding.
+    /// The plaintext is not valid text in the database encoding.
     NotText,
-    /// The result would not fit into a value of PostgreSQL.
+    /// The result is too large for a value of PostgreSQL.
     TooLarge,
     /// The operating system gave no memory.
     OutOfMemory,
     /// The operating system gave no random bytes.
     NoRandomness,
-    /// Somebody has cancelled the wait for a synchronous standby.
+    /// The wait for a synchronous standby was cancelled.
     ReplicationCancelled,
-    /// A background worker has ended before its time.
+    /// A background worker has ended before its work was done.
     LostWorker,
-    /// Another version of the library has started this worker.
+    /// This worker was started by another version of the library.
     OtherLibrary,
     /// The relation has no column of that name.
     NoColumn { column: String, relation: String },
-    /// The column's type can hold no tokens.
+    /// The column's type cannot hold tokens.
     ColumnType {
         column: String,
         relation: String,
@@ -67,7 +67,7 @@ impl From<Error> for Report {
             Error::ReplicationCancelled => Self::new(
                 Code::ERRCODE_QUERY_CANCELED,
                 "canceling statement due to user request",
-                "Call it again once a synchronous standby is there: it goes on where it ended.",
+                "Call it again once a synchronous standby is available: it continues where it stopped.",
             )
             .with_detail(
                 "The last batch is committed here, but may not have been replicated to the standby.",
@@ -75,7 +75,7 @@ impl From<Error> for Report {
             Error::LostWorker => Self::new(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 "a background worker has ended before its work was done",
-                "The server log may say why. Call it again: it goes on where it ended.",
+                "The server log may say why. Call it again: it continues where it stopped.",
             ),
             Error::OtherLibrary => Self::new(
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -121,14 +121,14 @@ pub(super) fn class(sqlstate: c_int) -> c_int {
     sqlstate & 0xfff
 }
 
-/// Calls `f`, and `callback` with `arg` for each message that the server makes meanwhile, whatever becomes
-/// of it.
+/// Calls `f`. For each message that the server makes meanwhile, whether it is sent or not, calls
+/// `callback` with `arg`.
 pub(super) fn with_error_context<R>(
     callback: Option<unsafe extern "C-unwind" fn(*mut c_void)>,
     arg: *mut c_void,
     f: impl FnOnce() -> R,
 ) -> R {
-    /// Takes the callback away again, also where `f` raises an error.
+    /// Removes the callback again, even if `f` raises an error.
     struct Reset(*mut pg_sys::ErrorContextCallback);
     impl Drop for Reset {
         fn drop(&mut self) {

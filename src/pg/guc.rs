@@ -1,4 +1,4 @@
-//! Changes of the server's settings, for a while or in another process.
+//! Changes to the server's settings, temporarily or in another process.
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
@@ -22,9 +22,9 @@ pub(super) fn with_settings<R>(settings: &[(&CStr, &CStr)], f: impl FnOnce() -> 
 
 pub(super) enum Until {
     Commit,
-    /// The end of the innermost nest level of settings.
+    /// The end of the innermost nesting level of settings.
     Level,
-    /// The end of the session, if the transaction is committed.
+    /// The end of the session, if the transaction commits.
     Exit,
 }
 
@@ -51,10 +51,10 @@ pub(super) fn set_config(name: &CStr, value: &CStr, until: Until) {
     }
 }
 
-/// Writes down, for [`restore`], the settings of the session and its roles, as C strings: of a setting its name,
-/// its value, and where that is from; an empty string; two roles.
+/// Writes down, for [`restore`], the settings of the session and its roles, as C strings: for each
+/// setting, its name, its value and its origin; then an empty string; then two roles.
 ///
-/// What concerns one transaction, or the client, is left out.
+/// Settings that concern one transaction or the client are left out.
 pub(super) fn of_session(is_private: impl Fn(&CStr) -> bool) -> Vec<u8> {
     use pg_sys::GucContext;
     let mut texts = Vec::new();
@@ -89,7 +89,7 @@ pub(super) fn of_session(is_private: impl Fn(&CStr) -> bool) -> Vec<u8> {
     texts
 }
 
-/// What is of one transaction, or of the client; and roles, which are written down separately.
+/// Settings of one transaction or of the client; and roles, which are written down separately.
 const NOT_OF_SESSION: [&CStr; 7] = [
     c"transaction_isolation",
     c"transaction_read_only",
@@ -100,7 +100,7 @@ const NOT_OF_SESSION: [&CStr; 7] = [
     c"role",
 ];
 
-/// Returns a value as it can be set.
+/// Returns a value in the form in which it can be set.
 ///
 /// # Safety
 /// The setting must be one of the server's list.
@@ -108,7 +108,7 @@ unsafe fn value_of(setting: &pg_sys::config_generic) -> Option<CString> {
     // SAFETY: the server tells the kind of a setting. A value lasts until the next one is asked for.
     unsafe {
         if setting.vartype == pg_sys::config_type::PGC_REAL {
-            // The server would show six digits of it.
+            // The server would show only six digits of it.
             #[cfg(feature = "pg19")]
             let real = &setting.__bindgen_anon_1._real;
             #[cfg(not(feature = "pg19"))]
@@ -124,12 +124,12 @@ thread_local! {
     static IS_RESTORING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Tells whether settings are being taken over from another process, as they are there.
+/// Tells whether this process is taking over the settings of another one, as they are there.
 pub(super) fn is_restoring() -> bool {
     IS_RESTORING.get()
 }
 
-/// Sets what [`of_session`] has written down, of which `next` returns the strings one by one.
+/// Sets what [`of_session`] has written down. `next` returns its strings one by one.
 pub(super) fn restore<'a>(mut next: impl FnMut() -> &'a CStr) {
     IS_RESTORING.set(true);
     let mut refused = Vec::new();
@@ -144,20 +144,20 @@ pub(super) fn restore<'a>(mut next: impl FnMut() -> &'a CStr) {
             refused.push((name, value, origin));
         }
     }
-    // What a setting may be, another one may decide, which is there by now.
+    // Which values a setting may have can depend on another one, which is set by now.
     for (name, value, origin) in refused {
         origin.set(name, value, PgLogLevel::ERROR);
     }
     IS_RESTORING.set(false);
-    // Also where they are those of the login: the settings of the user may have another role.
+    // Sets them even if they are those of the login: the user's own settings may name another role.
     set_config(c"session_authorization", next(), Until::Exit);
     set_config(c"role", next(), Until::Exit);
 }
 
 /// Who has set a value, and how.
 ///
-/// Any role can set what may belong to a library that is not loaded yet. When the library is loaded, the server
-/// decides by this whether the role was allowed to.
+/// Any role can set a name that may belong to a library that is not loaded yet. When the library is
+/// loaded, the server uses this origin to decide whether the role was allowed to.
 struct Origin {
     context: pg_sys::GucContext::Type,
     source: pg_sys::GucSource::Type,
@@ -189,12 +189,13 @@ impl Origin {
         })
     }
 
-    /// Sets a value that has this origin in another session. If it is refused, reports that at this level and
-    /// returns false.
+    /// Sets a value that has this origin in another session. If the value is refused, reports that at
+    /// `level` and returns false.
     fn set(&self, name: &CStr, value: &CStr, level: PgLogLevel) -> bool {
         use pg_sys::{GucAction, GucSource};
-        // This login may have found other settings of the role or the database than that session has: its own
-        // take precedence. What the server has accepted from the configuration may not be valid in this database.
+        // This login may have found other settings of the role or the database than that session has;
+        // the session's take precedence. A value that the server has accepted from the configuration may
+        // not be valid in this database.
         let (source, level) = if self.source < GucSource::PGC_S_CLIENT {
             (GucSource::PGC_S_CLIENT, PgLogLevel::DEBUG3)
         } else {
@@ -220,7 +221,8 @@ impl Origin {
 
 /// Returns all settings.
 fn all() -> &'static [*mut pg_sys::config_generic] {
-    // SAFETY: the server has an array of that many, which is there until a setting is defined.
+    // SAFETY: the server has an array of that many settings, which exists until another setting is
+    // defined.
     #[cfg(feature = "pg15")]
     let (settings, count) = unsafe { (pg_sys::get_guc_variables(), pg_sys::GetNumConfigOptions()) };
     #[cfg(not(feature = "pg15"))]

@@ -1,5 +1,5 @@
-//! The strings of jsonb documents, and documents with others in their places. A document is not printed
-//! for it: few bytes can print as gigabytes.
+//! The strings of jsonb documents, and documents with other strings in their places. Documents are not
+//! printed for that: a few bytes can print as gigabytes.
 
 use std::ptr;
 use std::slice;
@@ -23,14 +23,14 @@ impl Jsonb {
         Self(unsafe { pg_sys::pg_detoast_datum(datum.cast_mut_ptr()) }.cast())
     }
 
-    /// Calls `f` with each string in which a token may begin, keys of objects included.
+    /// Calls `f` with each string in which a token may begin. Keys of objects are included.
     pub(super) fn read(
         &self,
         f: &mut dyn FnMut(Haystack<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         // SAFETY: the document is open.
         let bytes = unsafe { pgrx::varlena_to_byte_slice(self.0.cast()) };
-        // Strings are in it as they are.
+        // The document holds its strings unescaped.
         if !may_hold_tokens(bytes) {
             return Ok(());
         }
@@ -40,7 +40,7 @@ impl Jsonb {
         })
     }
 
-    /// Calls `f` with these strings. Returns the new document, if there is one.
+    /// Calls `f` with each such string. Returns the new document, if there is one.
     pub(super) fn change(&self, f: &mut Change<'_>) -> Result<Option<pg_sys::Datum>, Error> {
         let mut changed = Vec::new();
         let mut number = 0;
@@ -69,7 +69,7 @@ impl Jsonb {
                 }
                 number += 1;
             }
-            // SAFETY: what begins an array or an object is followed by what is in it, and its end. The
+            // SAFETY: each start of an array or object is followed by its contents and its end. The
             // strings are in the current memory context, or in the document.
             unsafe {
                 let value = match token {
@@ -81,7 +81,7 @@ impl Jsonb {
             }
             Ok(())
         })?;
-        // SAFETY: what ended last is the document.
+        // SAFETY: the document is what ended last.
         unsafe {
             let document = document.result;
             if (*document).type_ == pg_sys::jbvType::jbvArray {
@@ -91,7 +91,7 @@ impl Jsonb {
         }
     }
 
-    /// Calls `f` with all parts of the document, in their order, and what each is.
+    /// Calls `f` with all parts of the document in order, and with the kind of each.
     fn each_part(
         &self,
         mut f: impl FnMut(Token::Type, &mut pg_sys::JsonbValue) -> Result<(), Error>,
@@ -112,7 +112,7 @@ impl Jsonb {
     }
 }
 
-/// A document to which parts are [`push`]ed, and in `result` what has ended last.
+/// A document to which parts are [`push`]ed; `result` is the array or object that has ended last.
 #[cfg(feature = "pg19")]
 type Building = pg_sys::JsonbInState;
 

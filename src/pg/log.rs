@@ -1,4 +1,4 @@
-//! The server log: what is in a message, and in the statement behind it, before it is written.
+//! The server log: masks messages, and the statements behind them, before they are written.
 
 use std::cell::Cell;
 use std::collections::TryReserveError;
@@ -10,34 +10,34 @@ use pgrx::prelude::*;
 
 use super::literal::Syntax;
 
-/// What is masked. Called in every server process, also in the midst of an error: it must not call the
-/// server, nor panic.
+/// How to mask. Called in every server process, even while an error is being handled: it must neither
+/// call the server nor panic.
 #[derive(Clone, Copy)]
 pub(crate) struct Masking {
-    /// Tells whether a text is about what is secret, so that all other texts of the message are to be
-    /// masked more strictly.
+    /// Tells whether a text is about secrets. If it is, all other texts of the message are masked
+    /// more strictly.
     pub(crate) is_about_secrets: fn(&[u8]) -> bool,
-    /// Returns what is to be logged in the place of a text, or `None` for the text itself. The last
-    /// argument says whether another text of the message is about what is secret.
+    /// Returns what is logged in place of a text, or `None` to log the text itself. The last
+    /// argument says whether another text of the message is about secrets.
     pub(crate) mask: fn(&[u8], Syntax, bool) -> Replacement,
 }
 
 pub(crate) type Replacement = Result<Option<Vec<u8>>, TryReserveError>;
 
-/// What is logged where there is no memory for anything else.
+/// What is logged if there is no memory for anything else.
 const NO_MEMORY: &CStr = c"(not logged: no memory to mask it)";
 
 thread_local! {
     static MASKING: Cell<fn() -> Option<Masking>> = const { Cell::new(|| None) };
-    /// The hook of a library that was loaded before.
+    /// The hook of a library that was loaded earlier.
     static PREVIOUS: Cell<pg_sys::emit_log_hook_type> = const { Cell::new(None) };
-    /// The message that the server logs right now, masked.
+    /// The message that the server is logging right now, masked.
     static MASKED: Cell<*mut pg_sys::ErrorData> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// Has every message masked before it is written to the server log, in whatever format, if there is something
-/// to mask right then. What the client gets is not changed. Called once in a process, or in the postmaster
-/// for all.
+/// Has every message masked before it is written to the server log in any format, if `masking` then
+/// returns a `Masking`. What the client gets is not changed. Called once in a process, or in the
+/// postmaster for all processes.
 pub(crate) fn mask_messages(masking: fn() -> Option<Masking>) {
     MASKING.set(masking);
     // SAFETY: a global that only this process changes.
@@ -47,16 +47,16 @@ pub(crate) fn mask_messages(masking: fn() -> Option<Masking>) {
     }
 }
 
-/// The server calls this with what it is about to log, and then, if that is still to be logged, logs it.
-/// Since it sends the same to the client, and frees it, nothing in it may change for good. So where
-/// there is something to mask, the server logs it from here, masked for so long. It then calls all
-/// hooks again: those of libraries that were loaded before see what is masked, and that only; those
-/// of later ones see both.
+/// The server calls this with the message that it is about to log. Afterwards it logs the message, if
+/// that is still to be logged. Since it then sends the same message to the client and frees it, nothing
+/// in it may change permanently. So if there is something to mask, this function has the server log the
+/// message, masked for that long. The server then calls all hooks again: hooks of libraries that were
+/// loaded earlier see only the masked message, and hooks of later ones see both.
 #[pg_guard]
 unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
-    // SAFETY: the server passes what is on the top of its stack of errors.
+    // SAFETY: the server passes the top of its stack of errors.
     if let Some(masked) = unsafe { Masked::new(error) } {
-        // SAFETY: no arguments. It logs what is on the top of the stack.
+        // SAFETY: no arguments. It logs the top of the stack.
         unsafe { pg_sys::EmitErrorReport() };
         drop(masked);
         // SAFETY: it is still there.
@@ -68,21 +68,22 @@ unsafe extern "C-unwind" fn emit_log(error: *mut pg_sys::ErrorData) {
 }
 
 /// How many texts a message has: message, detail, detail for the log, hint, context, internal query, and
-/// the statement that is run.
+/// the running statement.
 const TEXTS: usize = 7;
 const MESSAGE: usize = 0;
 const DETAIL: usize = 1;
 const INTERNAL_QUERY: usize = 5;
 const STATEMENT: usize = 6;
 
-/// A message whose texts are masked until this is dropped. Until then, nothing of it goes to the client.
+/// A message whose texts are masked until this is dropped. Until then, nothing of it is sent to the
+/// client.
 struct Masked {
     error: *mut pg_sys::ErrorData,
     originals: [*const c_char; TEXTS],
-    /// What has taken the places of the originals.
+    /// The texts that replace the originals.
     _masked: [Option<Vec<u8>>; TEXTS],
     output_to_client: bool,
-    /// The message in the midst of which a hook, or the server, logs this one.
+    /// The message during which a hook or the server logs this one.
     outer: *mut pg_sys::ErrorData,
 }
 
@@ -90,7 +91,7 @@ impl Masked {
     /// Returns `None` if there is nothing to mask, or it is masked already.
     ///
     /// # Safety
-    /// `error` must be on the stack of errors, with its texts, while this lasts.
+    /// `error` must be on the stack of errors, with its texts, as long as the result exists.
     unsafe fn new(error: *mut pg_sys::ErrorData) -> Option<Self> {
         // SAFETY: see above.
         if unsafe { !(*error).output_to_server } || error == MASKED.get() {
@@ -110,7 +111,7 @@ impl Masked {
             masked[at] =
                 match (masking.mask)(contents[at], syntaxes[at], is_beside).and_then(terminated) {
                     Ok(masked) => masked,
-                    // An empty vector stands for the text that needs no memory.
+                    // An empty vector marks the text that needs no memory.
                     Err(_) => Some(Vec::new()),
                 };
         }
@@ -122,7 +123,7 @@ impl Masked {
             Some(text) if text.is_empty() => NO_MEMORY.as_ptr(),
             Some(text) => text.as_ptr().cast(),
         });
-        // SAFETY: C strings, of which those that are ours live as long as `masked`.
+        // SAFETY: C strings; those that are ours live as long as `masked`.
         let output_to_client = unsafe {
             set_texts(error, replacements);
             mem::replace(&mut (*error).output_to_client, false)
@@ -144,7 +145,8 @@ impl Drop for Masked {
             set_texts(self.error, self.originals);
             (*self.error).output_to_client = self.output_to_client;
             if thread::panicking() {
-                // There was no memory to log the message. The next one says so, and must need less.
+                // There was no memory to log the message. The next message says so, and must need
+                // less memory.
                 pg_sys::debug_query_string = ptr::null();
             }
         }
@@ -152,7 +154,7 @@ impl Drop for Masked {
     }
 }
 
-/// Makes a C string of what has been masked.
+/// Makes a masked text a C string.
 fn terminated(masked: Option<Vec<u8>>) -> Replacement {
     let Some(mut text) = masked else {
         return Ok(None);
@@ -174,7 +176,7 @@ unsafe fn texts(error: *const pg_sys::ErrorData) -> [*const c_char; TEXTS] {
             (*error).hint,
             (*error).context,
             (*error).internalquery,
-            // Not logged with all messages.
+            // The statement is not logged with all messages.
             if (*error).hide_stmt {
                 ptr::null_mut()
             } else {
@@ -204,10 +206,10 @@ unsafe fn set_texts(error: *mut pg_sys::ErrorData, texts: [*const c_char; TEXTS]
     }
 }
 
-/// Returns what is in a text, or nothing where there is none.
+/// Returns the bytes of a text, or none if it is null.
 ///
 /// # Safety
-/// It must be null, or a C string that outlives what is returned.
+/// `text` must be null, or a C string that outlives the result.
 unsafe fn bytes<'a>(text: *const c_char) -> &'a [u8] {
     if text.is_null() {
         return &[];
@@ -216,12 +218,13 @@ unsafe fn bytes<'a>(text: *const c_char) -> &'a [u8] {
     unsafe { CStr::from_ptr(text) }.to_bytes()
 }
 
-/// Tells how the texts are to be read. A message with which the server logs a statement ends with it, be it
-/// a simple one, or one that is prepared or executed under some name. Of a simple one with EXECUTE, the
-/// detail has the statement that was prepared, behind a word in the language of the log.
+/// Tells how the texts are to be read. A message that logs a statement ends with it, whether the
+/// statement is a simple one, or is prepared or executed under a name. If a simple statement is an
+/// EXECUTE, the detail has the prepared statement, after a word in the language of the log.
 ///
 /// # Safety
-/// `error` must be valid, its message's identifier null or a C string, as is the statement that is run.
+/// `error` must be valid, and its message's identifier null or a C string. So must the running
+/// statement.
 unsafe fn syntaxes(error: *const pg_sys::ErrorData, texts: &[&[u8]; TEXTS]) -> [Syntax; TEXTS] {
     // SAFETY: see above; a global that only this process changes.
     let (message, statement) = unsafe {

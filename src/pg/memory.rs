@@ -1,13 +1,14 @@
-//! What happens where the operating system gives no more memory: an error, and nothing worse.
+//! What happens when the operating system gives no more memory: an error, and nothing worse.
 //!
-//! An allocation of Rust's would abort the process, with which the server ends all sessions. What may be
-//! large asks first, with `try_reserve`. For the many small ones, in this crate, in pgrx and in the standard
-//! library, there is a reserve: they take what they need from it, and [`ensure_reserve`] then ends the
-//! statement.
+//! A failed allocation in Rust would abort the process, and the server would then end all sessions. Code
+//! that may need much memory asks first, with `try_reserve`. For the many small allocations in this
+//! crate, in pgrx and in the standard library, there is a reserve: they take what they need from it, and
+//! [`ensure_reserve`] then ends the statement.
 //!
-//! An allocation of the server's raises an error. But pgrx copies that error first, in the context that has
-//! just got no memory, and tries again until the server has had five errors in a row, which is a PANIC.
-//! [`with_room_for_errors`] gives a part of the reserve back as soon as there is an error.
+//! A failed allocation in the server raises an error. But pgrx first copies that error, in the memory
+//! context that could not get memory, and tries again until the server has had five errors in a row,
+//! which is a PANIC. [`with_room_for_errors`] gives a part of the reserve back as soon as there is an
+//! error.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::{c_int, c_void};
@@ -23,8 +24,8 @@ use super::error::{class, with_error_context};
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator::new();
 
-/// A part of the reserve. To copy an error the server may want a block of a megabyte. Nobody writes to it, so it
-/// is address space without memory behind it.
+/// A part of the reserve. To copy an error, the server may need a block of a megabyte. Nothing is
+/// written to a part, so it takes address space but no memory.
 const PART: Layout = match Layout::from_size_align(5 << 18, 16) {
     Ok(layout) => layout,
     Err(_) => unreachable!(),
@@ -34,26 +35,27 @@ const PARTS: usize = 3;
 
 /// The system's allocator, with a reserve.
 struct Allocator {
-    /// In parts, so that something is left for raising the error that the first of them calls for.
+    /// In parts, so that something is left for raising the error after the first part was needed.
     reserve: [AtomicPtr<u8>; PARTS],
     is_whole: AtomicBool,
 }
 
-/// Raises an error if the reserve has been needed and cannot be had again. To be called where a
-/// statement begins to do its work, and between steps of which there may be any number.
+/// Raises an error if the reserve has been used and cannot be allocated again. Call it where a
+/// statement begins its work, and between steps that may be repeated any number of times.
 pub(crate) fn ensure_reserve() {
     if !ALLOCATOR.is_whole.load(Ordering::Relaxed) && !ALLOCATOR.fill() {
         out_of_memory();
     }
 }
 
-/// Calls `f`, which may ask the server for memory, in no matter how small pieces.
+/// Calls `f`, which may ask the server for memory, even in very small pieces.
 pub(crate) fn with_room_for_errors<R>(f: impl FnOnce() -> R) -> R {
     ensure_reserve();
     with_error_context(Some(make_room), null_mut(), f)
 }
 
-/// Raises an error if there are not so many bytes, for what the server and pgrx allocate piece by piece.
+/// Raises an error if `len` bytes cannot be had. Call it before the server and pgrx allocate that much
+/// piece by piece.
 pub(super) fn ensure_room(len: usize) {
     if Vec::<u8>::new().try_reserve_exact(len).is_err() {
         out_of_memory();
@@ -67,8 +69,8 @@ pub(super) fn out_of_memory() -> ! {
     unreachable!("the error was raised")
 }
 
-/// The server calls this with each message, and so with an error before anybody catches it. Another error than
-/// for lack of memory has to be copied, too.
+/// The server calls this with each message, and so with every error before it is caught. An error that
+/// is not a lack of memory has to be copied, too.
 #[pg_guard]
 unsafe extern "C-unwind" fn make_room(_arg: *mut c_void) {
     // SAFETY: a message is being made, and has its code.
@@ -116,7 +118,7 @@ impl Allocator {
         for part in &self.reserve {
             let memory = part.swap(null_mut(), Ordering::Relaxed);
             if !memory.is_null() {
-                // SAFETY: allocated with this layout, and in nobody's hands.
+                // SAFETY: allocated with this layout, and used by nobody.
                 unsafe { System.dealloc(memory, PART) };
                 return true;
             }
@@ -124,7 +126,7 @@ impl Allocator {
         false
     }
 
-    /// Calls `allocate` until it returns memory, or the reserve does not help.
+    /// Calls `allocate` until it returns memory, or until the reserve does not help.
     fn with_reserve(&self, size: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
         loop {
             let memory = allocate();
@@ -136,7 +138,7 @@ impl Allocator {
     }
 }
 
-// SAFETY: all memory is the system allocator's; where that returns none, nothing has changed.
+// SAFETY: all memory is the system allocator's; a failed call has changed nothing.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller says.
@@ -168,7 +170,7 @@ mod tests {
     #[test]
     fn gives_back_no_more_than_is_needed() {
         let allocator = Allocator::new();
-        // How often a request is made until there is memory, or the reserve is used up.
+        // How often a request is repeated until there is memory or the reserve is used up.
         let requests = |size, until| {
             let made = Cell::new(0);
             let memory = allocator.with_reserve(size, || {

@@ -1,4 +1,4 @@
-//! All that touches the server, and with it all unsafe code.
+//! All that touches the server, including all unsafe code.
 //!
 //! | module           | what it holds |
 //! |------------------|---------------|

@@ -1,4 +1,4 @@
-//! New values for rows, as a table that queries can read.
+//! New values for rows, in a table that queries can read.
 
 use std::ffi::CStr;
 use std::marker::PhantomData;
@@ -11,8 +11,8 @@ use super::spi::{Connection, fail};
 use super::value::Value;
 use super::value_type::ValueType;
 
-/// New values for rows, which queries of the connection can read as the table `fernet_new_values`: the
-/// place of a row, its writer, and the value.
+/// New values for rows. Queries of the connection can read them as the table `fernet_new_values`, with
+/// the place of a row, its writer and its new value.
 pub(crate) struct NewValues<'c> {
     rows: *mut pg_sys::Tuplestorestate,
     shape: pg_sys::TupleDesc,
@@ -22,7 +22,7 @@ pub(crate) struct NewValues<'c> {
 impl<'c> NewValues<'c> {
     const NAME: &'static CStr = c"fernet_new_values";
 
-    /// Makes room for about so many of them.
+    /// Makes room for about `rows` of them.
     pub(crate) fn new(_: &'c Connection, value_type: &ValueType, about: usize) -> Self {
         let columns = [
             (c"id", pg_sys::TIDOID),
@@ -30,8 +30,8 @@ impl<'c> NewValues<'c> {
             (c"value", value_type.oid),
         ];
         // SAFETY: as many columns are described as there are. What is made here is in memory of the
-        // connection; what exceeds work_mem is in a file that `drop` closes. The relation is moved to such
-        // memory, too, and used no longer than the rows are there.
+        // connection; what exceeds work_mem is in a file that `drop` closes. The relation, too, is moved
+        // to such memory, and is used only as long as the rows exist.
         unsafe {
             let shape = pg_sys::CreateTemplateTupleDesc(columns.len() as i32);
             for ((name, oid), number) in columns.into_iter().zip(1..) {

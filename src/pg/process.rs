@@ -1,10 +1,11 @@
 //! Programs that the server runs, with all their descendants.
 //!
-//! Between this process and a program stands a keeper, a fork of this process: what loses its parent
-//! becomes a child of the keeper's. Once the program has ended, this process has, or wants it to end,
-//! the keeper kills and reaps all that is left. So nothing outlives it, and nothing becomes a child of
-//! process 1: where that is the postmaster, as in a container, it takes the end of an unknown child for
-//! the crash of a server process. What it sees is the end of the keeper at most, always with status 0.
+//! Between this process and a program there is a keeper, a fork of this process. A process that loses
+//! its parent becomes a child of the keeper. The keeper kills and reaps all that is left when the
+//! program has ended, when this process has ended, or when this process wants the program to end. So
+//! nothing outlives the program, and nothing becomes a child of process 1. If that is the postmaster,
+//! as in a container, it would take the end of an unknown child for the crash of a server process. All
+//! that it can see is the end of the keeper, always with status 0.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -24,24 +25,27 @@ use rustix::process::{
 };
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-/// A program that runs, through a shell. It ends when this is dropped.
+/// A program that runs through a shell. It ends when this is dropped.
 pub(crate) struct Program {
     keeper: Pid,
-    /// Where the keeper writes how the program ended. It is the last to close it.
+    /// The pipe to which the keeper writes how the program ended. The keeper is the last to close
+    /// it.
     report: PipeReader,
 }
 
 impl Program {
-    /// Starts a shell command without input, and returns also what it prints. What it says on standard
-    /// error goes nowhere.
+    /// Starts a shell command without input, and also returns the pipe with its output. Its standard
+    /// error is discarded.
     pub(crate) fn start(command: &OsStr) -> io::Result<(Self, PipeReader)> {
         let (output, output_end) = io::pipe()?;
         let (report, report_end) = io::pipe()?;
         let server = getpid();
-        // From its first instruction on, no signal reaches a handler of the server's in the keeper.
+        // All signals are blocked first, so that none ever reaches a handler of the server's in the
+        // keeper.
         let mask = Signals::all().block();
-        // SAFETY: a server process has a single thread, so its copy may go on. It never returns from
-        // here, nor calls the server again, but for what the server's own forks call first.
+        // SAFETY: a server process has a single thread, so its copy may go on. The copy never
+        // returns from here. It calls only functions of the server that the server's own forks call
+        // first.
         let forked = unsafe { libc::fork() };
         if forked == 0 {
             keep(command, output_end, report_end, server, mask);
@@ -52,12 +56,12 @@ impl Program {
         Ok((Self { keeper, report }, output))
     }
 
-    /// Becomes readable when the program has ended, and all its descendants.
+    /// Becomes readable when the program and all its descendants have ended.
     pub(crate) fn report(&self) -> &PipeReader {
         &self.report
     }
 
-    /// Returns how the program ended, once it has. Waits until then.
+    /// Waits until the program has ended, and returns how it ended.
     pub(crate) fn end(mut self) -> io::Result<ExitStatus> {
         let mut report = [0; size_of::<i32>()];
         self.report
@@ -72,13 +76,13 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        /// One that has other rights than ours cannot be killed: it keeps its keeper, which is not
-        /// waited for any longer.
+        /// A process with other rights than ours cannot be killed. Its keeper stays with it, and is
+        /// not waited for any longer.
         const GRACE: Timespec = Timespec {
             tv_sec: 2,
             tv_nsec: 0,
         };
-        // There is nobody to tell if any of this fails.
+        // Nobody can be told if any of this fails.
         let _ = kill_process(self.keeper, Signal::TERM);
         let mut closed = [PollFd::new(&self.report, PollFlags::HUP)];
         let ended = rustix::io::retry_on_intr(|| poll(&mut closed, Some(&GRACE)));
@@ -90,7 +94,7 @@ impl Drop for Program {
 
 /// What the keeper does, from the fork to its end.
 fn keep(command: &OsStr, output: PipeWriter, report: PipeWriter, server: Pid, mask: Signals) -> ! {
-    // Nothing may return, nor unwind, into the copy of the server's stack.
+    // Nothing may return or unwind into the copy of the server's stack.
     let kept = panic::catch_unwind(AssertUnwindSafe(|| {
         let ended = become_keeper(&[output.as_raw_fd(), report.as_raw_fd()], server)
             .and_then(|()| run(command, output, mask));
@@ -103,14 +107,16 @@ fn keep(command: &OsStr, output: PipeWriter, report: PipeWriter, server: Pid, ma
     unsafe { libc::_exit(0) }
 }
 
-/// Lets go of all that is the server's, and becomes the parent of descendants that lose theirs.
+/// Lets go of everything that belongs to the server, and becomes the parent of descendants that
+/// lose theirs.
 fn become_keeper(files: &[RawFd], server: Pid) -> io::Result<()> {
-    // What the server sends to the group of one of its processes is not for us.
+    // Signals that the server sends to the process group of one of its processes must not reach the
+    // keeper.
     setpgid(None, None)?;
     set_child_subreaper(Some(getpid()))?;
     set_parent_process_death_signal(Some(Signal::TERM))?;
     if getppid() != Some(server) {
-        // It has ended before we asked to be told.
+        // The server process ended before we asked to be told.
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     let null = File::options().read(true).write(true).open("/dev/null")?;
@@ -119,7 +125,7 @@ fn become_keeper(files: &[RawFd], server: Pid) -> io::Result<()> {
     dup2_stderr(&null)?;
     drop(null);
     close_all_but(files);
-    // SAFETY: what the server's own children that do without its shared memory do, too. The title is a
+    // SAFETY: the server's own children that do without its shared memory do the same. The title is a
     // C string.
     unsafe {
         pg_sys::PGSharedMemoryDetach();
@@ -128,8 +134,8 @@ fn become_keeper(files: &[RawFd], server: Pid) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes all files but the standard ones and those: the client's socket, and whatever else would be
-/// handed down to the program.
+/// Closes all files except the standard ones and `files`. Otherwise the program would inherit the
+/// client's socket and whatever else is open.
 fn close_all_but(files: &[RawFd]) {
     let mut kept = files.to_vec();
     kept.sort_unstable();
@@ -142,13 +148,13 @@ fn close_all_but(files: &[RawFd]) {
 }
 
 fn close_range(first: RawFd, last: RawFd) {
-    /// More than max_files_per_process lets a server process have, as it is installed.
+    /// More than a server process may have with the default of max_files_per_process.
     const MANY: RawFd = 65_536;
     if first > last {
         return;
     }
-    // SAFETY: nothing uses these files any more. The C library has a function for it since glibc 2.34
-    // only, Linux since 5.9.
+    // SAFETY: nothing uses these files any more. The C library has a function for it only since glibc
+    // 2.34, Linux since 5.9.
     unsafe {
         if libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
             for file in first..=last.min(MANY) {
@@ -158,7 +164,7 @@ fn close_range(first: RawFd, last: RawFd) {
     }
 }
 
-/// Runs the command until it ends, or somebody wants it to, and returns its status.
+/// Runs the command until it ends or this process gets a SIGTERM, and returns its status.
 fn run(command: &OsStr, output: PipeWriter, mask: Signals) -> io::Result<i32> {
     let mut shell = Command::new("/bin/sh");
     shell
@@ -167,7 +173,7 @@ fn run(command: &OsStr, output: PipeWriter, mask: Signals) -> io::Result<i32> {
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(Stdio::null())
-        // So that what it does to its own group is not done to its keeper.
+        // So that a signal that it sends to its own group does not reach its keeper.
         .process_group(0);
     // SAFETY: what is called between fork and exec may be called there.
     unsafe {
@@ -176,7 +182,7 @@ fn run(command: &OsStr, output: PipeWriter, mask: Signals) -> io::Result<i32> {
             Ok(())
         });
     }
-    // With it goes our end of its output.
+    // This drops our end of its output.
     let shell = { shell }.spawn()?;
     let awaited = Signals::of(&[libc::SIGCHLD, libc::SIGTERM]);
     loop {
@@ -186,18 +192,21 @@ fn run(command: &OsStr, output: PipeWriter, mask: Signals) -> io::Result<i32> {
             }
         }
         if awaited.wait() == libc::SIGTERM {
-            // The group, for the sake of a system without /proc. The shell is not reaped yet: it is its.
+            // Kills the group, for systems without /proc. The shell has not been reaped yet, so the
+            // group is still its own.
             let _ = kill_process_group(Pid::from_child(&shell), Signal::KILL);
             return Err(io::Error::from_raw_os_error(libc::EINTR));
         }
     }
 }
 
-/// Kills and reaps all descendants: the children, then theirs, which have become ours.
+/// Kills and reaps all descendants: first the children, then their children, which have become
+/// ours.
 fn end_descendants() {
     while let Ok(reaped) = wait(WaitOptions::NOHANG) {
         if reaped.is_none() {
-            // Where they cannot be told, or killed, they end in their own time, and we after them.
+            // Descendants that cannot be found or killed end in their own time, and the keeper
+            // after them.
             for child in children().unwrap_or_default() {
                 let _ = kill_process(child, Signal::KILL);
             }
@@ -206,13 +215,14 @@ fn end_descendants() {
     }
 }
 
-/// Returns children of this process. It may lack some while others end.
+/// Returns children of this process. Some may be missing while others end.
 fn children() -> io::Result<Vec<Pid>> {
     let own = fs::read_to_string("/proc/self/status")?;
-    // A /proc may be that of an outer namespace, with other numbers: it tells ours behind its own.
+    // /proc may belong to an outer namespace with other process ids. A status there lists the ids
+    // of inner namespaces after its own.
     let depth = ids(&own, "NSpid:").count().saturating_sub(1);
     let in_ours = |status: &str| ids(status, "NSpid:").nth(depth).and_then(Pid::from_raw);
-    // The kernel's list has those, too, that hidepid hides from us.
+    // The kernel's list also has those that hidepid hides from us.
     if let Ok(list) = fs::read_to_string("/proc/thread-self/children") {
         let children = list.split_ascii_whitespace().filter_map(|id| match depth {
             0 => id.parse().ok().and_then(Pid::from_raw),
@@ -220,7 +230,7 @@ fn children() -> io::Result<Vec<Pid>> {
         });
         return Ok(children.collect());
     }
-    // Not every kernel makes that list.
+    // Not every kernel has that list.
     let mut children = Vec::new();
     for entry in fs::read_dir("/proc")? {
         // Not every entry is a process, and one may have ended.
@@ -265,7 +275,7 @@ impl Signals {
         }
     }
 
-    /// Blocks these signals, and returns those that were blocked before.
+    /// Blocks these signals, and returns the set that was blocked before.
     fn block(&self) -> Self {
         let mut before = Self::of(&[]);
         // SAFETY: both are sets.
@@ -273,7 +283,7 @@ impl Signals {
         before
     }
 
-    /// Blocks these signals and no other.
+    /// Makes this the set of blocked signals.
     fn restore(&self) {
         // SAFETY: it is a set.
         unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.0, ptr::null_mut()) };
@@ -282,7 +292,7 @@ impl Signals {
     /// Waits for one of these signals, which are blocked.
     fn wait(&self) -> i32 {
         let mut signal = 0;
-        // SAFETY: it is a set. It fails for a set with a number that is no signal only.
+        // SAFETY: it is a set. It fails only for a set with a number that is no signal.
         unsafe { libc::sigwait(&self.0, &mut signal) };
         signal
     }

@@ -15,13 +15,13 @@ pub(crate) fn iv() -> Result<IV, Error> {
     POOL.with_borrow_mut(|pool| pool.take(server::process_id()))
 }
 
-/// Random bytes that are still unused, fetched many at a time: a system call per row would cost
-/// more than the row's encryption.
+/// Random bytes that are still unused. Many are fetched at a time: a system call for each row would
+/// take longer than the row's encryption.
 struct Pool {
     bytes: [u8; 4096],
-    /// What precedes this offset is used.
+    /// Bytes before this offset are used.
     used: usize,
-    /// The process that fetched the bytes. Another one, forked from it, must not use them again.
+    /// The process that fetched the bytes. A process forked from it must not use them again.
     owner: i32,
 }
 

@@ -12,7 +12,7 @@ use super::encoding::printable;
 use super::spi::Connection;
 use super::value_type::ValueType;
 
-/// A name as it stands in SQL, quoted where it must be.
+/// A name as SQL has it, quoted if necessary.
 pub(crate) type Identifier = Vec<u8>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(crate) enum Kind {
     View,
     MaterializedView,
     ForeignTable,
-    /// An index, a sequence, a composite type: no rows to speak of.
+    /// An index, a sequence, a composite type: no rows to convert.
     Other,
 }
 
@@ -32,14 +32,14 @@ pub(crate) enum Lock {
     Write,
 }
 
-/// A relation that is open. The lock on it lasts until the transaction ends, and with it its name.
+/// An open relation. The lock on it, and so its name, lasts until the transaction ends.
 pub(crate) struct Relation<'c> {
     relation: NonNull<pg_sys::RelationData>,
     connection: PhantomData<&'c Connection>,
 }
 
 impl<'c> Relation<'c> {
-    /// Opens a relation, or returns `None` if it does not exist any more.
+    /// Opens a relation, or returns `None` if it no longer exists.
     pub(crate) fn open(_: &'c Connection, oid: pg_sys::Oid, lock: Lock) -> Option<Self> {
         Self::open_relation(oid, lock)
     }
@@ -57,12 +57,12 @@ impl<'c> Relation<'c> {
         })
     }
 
-    /// Returns a relation that somebody else has opened, and keeps open and locked.
+    /// Returns a relation that other code has opened and keeps open and locked.
     ///
     /// # Safety
-    /// It must stay so for as long as `'c`.
+    /// It must stay open and locked for as long as `'c`.
     pub(super) unsafe fn opened(relation: pg_sys::Relation) -> Self {
-        // SAFETY: the caller says that it is open: so its count of users can grow.
+        // SAFETY: the caller says that it is open, so its use count can be raised.
         unsafe { pg_sys::RelationIncrementReferenceCount(relation) };
         Self {
             relation: NonNull::new(relation).expect("an open relation"),
@@ -70,13 +70,13 @@ impl<'c> Relation<'c> {
         }
     }
 
-    /// Locks the partitioned tables that a partition is of, the uppermost first, for as long as the
-    /// transaction lasts. To be called before the partition itself is opened: to write to it takes
-    /// these locks, too, and who changes the tables takes theirs in this order.
+    /// Locks the partitioned tables above a partition, the uppermost first, for the rest of the
+    /// transaction. Call it before the partition itself is opened: writing to a partition takes
+    /// these locks, too, and whoever changes the tables takes theirs in this order.
     pub(crate) fn lock_ancestors(_: &'c Connection, oid: pg_sys::Oid) {
         let mode = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
         for ancestor in ancestors(oid).into_iter().rev() {
-            // SAFETY: no pointers; what does not exist any more is locked all the same.
+            // SAFETY: no pointers; a relation that no longer exists is locked all the same.
             unsafe { pg_sys::LockRelationOid(ancestor, mode) };
         }
     }
@@ -110,7 +110,8 @@ impl<'c> Relation<'c> {
         }
     }
 
-    /// Tells whether it was made with the server: a catalog, or one of the tables of `information_schema`.
+    /// Tells whether the relation was made with the server: a catalog, or a table of
+    /// `information_schema`.
     pub(crate) fn is_catalog(&self) -> bool {
         self.oid().to_u32() < pg_sys::FirstNormalObjectId
     }
@@ -118,8 +119,8 @@ impl<'c> Relation<'c> {
     /// Returns the name with its schema.
     pub(crate) fn name(&self) -> Identifier {
         let class = self.class();
-        // SAFETY: the results are C strings, or null where there is nothing of that oid; a locked
-        // relation has a schema. A palloc'ed string is freed with its memory context.
+        // SAFETY: the results are C strings, or null if nothing has the oid; a locked relation has
+        // a schema. A palloc'ed string is freed with its memory context.
         unsafe {
             let schema = pg_sys::get_namespace_name(class.relnamespace);
             let name = class.relname.data.as_ptr();
@@ -132,12 +133,12 @@ impl<'c> Relation<'c> {
         printable(&self.name())
     }
 
-    /// Returns what identifies the file. A table gets another one when it is rewritten.
+    /// Returns the identity of the file. A table gets another one when it is rewritten.
     pub(crate) fn file(&self) -> pg_sys::Oid {
         self.class().relfilenode
     }
 
-    /// Returns how many blocks the table takes.
+    /// Returns how many blocks the table has.
     pub(crate) fn blocks(&self) -> u32 {
         // SAFETY: the relation is an open table.
         unsafe {
@@ -161,8 +162,8 @@ impl<'c> Relation<'c> {
         unsafe { &*self.data().rd_tableam }
     }
 
-    /// Raises an error if the current role may not read these columns of the table, by their numbers, or
-    /// may not look anything up in its schema, without which no query would get to the table.
+    /// Raises an error if the current role may not read these columns, given by their numbers, or may
+    /// not look names up in the table's schema: without that right, no query could name the table.
     pub(crate) fn ensure_readable(&self, columns: &[i16]) {
         // SAFETY: looks up oids; a locked relation has a schema, and its name is a C string.
         unsafe {
@@ -196,8 +197,8 @@ impl<'c> Relation<'c> {
         }
     }
 
-    /// Tells whether a column is in the key by which the relation, or one that it is a partition of,
-    /// is partitioned. Then a row moves to another partition when the column changes.
+    /// Tells whether a column is in the partition key of the relation or of one that it is a
+    /// partition of. If it is, a row may move to another partition when the column changes.
     pub(crate) fn is_partitioned_by(&self, column: &CStr) -> bool {
         let is_key = |relation: &Self| {
             let mut in_expression = false;
@@ -221,7 +222,7 @@ impl<'c> Relation<'c> {
     /// Tells whether a column is in a unique index that a foreign key could refer to.
     pub(crate) fn is_key(&self, column: i16) -> bool {
         let number = i32::from(column) - pg_sys::FirstLowInvalidHeapAttributeNumber;
-        // SAFETY: the relation is open; the set is a copy, and goes with its memory context.
+        // SAFETY: the relation is open; the set is a copy, and is freed with its memory context.
         unsafe {
             let keys = pg_sys::RelationGetIndexAttrBitmap(
                 self.as_ptr(),
@@ -231,15 +232,15 @@ impl<'c> Relation<'c> {
         }
     }
 
-    /// Tells whether an UPDATE of the relation runs somebody's code, or another statement in its place.
+    /// Tells whether an UPDATE of the relation runs trigger code, or another statement in its place.
     pub(crate) fn has_code_on_update(&self) -> bool {
-        // SAFETY: the relation is open, and so is what describes its triggers, if it has any.
+        // SAFETY: the relation is open, and so is the description of its triggers, if it has any.
         let triggers = unsafe {
             self.data().trigdesc.as_ref().map_or(&[][..], |triggers| {
                 slice::from_raw_parts(triggers.triggers, triggers.numtriggers as usize)
             })
         };
-        // Those that are internal check foreign keys.
+        // Internal triggers check foreign keys.
         let is_called = |trigger: &pg_sys::Trigger| {
             !trigger.tgisinternal && trigger.tgtype as u32 & pg_sys::TRIGGER_TYPE_UPDATE != 0
         };
@@ -310,15 +311,16 @@ pub(crate) struct Column {
     pub(crate) name: Identifier,
     pub(crate) number: i16,
     pub(crate) value_type: ValueType,
-    /// The type as it is declared: a domain, perhaps.
+    /// The type as declared, which may be a domain.
     pub(crate) type_oid: pg_sys::Oid,
-    /// What is in parentheses behind the type, be it in what a domain is over: its length, for one.
+    /// The modifier of the type, or of the type that a domain is over: for instance, its length.
     typmod: i32,
     pub(crate) generated: bool,
 }
 
 impl Column {
-    /// Returns the type, or what it is a domain over, for a message, with its length if it has one.
+    /// Returns the type, or the type that a domain is over, for a message. It includes the length,
+    /// if there is one.
     pub(crate) fn printable_type(&self) -> String {
         let oid = self.value_type.oid;
         // SAFETY: the oid is that of a type; the result is a C string.
@@ -326,7 +328,7 @@ impl Column {
     }
 
     /// Returns how many characters fit, if the column is a varchar or char with a length, or a domain
-    /// over such.
+    /// over one.
     pub(crate) fn max_chars(&self) -> Option<usize> {
         match self.value_type.oid {
             pg_sys::VARCHAROID | pg_sys::BPCHAROID => {
@@ -354,9 +356,9 @@ fn ancestors(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     }
 }
 
-/// Returns the name of a function's schema, quoted where it must be.
+/// Returns the name of a function's schema, quoted if necessary.
 pub(crate) fn schema_of(function: pg_sys::FunctionCallInfo) -> Identifier {
-    // SAFETY: the call is of a function that exists, and so has a schema; the names are C strings.
+    // SAFETY: the called function exists, and so has a schema; the names are C strings.
     unsafe {
         let schema = pg_sys::get_func_namespace((*(*function).flinfo).fn_oid);
         bytes(pg_sys::quote_identifier(pg_sys::get_namespace_name(schema)))
@@ -378,7 +380,7 @@ pub(crate) fn is_in_public(relation: pg_sys::Oid) -> bool {
     }
 }
 
-/// Returns a string as a literal of SQL.
+/// Returns a string as a SQL literal.
 pub(crate) fn literal(string: &CStr) -> Vec<u8> {
     // SAFETY: a C string, and so is the result.
     unsafe { bytes(pg_sys::quote_literal_cstr(string.as_ptr())) }

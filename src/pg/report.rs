@@ -1,4 +1,4 @@
-//! Errors, warnings and notices as the server has them.
+//! Errors, warnings and notices, as the server sends them.
 
 use std::borrow::Cow;
 use std::io;
@@ -9,8 +9,8 @@ use pgrx::prelude::*;
 use super::encoding::printable;
 use crate::fernet;
 
-/// What a client is told. None of it is key material or plaintext, so neither can reach a client or
-/// the server log.
+/// A message to the client. None of it is key material or plaintext, so neither can reach a client
+/// or the server log this way.
 pub(crate) struct Report {
     pub(crate) sqlstate: PgSqlErrorCode,
     pub(crate) message: String,
@@ -33,7 +33,7 @@ impl Report {
         }
     }
 
-    /// Says what is no error.
+    /// Makes a message that is not an error.
     pub(crate) fn warning(message: impl Into<String>, hint: impl Into<Cow<'static, str>>) -> Self {
         Self::new(PgSqlErrorCode::ERRCODE_WARNING, message, hint)
     }
@@ -43,7 +43,7 @@ impl Report {
         self
     }
 
-    /// Warns the client of it. The statement goes on.
+    /// Sends this to the client as a warning. The statement goes on.
     pub(crate) fn warn(mut self) {
         self.sqlstate = PgSqlErrorCode::ERRCODE_WARNING;
         ErrorReport::from(self).report(PgLogLevel::WARNING);
@@ -89,24 +89,24 @@ impl From<fernet::Error> for Report {
     }
 }
 
-/// Tells the client how something is going.
+/// Sends a notice about progress to the client.
 pub(crate) fn notice(message: String) {
     let code = PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION;
     ErrorReport::new(code, message, "pg_fernet").report(PgLogLevel::NOTICE);
 }
 
-/// Returns why input or output failed, as PostgreSQL says it: without the number of the error.
+/// Returns why input or output failed, in PostgreSQL's words: without the number of the error.
 pub(crate) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     let reason = text
         .split_once(" (os error ")
         .map_or(&*text, |(reason, _)| reason);
-    // It is in the language of lc_messages.
+    // The message is in the language of lc_messages.
     printable(reason.as_bytes())
 }
 
-/// Checks that docs/troubleshooting.md has each of these in a row: an error with its SQLSTATE, a
-/// warning under its heading.
+/// Checks that docs/troubleshooting.md has a row for each of these: an error with its SQLSTATE, a
+/// warning under the heading of warnings.
 #[cfg(test)]
 pub(crate) fn assert_documented(reports: impl IntoIterator<Item = Report>) {
     let page = include_str!("../../docs/troubleshooting.md").replace('`', "");
@@ -128,7 +128,7 @@ pub(crate) fn assert_documented(reports: impl IntoIterator<Item = Report>) {
 
 #[cfg(test)]
 fn written(sqlstate: PgSqlErrorCode) -> String {
-    // Five characters of six bits.
+    // Five characters of six bits each.
     let character = |at: u32| char::from(b'0' + (sqlstate as u32 >> (6 * at) & 0x3f) as u8);
     (0..5).map(character).collect()
 }

@@ -1,24 +1,24 @@
-//! Versions of rows: where they are, who wrote them, and their values.
+//! Versions of rows: their places, their writers and their values.
 
 use std::fmt;
 
 use pgrx::prelude::*;
 
-/// A row's place in its table.
+/// The place of a row in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Tid {
     pub(crate) block: u32,
-    /// Counted from 1. That of a range's end may be 0.
+    /// Counted from 1. The end of a range may have 0.
     pub(crate) line: u16,
 }
 
 impl Tid {
-    /// Returns what precedes all rows of a block.
+    /// Returns the place before all rows of a block.
     pub(crate) fn start_of(block: u32) -> Self {
         Self { block, line: 0 }
     }
 
-    /// Returns the next place that a row of the same block can have.
+    /// Returns the next place that a row of the same block may have.
     pub(crate) fn next(self) -> Self {
         Self {
             line: self.line + 1, // at most 291, or 2,000 with blocks of 32 kB
@@ -58,13 +58,13 @@ pub(crate) struct Xid(pub(crate) u32);
 
 impl From<pg_sys::Datum> for Xid {
     fn from(datum: pg_sys::Datum) -> Self {
-        // Of a value of four bytes the server extends the sign, as if it were an integer: what is
-        // past 2^31 has its upper half full of ones. pgrx's own conversion takes that for no number.
+        // The server sign-extends a value of four bytes, as if it were an integer: a number past
+        // 2^31 has an upper half full of ones. pgrx's own conversion refuses that.
         Self(datum.value() as u32)
     }
 }
 
-/// Calls `f` with the bytes of a value of text or bytea, unless that is null.
+/// Calls `f` with the bytes of a text or bytea value, unless it is null.
 ///
 /// # Safety
 /// The datum must be such a value, or null.
@@ -76,11 +76,12 @@ pub(crate) unsafe fn with_bytes_of<R>(
     if is_null {
         return f(None);
     }
-    // SAFETY: the caller says so. If the value was copied to be read, the copy is freed once `f` has
-    // seen it.
+    // SAFETY: the caller says so. If the value had to be copied to be read, the copy is freed after
+    // `f` has seen it.
     unsafe {
         let stored: *mut pg_sys::varlena = datum.cast_mut_ptr();
-        // To be told that there is nothing to do would cost as much as half of a decryption.
+        // Calling the server only to learn that there is nothing to do would cost as much as half
+        // of a decryption.
         if pgrx::varatt_is_4b_u(stored)
             || pgrx::varatt_is_1b(stored) && !pgrx::varatt_is_1b_e(stored)
         {

@@ -1,10 +1,11 @@
-//! A segment of dynamic shared memory, laid out in parts as for the server's own parallel queries.
+//! A segment of dynamic shared memory, divided into parts like those of the server's own parallel
+//! queries.
 
 use std::ptr::NonNull;
 
 use pgrx::prelude::*;
 
-/// What is shared with background workers.
+/// What a process shares with its background workers.
 #[derive(Clone, Copy)]
 pub(super) enum Part {
     Header,
@@ -15,7 +16,7 @@ pub(super) enum Part {
     Queues,
 }
 
-/// What a segment begins with. Another version of the library may have laid it out in another way.
+/// The start of a segment. Another version of the library may have divided it differently.
 const MAGIC: u64 = {
     let version = env!("CARGO_PKG_VERSION").as_bytes();
     let (mut magic, mut at) = (0, 0);
@@ -26,7 +27,8 @@ const MAGIC: u64 = {
     magic
 };
 
-/// As large as those of the server's parallel queries. A longer message goes through in pieces.
+/// As large as the queues of the server's parallel queries. A longer message goes through in
+/// pieces.
 pub(super) const QUEUE_SIZE: usize = 16 << 10;
 
 /// A segment that is mapped.
@@ -37,8 +39,8 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// Makes one with room for parts of these sizes, in the order of [`Part`]. It outlives transactions. The
-    /// server raises an error if it has not that much shared memory.
+    /// Makes a segment with room for parts of these sizes, in the order of [`Part`]. It outlives
+    /// transactions. The server raises an error if it does not have that much shared memory.
     pub(super) fn new(sizes: [usize; 5]) -> Self {
         let aligned = sizes.map(|size| size.next_multiple_of(pg_sys::ALIGNOF_BUFFER as usize));
         let mut needed = pg_sys::shm_toc_estimator {
@@ -59,7 +61,7 @@ impl Segment {
         }
     }
 
-    /// Returns `None` if another version has made the segment.
+    /// Returns `None` if another version of the library has made the segment.
     ///
     /// # Safety
     /// The segment must be mapped as long as the result is used.
@@ -72,7 +74,7 @@ impl Segment {
         })
     }
 
-    /// Returns where a part begins.
+    /// Returns the address of a part.
     ///
     /// # Safety
     /// The segment must still be mapped.

@@ -1,4 +1,4 @@
-//! What the other modules ask of the server they run in.
+//! What the other modules ask of the server that they run in.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -18,24 +18,24 @@ pub(crate) fn process_id() -> i32 {
     unsafe { pg_sys::MyProcPid }
 }
 
-/// Returns a number that another statement of the client does not share: the time it started. Each
-/// FETCH of the client's, and each Execute message for a part of a portal's rows, is a statement.
+/// Returns a number that no other statement of the client has: the time when it started. Each
+/// FETCH, and each Execute message for a part of a portal's rows, is a statement of its own.
 pub(crate) fn statement() -> pg_sys::TimestampTz {
     unguarded::GetCurrentStatementStartTimestamp()
 }
 
-/// Waits until `fd` is readable, and tells whether it is; no longer than `time`. Ends the statement
-/// with an error, or the session, if somebody wants it to end.
+/// Waits until `fd` is readable, but at most for `time`. Tells whether it is readable. Ends the
+/// statement with an error, or the session, if that was requested.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, time: Duration) -> bool {
     wait(pg_sys::WL_SOCKET_READABLE, fd.as_raw_fd(), time) & pg_sys::WL_SOCKET_READABLE != 0
 }
 
-/// Waits for that time, or less, and ends as [`wait_readable`] does.
+/// Waits for that time or less. Ends early as [`wait_readable`] does.
 pub(crate) fn sleep(time: Duration) {
     wait(0, pg_sys::PGINVALID_SOCKET, time);
 }
 
-/// Returns how many background workers the server can have at the most.
+/// Returns how many background workers the server can have at most.
 pub(crate) fn max_worker_processes() -> usize {
     // SAFETY: a global that is set when the server starts.
     unsafe { pg_sys::max_worker_processes }.unsigned_abs() as usize
@@ -48,8 +48,8 @@ pub(crate) fn lock_timeout() -> Option<Duration> {
     (milliseconds > 0).then(|| Duration::from_millis(milliseconds as u64))
 }
 
-/// Ends the statement if `statement_timeout` has passed. Where that comes while a lock timeout does, the
-/// server reports the lock timeout only, and forgets the other.
+/// Ends the statement if `statement_timeout` has passed. If both timeouts pass together, the server
+/// reports only the lock timeout, and forgets the other.
 pub(crate) fn end_if_timed_out() {
     // SAFETY: a global that only this process changes; no arguments, no side effects.
     let (limit, now) = unsafe { (pg_sys::StatementTimeout, pg_sys::GetCurrentTimestamp()) };
@@ -81,14 +81,14 @@ fn wait(event: u32, socket: pg_sys::pgsocket, time: Duration) -> u32 {
     occurred as u32
 }
 
-/// Tells whether the library is being loaded on behalf of a statement of the client, that is,
-/// later than the server and the session could have loaded it.
+/// Tells whether the library is being loaded because of a statement of the client. The server and
+/// the session could have loaded it earlier.
 pub(crate) fn in_a_statement() -> bool {
     // SAFETY: a global that only this process changes.
     unsafe { !pg_sys::debug_query_string.is_null() }
 }
 
-/// Tells whether this is the postmaster, or a server process on its own.
+/// Tells whether this is the postmaster, or a single-user server process.
 pub(crate) fn is_postmaster() -> bool {
     // SAFETY: a global that is set with the fork.
     unsafe { !pg_sys::IsUnderPostmaster }
@@ -111,7 +111,7 @@ pub(crate) fn is_altering_system() -> bool {
     }
 }
 
-/// Tells whether it is being loaded by the postmaster, for all processes that it will start.
+/// Tells whether the postmaster is loading the library, for all processes that it will start.
 pub(crate) fn is_preloading() -> bool {
     // SAFETY: a global that only this process changes.
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
@@ -123,7 +123,7 @@ pub(crate) fn in_parallel_worker() -> bool {
     unsafe { pg_sys::ParallelWorkerNumber >= 0 }
 }
 
-/// Tells whether a procedure may commit: not inside a transaction block, nor in a function.
+/// Tells whether a procedure may commit. It may not in a transaction block or in a function.
 pub(crate) fn may_commit(fcinfo: pg_sys::FunctionCallInfo) -> bool {
     // SAFETY: the call's context is null or a node; that of CALL is a CallContext.
     unsafe {
@@ -146,11 +146,11 @@ pub(crate) fn refuse_in_read_only_transaction(command: &CStr) {
     unsafe { pg_sys::PreventCommandIfReadOnly(command.as_ptr()) };
 }
 
-/// What the row looks like that a procedure returns in its INOUT parameters.
+/// The shape of the row that a procedure returns in its INOUT parameters.
 pub(crate) struct Shape(pg_sys::TupleDesc);
 
 impl Shape {
-    /// To be called before anything is committed: the procedure may be dropped while it runs.
+    /// Call it before anything is committed: the procedure may be dropped while it runs.
     pub(crate) fn of_result(fcinfo: pg_sys::FunctionCallInfo) -> Self {
         let mut shape = ptr::null_mut();
         // SAFETY: `fcinfo` is that of the call.

@@ -1,4 +1,4 @@
-//! Settings of our own: strings that are looked at when they are set.
+//! Settings of our own: strings that are checked when they are set.
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -16,8 +16,8 @@ pub(crate) type Stored = GucSetting<Option<CString>>;
 
 /// A list, whose elements SET takes one by one.
 pub(crate) const LIST: GucFlags = GucFlags::from_bits_retain(pg_sys::GUC_LIST_INPUT as i32);
-/// Neither in SHOW ALL nor in pg_settings, and by name only to superusers and members of
-/// pg_read_all_settings.
+/// Shown neither by SHOW ALL nor in pg_settings. Only superusers and members of
+/// pg_read_all_settings can read it by name.
 pub(crate) const SECRET: GucFlags = GucFlags::SUPERUSER_ONLY.union(GucFlags::NO_SHOW_ALL);
 
 pub(crate) trait Setting {
@@ -30,15 +30,16 @@ pub(crate) trait Setting {
 
     /// Where its value is.
     const STORED: &'static Stored;
-    /// Called when it is set, or, for a value in a configuration file, when that file is read again.
+    /// Called when it is set. For a value in a configuration file, also called when that file is
+    /// read again.
     const ASSIGNED: fn();
 
-    /// Looks at a value before it is set.
+    /// Checks a value before it is set.
     ///
     /// # Errors
-    /// Where that is an error for whoever sets it, the value is refused. Elsewhere it would be a warning,
-    /// and the server would go on with the value from before: there the value is kept, and whoever uses
-    /// it has to refuse it.
+    /// If whoever sets the value would get an error, the value is refused. Elsewhere the error would be
+    /// only a warning, and the server would go on with the previous value. So the new value is kept
+    /// there, and whoever uses it must refuse it.
     fn check(_value: &[u8], _in_configuration: bool) -> Result<(), Report> {
         Ok(())
     }
@@ -66,9 +67,10 @@ pub(crate) fn define<S: Setting>() {
             None,
         );
     }
-    // The server drops, with a warning, what it would have refused from whoever set it.
+    // Where setting a value would have been refused, the server only warns now, and drops the
+    // value.
     if before.is_some_and(|before| with_value::<S, _>(|value| value != Some(&before[..]))) {
-        // So that workers know, and neither a rollback nor a reload makes up for it.
+        // So that workers know, and that neither a rollback nor a reload undoes it.
         // SAFETY: name and value are C strings, which the server copies.
         unsafe {
             pg_sys::set_config_option(
@@ -86,11 +88,11 @@ pub(crate) fn define<S: Setting>() {
     IS_DEFINING.set(false);
 }
 
-/// What a setting is given in the place of a value from before it was defined, which the server has
-/// dropped.
+/// The value that a setting gets if it was set before it was defined, and the server has dropped
+/// that value.
 pub(crate) const DROPPED: &CStr = c"(dropped)";
 
-/// Refuses to define settings where the server would drop what they were given before: it takes no
+/// Refuses to define settings if the server would then drop their earlier values: it accepts no
 /// values during a parallel operation.
 pub(crate) fn refuse_in_parallel_operation<S: Setting>() {
     // SAFETY: no arguments, no side effects.
@@ -106,12 +108,12 @@ pub(crate) fn refuse_in_parallel_operation<S: Setting>() {
     }
 }
 
-/// Returns what a setting has been given that is not defined yet.
+/// Returns the value that was given to a setting that is not defined yet.
 fn undefined_value<S: Setting>() -> Option<Zeroizing<Vec<u8>>> {
     // SAFETY: a C string; the result is null, or one that lasts until the setting changes.
     #[cfg(feature = "pg15")]
     let value = unsafe { bytes(pg_sys::GetConfigOption(S::NAME.as_ptr(), true, false)) };
-    // Later servers show what has no value as if it were empty.
+    // Later servers show a setting without a value as empty.
     // SAFETY: the same, of a placeholder, which is a string.
     #[cfg(not(feature = "pg15"))]
     let value = unsafe {
@@ -127,13 +129,14 @@ fn undefined_value<S: Setting>() -> Option<Zeroizing<Vec<u8>>> {
     value.map(|value| Zeroizing::new(value.to_vec()))
 }
 
-/// Makes all other names under a prefix typing mistakes.
+/// Makes all other names under a prefix errors, since they are typing mistakes.
 pub(crate) fn reserve_prefix(prefix: &CStr) {
     // SAFETY: a C string.
     unsafe { pg_sys::MarkGUCPrefixReserved(prefix.as_ptr()) };
 }
 
-/// Calls `f` with the value of a setting, which pgrx would copy. It must not be set meanwhile.
+/// Calls `f` with the value of a setting, without the copy that pgrx makes. The setting must not be
+/// set meanwhile.
 pub(crate) fn with_value<S: Setting, R>(f: impl FnOnce(Option<&[u8]>) -> R) -> R {
     // SAFETY: `f` gets a borrow that it cannot keep, of a string that only a change of the setting frees.
     f(unsafe { bytes(*S::STORED.as_ptr()) })
@@ -155,14 +158,14 @@ unsafe extern "C-unwind" fn check<S: Setting>(
         return true;
     };
     let is_told = source >= PGC_S_CLIENT || source == PGC_S_FILE && server::is_altering_system();
-    // A worker takes over what the process has that has started it.
+    // A worker takes over the settings of the process that has started it.
     let is_taken_over = server::in_parallel_worker() || guc::is_restoring();
     if is_told && !IS_DEFINING.get() && !is_taken_over {
         refuse(report);
         return false;
     }
     if server::is_postmaster() {
-        // The server log is told once, and not by each server process.
+        // The server log gets the warning once, and not from each server process.
         report.warn();
     }
     true
@@ -173,7 +176,7 @@ unsafe extern "C-unwind" fn assign<S: Setting>(_new_value: *const c_char, _extra
     S::ASSIGNED();
 }
 
-/// Says why a value is refused, in words of our own: the server's would show it.
+/// Reports why a value is refused, in our own words: the server's message would show the value.
 fn refuse(report: Report) {
     let message = CString::new(report.message).unwrap_or_default();
     let hint = CString::new(&*report.hint).unwrap_or_default();

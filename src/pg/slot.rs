@@ -1,6 +1,6 @@
-//! Row versions of a table as its access method has them: read one after the other, which takes half the
-//! instructions of a query, or locked by their place, past what a query can do: a query that waits for a
-//! row looks at its place again, and loses a row that has moved.
+//! Row versions of a table, read through its access method. Reading them one after the other takes half
+//! the instructions of a query. Locking them by their places does more than a query can: a query that
+//! waits for a row checks its place again, and loses a row that has moved.
 
 use std::ptr::{self, NonNull};
 use std::thread;
@@ -12,11 +12,11 @@ use super::relation::{Column, Relation};
 use super::row::{Tid, Xid};
 use super::value_type::Stored;
 
-/// A version of a row: its place, who wrote it, and one value of it, unless that is null.
+/// A version of a row: its place, its writer, and one of its values, unless that is null.
 pub(crate) struct Version<'v> {
     pub(crate) id: Tid,
     pub(crate) writer: Xid,
-    /// Whether nobody has locked or changed it yet, or has tried to.
+    /// Whether no transaction has locked or changed it yet, or has tried to.
     pub(crate) is_untouched: bool,
     pub(crate) value: Option<Stored<'v>>,
 }
@@ -30,7 +30,7 @@ pub(crate) struct Scan<'r> {
 }
 
 impl<'r> Scan<'r> {
-    /// Reads from a place on up to the start of a block, of a table whose access method finds rows by
+    /// Reads from a place up to the start of a block. The table's access method must find rows by
     /// their places.
     pub(crate) fn new(
         relation: &'r Relation<'_>,
@@ -40,19 +40,19 @@ impl<'r> Scan<'r> {
     ) -> Self {
         let slot = Slot::new(relation);
         let mut first = start.to_item_pointer();
-        // Where there are no blocks, there is no row that the snapshot shows.
+        // If the table has no blocks, the snapshot shows no rows.
         let last = Tid {
             block: end.saturating_sub(1),
             line: u16::MAX,
         };
         let mut last = last.to_item_pointer();
-        // SAFETY: the snapshot and the scan are held until `self` is dropped, which is before the relation
-        // is closed.
+        // SAFETY: the snapshot and the scan are held until `self` is dropped, which is before the
+        // relation is closed.
         let (snapshot, scan) = unsafe {
             let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetActiveSnapshot());
             #[cfg(not(feature = "pg19"))]
             let begin = pg_sys::table_beginscan_tidrange;
-            // Without the hint that the table will only be read.
+            // This leaves out the hint that the table will only be read.
             #[cfg(feature = "pg19")]
             let begin = |relation, snapshot, first, last| {
                 pg_sys::table_beginscan_tidrange(relation, snapshot, first, last, 0)
@@ -71,7 +71,7 @@ impl<'r> Scan<'r> {
     /// Returns the next version, or `None` after the last one.
     pub(crate) fn next(&mut self) -> Option<Version<'_>> {
         ensure_reserve();
-        // A row may take a while: its value may be large, and out of line.
+        // A row may take long: its value may be large, and stored out of line.
         pgrx::check_for_interrupts!();
         let method = self.slot.relation.access_method();
         let next = method
@@ -97,17 +97,17 @@ impl Drop for Scan<'_> {
     }
 }
 
-/// Room for one row version of a relation that is open.
+/// Room for one row version of an open relation.
 pub(crate) struct Slot<'r> {
     slot: NonNull<pg_sys::TupleTableSlot>,
     relation: &'r Relation<'r>,
 }
 
-/// What became of the attempt to lock a row.
+/// The result of an attempt to lock a row.
 pub(crate) enum Lock {
     /// The row's newest version is locked, and in the slot.
     Held,
-    /// Somebody else has it.
+    /// Another transaction has locked the row.
     NotAvailable,
     /// The row was deleted, has moved to another partition, or was changed by this transaction.
     Gone,
@@ -123,9 +123,9 @@ impl<'r> Slot<'r> {
         }
     }
 
-    /// Locks the newest version of a row, without waiting, to update a column that is in a unique
-    /// index or not. `id` is the place of a version that the active snapshot shows: then all that
-    /// came after it is there still.
+    /// Locks the newest version of a row without waiting. `of_key` says that a column in a unique
+    /// index is to be updated. `id` must be the place of a version that the active snapshot shows:
+    /// then all later versions still exist.
     #[allow(non_upper_case_globals, reason = "these are the server's own names")]
     pub(crate) fn lock_newest(&mut self, mut id: Tid, of_key: bool) -> Lock {
         use pg_sys::TM_Result::{TM_Ok, TM_Updated, TM_WouldBlock};
@@ -160,8 +160,8 @@ impl<'r> Slot<'r> {
                 })
             };
             match result {
-                // What is at the place of the next version must have been written by who changed
-                // the one before.
+                // The version at the next place must have been written by the transaction that
+                // changed the previous one.
                 TM_Ok if writer.is_none_or(|writer| self.transactions().0 == writer) => {
                     return Lock::Held;
                 }
@@ -175,8 +175,8 @@ impl<'r> Slot<'r> {
         }
     }
 
-    /// Fetches the newest version of a row that this transaction has written, or returns false if
-    /// that is somebody else's. `id` is as for [`lock_newest`](Self::lock_newest).
+    /// Fetches the newest version of a row that this transaction has written. Returns false if
+    /// another one has written it. `id` is as for [`lock_newest`](Self::lock_newest).
     pub(crate) fn fetch_our_newest(&mut self, id: Tid) -> bool {
         let mut place = id.to_item_pointer();
         // SAFETY: the scan and the snapshot end here; the access method of a table has the functions.
@@ -222,7 +222,8 @@ impl<'r> Slot<'r> {
         }
     }
 
-    /// Returns who wrote the version in the slot, and who has locked or changed it, or 0.
+    /// Returns the transaction that wrote the version in the slot, and the one that has locked or
+    /// changed it, or 0.
     fn transactions(&self) -> (Xid, Xid) {
         let slot = self.slot.as_ptr();
         let mut is_null = false;
@@ -262,7 +263,7 @@ impl Drop for Slot<'_> {
     }
 }
 
-/// Tells whether the place of a row's next version says that it has moved to another partition.
+/// Tells whether the place of a row's next version means that it has moved to another partition.
 fn is_elsewhere(id: pg_sys::ItemPointerData) -> bool {
     id.ip_posid == pg_sys::MovedPartitionsOffsetNumber as u16
 }

@@ -1,8 +1,8 @@
-//! Queries through the server's programming interface, SPI, with what pgrx's wrapper of it lacks:
-//! cursors that give their memory back.
+//! Queries through the server's programming interface, SPI, with what pgrx's wrapper lacks: cursors
+//! that release their memory.
 //!
-//! A failing query raises an error of the server, which unwinds through here as a panic; the
-//! transaction's end then frees what SPI holds. Cursors see what the active snapshot shows, and
+//! A failing query raises an error of the server, which unwinds through here as a panic. The end of
+//! the transaction then frees what SPI holds. Cursors see what the active snapshot shows;
 //! statements that write see what is committed when they begin.
 
 use std::ffi::CString;
@@ -20,7 +20,7 @@ use super::row::{Tid, with_bytes_of};
 use super::subtransaction::in_subtransaction;
 use super::value_type::{Stored, ValueType};
 
-/// A connection to SPI. What it makes lives no longer than it does.
+/// A connection to SPI. What it makes does not outlive it.
 pub(crate) struct Connection(());
 
 impl Connection {
@@ -30,13 +30,13 @@ impl Connection {
     }
 
     pub(super) fn new(options: u32) -> Self {
-        // SAFETY: no pointers; cannot fail, but for lack of memory, which raises an error.
+        // SAFETY: no pointers; cannot fail except for lack of memory, which raises an error.
         unsafe { pg_sys::SPI_connect_ext(options as i32) };
         Self(())
     }
 
-    /// Parses a query, and plans it without a look at the arguments: the planner takes a range of
-    /// places to be narrow.
+    /// Parses a query, and plans it without knowing the arguments, so that the planner assumes a
+    /// range of places to be narrow.
     pub(crate) fn prepare<const N: usize>(
         &self,
         query: &[&[u8]],
@@ -44,7 +44,7 @@ impl Connection {
     ) -> Plan<'_> {
         let query = CString::new(query.concat()).expect("no name holds a zero byte");
         let options = pg_sys::CURSOR_OPT_GENERIC_PLAN;
-        // SAFETY: the query is a C string, and `types` has as many elements as it is said to.
+        // SAFETY: the query is a C string, and `types` has the number of elements that is given.
         let plan = unsafe {
             pg_sys::SPI_prepare_cursor(query.as_ptr(), N as i32, types.as_mut_ptr(), options as i32)
         };
@@ -54,8 +54,8 @@ impl Connection {
         }
     }
 
-    /// Calls `f`, which may call functions that look names up, with no schema but the server's own
-    /// in the search path.
+    /// Calls `f`, which may call functions that look names up, with only the server's own schema in
+    /// the search path.
     pub(crate) fn with_pinned_search_path<R>(&self, f: impl FnOnce() -> R) -> R {
         with_settings(&[(c"search_path", c"pg_catalog, pg_temp")], f)
     }
@@ -78,7 +78,7 @@ impl Connection {
         )
     }
 
-    /// Calls `f`, and undoes what it did, locks included, unless `keep` wants to keep it.
+    /// Calls `f`, and undoes what it did, including its locks, unless `keep` says to keep it.
     pub(crate) fn undo_unless<T>(&self, keep: impl FnOnce(&T) -> bool, f: impl FnOnce() -> T) -> T {
         in_subtransaction(keep, f).unwrap_or_else(|failure| failure.raise())
     }
@@ -87,8 +87,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         if !thread::panicking() {
-            // SAFETY: this connection is the innermost: others ended before, as they were opened
-            // after.
+            // SAFETY: this connection is the innermost: those opened after it have ended.
             unsafe { pg_sys::SPI_finish() };
         }
     }
@@ -101,7 +100,7 @@ pub(crate) struct Plan<'c> {
 }
 
 impl<'c> Plan<'c> {
-    /// Runs a statement that writes, and returns how many rows it was about.
+    /// Runs a statement that writes, and returns how many rows it has processed.
     pub(crate) fn execute<const N: usize>(&self, arguments: [Argument; N]) -> u64 {
         let mut datums = arguments.map(|argument| argument.0);
         // SAFETY: the caller gives arguments of the types that the plan was made with.
@@ -136,7 +135,7 @@ impl<'c> Plan<'c> {
         };
         Cursor {
             portal: NonNull::new(portal).unwrap_or_else(|| fail("SPI_cursor_open")),
-            // A compromise between calls and memory: rows of tables hold 8 kB at most, since longer
+            // A compromise between calls and memory: rows of tables are at most 8 kB, since longer
             // values stay out of line.
             rows_at_once: 1000,
             connection: PhantomData,
@@ -161,7 +160,7 @@ pub(crate) struct Cursor<'c> {
 }
 
 impl Cursor<'_> {
-    /// Fetches fewer rows at once.
+    /// Fetches fewer rows at a time.
     pub(crate) fn fetch_at_most(&mut self, rows: usize) {
         self.rows_at_once = self.rows_at_once.min(rows as i64);
     }
@@ -217,7 +216,7 @@ impl Rows {
             (slice::from_raw_parts(table.vals, self.count), table.tupdesc)
         };
         tuples.iter().map(move |&tuple| {
-            // A row may take a while: its values may be large, and out of line.
+            // A row may take long: its values may be large, and stored out of line.
             pgrx::check_for_interrupts!();
             Row {
                 tuple,
@@ -253,12 +252,12 @@ impl Scalar for pg_sys::Oid {}
 impl Scalar for Name {}
 
 impl Row<'_> {
-    /// Returns the value of a column, counted from 1, which must be of that type and not null.
+    /// Returns the value of a column, counted from 1. It must be of type `T` and not null.
     pub(crate) fn get<T: Scalar>(&self, column: i32) -> T {
         self.find(column).expect("the column is NOT NULL")
     }
 
-    /// Returns the value of a column, which must be of that type, or `None` if it is null.
+    /// Returns the value of a column, or `None` if it is null. It must be of type `T`.
     pub(crate) fn find<T: Scalar>(&self, column: i32) -> Option<T> {
         let (datum, is_null) = self.datum(column);
         // SAFETY: the queries of this crate read columns as what they are.
@@ -276,12 +275,12 @@ impl Row<'_> {
         unsafe { Stored::new(self.datum(column), value_type) }
     }
 
-    /// Returns a value of text for a human, empty if it is null.
+    /// Returns a text value for a human, or an empty one if it is null.
     pub(crate) fn printable(&self, column: i32) -> String {
         self.with_bytes(column, |bytes| printable(bytes.unwrap_or_default()))
     }
 
-    /// Calls `f` with the bytes of a value of text or bytea.
+    /// Calls `f` with the bytes of a text or bytea value.
     pub(crate) fn with_bytes<R>(&self, column: i32, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
         let (datum, is_null) = self.datum(column);
         // SAFETY: the value is a varlena inside the row, or refers to one that the cursor's
@@ -291,7 +290,7 @@ impl Row<'_> {
 
     fn datum(&self, column: i32) -> (pg_sys::Datum, bool) {
         let mut is_null = false;
-        // SAFETY: row and shape belong together; a column that is not there is null.
+        // SAFETY: row and shape belong together; a missing column is null.
         let datum = unsafe { pg_sys::SPI_getbinval(self.tuple, self.shape, column, &mut is_null) };
         (datum, is_null)
     }

@@ -10,10 +10,10 @@ use pgrx::prelude::*;
 use super::encoding::printable;
 use super::error::class;
 
-/// Calls `f` in a subtransaction, which is undone, locks included, unless `keep` wants to keep it.
+/// Calls `f` in a subtransaction. It is undone, including its locks, unless `keep` says to keep it.
 ///
 /// # Errors
-/// What `f` raised: the caller must raise it again unless it knows better.
+/// The error that `f` raised. The caller must raise it again unless it knows better.
 pub(crate) fn in_subtransaction<T>(
     keep: impl FnOnce(&T) -> bool,
     f: impl FnOnce() -> T,
@@ -47,7 +47,8 @@ pub(crate) fn in_subtransaction<T>(
 
 /// An error that was caught.
 pub(crate) enum Failure {
-    /// All that the server says of it, which is gone from its own stack once it is caught.
+    /// All that the server says of it. Once an error is caught, the server's own stack no longer
+    /// has it.
     OfServer(*mut pg_sys::ErrorData),
     Ours(Box<CaughtError>),
 }
@@ -65,8 +66,8 @@ impl Failure {
         self.code() == code as i32
     }
 
-    /// Tells whether the statement has to end, as after a cancellation or for lack of memory, whatever
-    /// was tried.
+    /// Tells whether the statement has to end whatever was tried, as after a cancellation or for lack
+    /// of memory.
     pub(crate) fn ends_the_statement(&self) -> bool {
         use PgSqlErrorCode::{
             ERRCODE_INSUFFICIENT_RESOURCES, ERRCODE_OPERATOR_INTERVENTION,
@@ -84,7 +85,7 @@ impl Failure {
         }
     }
 
-    /// Tells whether the server lacks memory, shared memory or room on a disk.
+    /// Tells whether the server lacks memory, shared memory or disk space.
     pub(super) fn is_lack_of_resources(&self) -> bool {
         self.is_of_class(PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES)
     }
@@ -95,13 +96,13 @@ impl Failure {
 
     fn code(&self) -> i32 {
         match self {
-            // SAFETY: the copy is in memory of the caller's, which outlived the subtransaction.
+            // SAFETY: the copy is in the caller's memory, which outlived the subtransaction.
             Self::OfServer(error) => unsafe { (**error).sqlerrcode },
             Self::Ours(error) => report_of(error).sql_error_code() as i32,
         }
     }
 
-    /// Returns the message of the error, for another message.
+    /// Returns the error's message, for use in another message.
     pub(crate) fn message(&self) -> String {
         match self {
             // SAFETY: as above; an error of the server has a message, which is a C string.
@@ -112,7 +113,7 @@ impl Failure {
         }
     }
 
-    /// Raises the error again, whole.
+    /// Raises the error again, complete.
     #[allow(
         unreachable_code,
         reason = "to some versions of the server ReThrowError is a function that may return"

@@ -13,8 +13,8 @@ use super::spi::Connection;
 use super::subtransaction::in_subtransaction;
 use super::{Error, server, worker};
 
-/// A transaction of a procedure, READ COMMITTED whatever the default is, with one snapshot for all
-/// that it reads.
+/// A transaction of a procedure. It is READ COMMITTED whatever the default is, and has one snapshot
+/// for all its reads.
 pub(crate) struct Transaction {
     connection: Connection,
 }
@@ -28,17 +28,17 @@ impl Deref for Transaction {
 }
 
 impl Transaction {
-    /// Ends the transaction that the procedure was called in, or that the last commit has begun.
+    /// Ends the transaction in which the procedure was called, or which the last commit has begun.
     pub(crate) fn end_current() -> Result<(), Error> {
         Self::connect().commit()
     }
 
     /// Calls `f` in a transaction, and commits unless it returns an error. `f` cannot leave anything
-    /// open that a commit would pull away.
+    /// open that would end with the commit.
     pub(crate) fn run<T, E: From<Error>>(f: impl FnOnce(&Self) -> Result<T, E>) -> Result<T, E> {
-        // The last commit has left a transaction behind that has not done anything yet.
+        // The last commit has begun a transaction that has not done anything yet.
         set_config(c"transaction_isolation", c"read committed", Until::Commit);
-        // Rows are found by their place, one or a range, and not by reading the whole table.
+        // Rows are found by their place or a range of places, and not by reading the whole table.
         set_config(c"enable_tidscan", c"on", Until::Commit);
         let transaction = Self::connect();
         // SAFETY: the active snapshot is a copy, and is popped before the commit.
@@ -59,8 +59,8 @@ impl Transaction {
     /// Commits. The server begins the next transaction at once.
     ///
     /// # Errors
-    /// If somebody cancels the wait for a synchronous standby, which to the server is no reason to
-    /// end the statement.
+    /// If the wait for a synchronous standby is cancelled. For the server, that is no reason to end
+    /// the statement.
     fn commit(self) -> Result<(), Error> {
         // SAFETY: connected, and not inside of a subtransaction of ours.
         if wait_was_cancelled(|| unsafe { pg_sys::SPI_commit() }) {
@@ -69,18 +69,18 @@ impl Transaction {
         Ok(())
     }
 
-    /// Calls `f`, which writes to rows. If it meets one that somebody has locked, or that has moved
-    /// to another partition, undoes what it did and returns `None`.
+    /// Calls `f`, which writes to rows. If it meets a row that is locked, or that has moved to
+    /// another partition, undoes what it did and returns `None`.
     pub(crate) fn attempt<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
-        // Shorter than deadlock_timeout by far: were there a deadlock, nobody else would notice. Workers also
-        // wait for each other, where the table grows: what is given up then has to be written again.
+        // Far shorter than deadlock_timeout, so that nobody else notices a deadlock. Workers also wait
+        // for each other when the table grows: a batch that is given up then has to be written again.
         let is_worker = worker::is_worker();
         let time = Duration::from_millis(if is_worker { 100 } else { 10 });
         let write = || {
             let result = f();
             if is_worker {
-                // When it commits, a worker could wait for longer: for another one, or for a lock of the session
-                // that waits for the workers.
+                // When a worker commits, it may have to wait for longer: for another worker, or for a
+                // lock of the session that waits for the workers.
                 fire_deferred_triggers();
             }
             result
@@ -96,19 +96,19 @@ impl Transaction {
     }
 }
 
-/// What an UPDATE fails with that meets a row which it cannot have now.
+/// The error of an UPDATE that meets a row which it cannot have now.
 const UNAVAILABLE: [PgSqlErrorCode; 3] = [
     PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
     PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED,
     PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
 ];
 
-/// Another transaction, by the lock that it has on its own number.
+/// Another transaction, identified by the lock that it holds on its own number.
 pub(crate) struct VirtualXid(pg_sys::VirtualTransactionId);
 
 impl VirtualXid {
-    /// Parses it from what `pg_locks` shows. Returns `None` for a transaction that has ended, and is
-    /// about to release its locks: it has no number any more, which is shown as 0.
+    /// Parses it from what `pg_locks` shows. Returns `None` for a transaction that has ended and is
+    /// about to release its locks: it no longer has a number, which is shown as 0.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (process, number) = text.split_once('/')?;
         let (process, number) = (process.parse().ok()?, number.parse().ok()?);
@@ -126,15 +126,15 @@ impl VirtualXid {
 
     /// Tells whether the transaction has ended.
     pub(crate) fn has_ended(&self) -> bool {
-        // SAFETY: what is not, or no longer, the number of a transaction has ended.
+        // SAFETY: a number that is not, or no longer, that of a transaction counts as ended.
         unsafe { pg_sys::VirtualXactLock(self.0, false) }
     }
 
-    /// Waits until the transaction has ended, and tells whether it has. To be called between
-    /// transactions: then this process has neither a lock nor a snapshot that somebody could be
+    /// Waits until the transaction has ended, and tells whether it has. Call it between
+    /// transactions: then this process has neither a lock nor a snapshot that others could be
     /// waiting for.
     pub(crate) fn wait(&self, time: Option<Duration>) -> bool {
-        // A time of zero has no end.
+        // A time of zero means no limit.
         let time = time.map_or(Duration::ZERO, |time| time.max(Duration::from_millis(1)));
         // SAFETY: as above.
         let wait = || unsafe { pg_sys::VirtualXactLock(self.0, true) };
@@ -160,16 +160,16 @@ fn fire_deferred_triggers() {
     unsafe { pg_sys::AfterTriggerSetState(&raw mut all_immediate) };
 }
 
-/// Calls `f` with another `lock_timeout`; zero is none.
+/// Calls `f` with another `lock_timeout`; zero means none.
 fn with_lock_timeout<T>(time: Duration, f: impl FnOnce() -> T) -> T {
     let time = CString::new(time.as_millis().to_string()).expect("digits hold no zero byte");
     with_settings(&[(c"lock_timeout", &time)], f)
 }
 
 /// Calls `f`, which commits, and tells whether its wait for a synchronous standby was cancelled. The
-/// server only warns of that, and forgets that somebody wanted the statement to end.
+/// server only warns of that, and forgets that the statement was to end.
 fn wait_was_cancelled(f: impl FnOnce()) -> bool {
-    /// The warning, before it is translated.
+    /// The warning before it is translated.
     const WARNING: &CStr = c"canceling wait for synchronous replication due to user request";
 
     /// Called with each message while the context is in place.

@@ -14,14 +14,14 @@ use super::relation::{Column, Relation};
 use super::row::with_bytes_of;
 use super::value::Value;
 
-/// A trigger that has fired, and the row that it has fired for.
+/// A trigger that has fired, and the row for which it has fired.
 pub(crate) struct Trigger<'fcx> {
     call: pg_sys::FunctionCallInfo,
     data: &'fcx pg_sys::TriggerData,
 }
 
 impl<'fcx> Trigger<'fcx> {
-    /// Returns `None` if the call is not that of a trigger.
+    /// Returns `None` if the function was not called by a trigger.
     pub(crate) fn of(call: pg_sys::FunctionCallInfo) -> Option<Self> {
         // SAFETY: a call has a context or none; its first member says what it is.
         unsafe {
@@ -34,12 +34,11 @@ impl<'fcx> Trigger<'fcx> {
     }
 
     fn definition(&self) -> &pg_sys::Trigger {
-        // SAFETY: who calls a trigger says which.
+        // SAFETY: the caller of a trigger function says which trigger it is.
         unsafe { &*self.data.tg_trigger }
     }
 
-    /// Tells whether the trigger is one that fires before rows are inserted or updated, and at no other
-    /// time.
+    /// Tells whether the trigger fires before rows are inserted or updated, and at no other time.
     pub(crate) fn is_before_insert_or_update(&self) -> bool {
         const ALWAYS: u32 = pg_sys::TRIGGER_TYPE_ROW | pg_sys::TRIGGER_TYPE_BEFORE;
         const OR: u32 = pg_sys::TRIGGER_TYPE_INSERT | pg_sys::TRIGGER_TYPE_UPDATE;
@@ -58,7 +57,7 @@ impl<'fcx> Trigger<'fcx> {
         unsafe { Relation::opened(self.data.tg_relation) }
     }
 
-    /// Returns what stands between the parentheses in CREATE TRIGGER.
+    /// Returns the arguments in the parentheses of CREATE TRIGGER.
     pub(crate) fn arguments(&self) -> impl Iterator<Item = &CStr> {
         let definition = self.definition();
         let arguments = match definition.tgnargs {
@@ -72,8 +71,8 @@ impl<'fcx> Trigger<'fcx> {
             .map(|&argument| unsafe { CStr::from_ptr(argument) })
     }
 
-    /// Returns what `make` has made when the trigger first fired in this statement: during that, neither
-    /// the trigger nor the columns can change. `make` may keep what is in its memory context.
+    /// Returns what `make` made when the trigger first fired in this statement: neither the trigger nor
+    /// the columns can change during a statement. `make` may keep what is in its memory context.
     ///
     /// # Panics
     /// If the trigger has kept something of another type.
@@ -81,8 +80,8 @@ impl<'fcx> Trigger<'fcx> {
         &self,
         make: impl FnOnce() -> Result<T, E>,
     ) -> Result<&'fcx T, E> {
-        // SAFETY: the server keeps the memory for as long as it may call the function again. What is
-        // kept there is put there here only; it is dropped with the memory.
+        // SAFETY: the server keeps the memory for as long as it may call the function again. Only
+        // this function keeps anything there, which is dropped with the memory.
         let kept: &Box<dyn Any> = unsafe {
             let function = &mut *(*self.call).flinfo;
             if function.fn_extra.is_null() {
@@ -98,7 +97,7 @@ impl<'fcx> Trigger<'fcx> {
 
     /// Returns the value of a column in the row that is about to be written, or `None` if it is null.
     pub(crate) fn written(&self, column: &Column) -> Option<Written<'fcx>> {
-        // SAFETY: before an UPDATE there are two rows, the new one in a slot of its own.
+        // SAFETY: an UPDATE has two rows, with the new one in a slot of its own.
         unsafe {
             let (old, new) = match self.data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
                 pg_sys::TRIGGER_EVENT_UPDATE => (Some(self.data.tg_trigslot), self.data.tg_newslot),
@@ -117,7 +116,7 @@ impl<'fcx> Trigger<'fcx> {
         }
     }
 
-    /// Returns the row that is to be written, with other values in these columns.
+    /// Returns the row that is to be written, with these values in its columns.
     pub(crate) fn row(&self, changes: &Changes<'_>) -> Row {
         let tuple = match self.data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
             pg_sys::TRIGGER_EVENT_UPDATE => self.data.tg_newtuple,
@@ -148,13 +147,13 @@ pub(crate) struct Written<'fcx> {
 }
 
 impl Written<'_> {
-    /// Calls `f` with the bytes of the value, of a type that is laid out as text is.
+    /// Calls `f` with the bytes of the value, whose type must have the layout of text.
     pub(crate) fn with_bytes<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
         // SAFETY: the value is a varlena.
         unsafe { with_bytes_of(self.new, false, |bytes| f(bytes.unwrap_or_default())) }
     }
 
-    /// Tells whether this is an UPDATE, and the value what it was before.
+    /// Tells whether this is an UPDATE that does not change the value.
     pub(crate) fn is_unchanged(&self) -> bool {
         // SAFETY: both values are varlenas.
         let equals = |old| unsafe { pg_sys::datum_image_eq(old, self.new, false, -1) };
@@ -193,17 +192,17 @@ unsafe impl BoxRet for Row {
     }
 }
 
-/// Calls `f`, and keeps from its errors, which must be raised at once, what COPY adds to errors: the
-/// line that it has read, and in it the plaintext.
+/// Calls `f`. If it raises an error, leaves out what COPY would add to the error: the line that it
+/// has read, which has the plaintext in it. The error must not be delayed.
 pub(crate) fn without_line_of_copy<R, E>(f: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
     unsafe extern "C-unwind" {
-        // Of pgrx's own there is another address.
+        // The function has another address in pgrx's bindings.
         fn CopyFromErrorCallback(arg: *mut c_void);
     }
     let line = CopyFromErrorCallback as *const () as usize;
-    // SAFETY: the list is the server's, from the innermost caller to the outermost. All of them are there
-    // for as long as the function runs. After an error the list is set back by who catches it; should
-    // that be one of them, the line is missing from its later errors, too.
+    // SAFETY: the list is the server's, from the innermost caller to the outermost. All of them exist
+    // for as long as the function runs. After an error, whoever catches it resets the list; if that is
+    // one of them, its later errors lack the line, too.
     unsafe {
         let mut link = &raw mut pg_sys::error_context_stack;
         while let Some(entry) = (*link).as_mut()

@@ -1,17 +1,17 @@
-//! Functions of the server that raise no errors, as they are called here. pgrx's own bindings guard each
-//! call against them, which takes longer than these functions do.
+//! Functions of the server that raise no errors when called as here. pgrx's own bindings guard each call
+//! against errors, which takes longer than the functions themselves.
 
 use std::ffi::{c_char, c_int, c_void};
 
 use pgrx::pg_sys::{Size, TimestampTz};
 
 unsafe extern "C-unwind" {
-    /// Not with `MCXT_ALLOC_NO_OOM` and `MCXT_ALLOC_HUGE`: it returns null where there is no memory.
+    /// Only with `MCXT_ALLOC_NO_OOM` and `MCXT_ALLOC_HUGE`. It returns null if there is no memory.
     pub(super) fn palloc_extended(size: Size, flags: c_int) -> *mut c_void;
-    /// Not of memory that `palloc` has returned.
+    /// Only with memory that `palloc` has returned.
     pub(super) fn pfree(memory: *mut c_void);
     pub(super) safe fn GetDatabaseEncoding() -> c_int;
-    /// Not with `no_error`.
+    /// Only with `no_error`.
     pub(super) fn pg_verify_mbstr(
         encoding: c_int,
         bytes: *const c_char,

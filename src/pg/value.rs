@@ -1,4 +1,4 @@
-//! Text and bytea, in and out. Results are written straight into the memory that PostgreSQL gets them in.
+//! Text and bytea, in and out. Results are written directly to the memory that PostgreSQL receives.
 
 use std::ffi::c_int;
 use std::mem;
@@ -15,7 +15,8 @@ use super::memory::with_room_for_errors;
 use super::{Error, random, unguarded};
 use crate::fernet::{Keyring, sealed_len};
 
-/// The most bytes in a value: with its header it must fit into what `palloc` gives.
+/// The maximum number of bytes in a value: with its header, it must fit into one `palloc`
+/// allocation.
 pub(super) const MAX_VALUE: usize = 0x3fff_ffff - pg_sys::VARHDRSZ;
 
 /// A text or bytea value: an argument, or a finished result.
@@ -57,11 +58,12 @@ impl FromDatum for Value<'_> {
         if is_null {
             return None;
         }
-        // SAFETY: the caller's datum is a varlena that lives as long as the call; a detoasted copy
-        // is in the memory context of the call, and lives as long, too.
+        // SAFETY: the caller's datum is a varlena that lives as long as the call; so does a
+        // detoasted copy, which is in the memory context of the call.
         unsafe {
             let mut varlena = datum.cast_mut_ptr();
-            // Most values are neither compressed nor elsewhere: the server would return them as they are.
+            // Most values are neither compressed nor out of line: the server would return them
+            // unchanged.
             if pgrx::varatt_is_4b_c(varlena) || pgrx::varatt_is_1b_e(varlena) {
                 varlena = with_room_for_errors(|| pg_sys::pg_detoast_datum_packed(varlena));
             }
@@ -88,7 +90,7 @@ unsafe impl BoxRet for Value<'_> {
     }
 }
 
-/// Memory for a text or bytea value that is being made: zeroes at first.
+/// Memory for a text or bytea value that is being made. It is filled with zeroes at first.
 pub(crate) struct Buffer {
     varlena: NonNull<pg_sys::varlena>,
     capacity: usize,
@@ -103,7 +105,7 @@ impl Buffer {
         Self::larger_than_a_value(capacity)
     }
 
-    /// Allocates memory for what may turn out to be less, and a value.
+    /// Allocates memory for up to `capacity` bytes; the value may turn out shorter.
     pub(super) fn larger_than_a_value(capacity: usize) -> Result<Self, Error> {
         use pg_sys::{MCXT_ALLOC_HUGE, MCXT_ALLOC_NO_OOM, MCXT_ALLOC_ZERO};
         let flags = (MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO | MCXT_ALLOC_NO_OOM) as c_int;
@@ -122,7 +124,7 @@ impl Buffer {
     }
 
     /// # Safety
-    /// The memory must live as long as `'a`, and nothing else write to it.
+    /// The memory must live as long as `'a`, and nothing else may write to it.
     unsafe fn value_for<'a>(&self, len: usize) -> Value<'a> {
         assert!(len <= self.capacity && len <= MAX_VALUE);
         let varlena = self.varlena.as_ptr();
@@ -137,26 +139,26 @@ impl Buffer {
     }
 }
 
-/// Puts a token into a buffer of its length at least, and returns that.
+/// Writes a token to a buffer of at least its length, and returns that length.
 fn seal(plaintext: &[u8], keyring: &Keyring, buffer: &mut [u8]) -> Result<usize, Error> {
-    // A clock before 1970 has no other form in a token.
+    // A token has no other way to show a clock before 1970.
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     Ok(keyring.seal(plaintext, now.as_secs(), &random::iv()?, buffer))
 }
 
-/// Text or bytea values that are kept for later, one behind the other. They are not wiped: they are
-/// about to be in a table.
+/// Text or bytea values that are kept for later, one after the other. They are not wiped, since
+/// they are about to be written to a table.
 #[derive(Default)]
 pub(crate) struct Values {
-    /// Each value as the server lays it out, aligned as its header must be.
+    /// Each value in the server's layout, aligned as its header must be.
     words: Vec<u32>,
 }
 
 impl Values {
     /// Adds a value of up to `capacity` bytes, if `make` makes one and returns its length. Returns
-    /// what [`get`](Self::get) finds it by.
+    /// the index for [`get`](Self::get).
     pub(crate) fn push(
         &mut self,
         capacity: usize,
@@ -168,7 +170,7 @@ impl Values {
         }
         let start = self.words.len();
         let words_of = |bytes: usize| HEADER + bytes.div_ceil(size_of::<u32>());
-        // To grow by doubling would take too much where a single value is large.
+        // Growing by doubling would take too much memory for a single large value.
         if capacity < 1 << 20 {
             self.words.try_reserve(words_of(capacity))?;
         } else {
@@ -176,7 +178,7 @@ impl Values {
         }
         self.words.resize(start + words_of(capacity), 0);
         let value = self.words[start..].as_mut_ptr();
-        // SAFETY: behind the header there is room for so many bytes.
+        // SAFETY: after the header there is room for so many bytes.
         let bytes = unsafe { slice::from_raw_parts_mut(value.add(HEADER).cast(), capacity) };
         let made = make(bytes);
         let Ok(Some(len)) = made else {
@@ -208,7 +210,7 @@ impl Values {
         self.push(len, |room| seal(plaintext, keyring, room).map(Some))
     }
 
-    /// Returns a value, by what [`push`](Self::push) has returned.
+    /// Returns a value, by the index that [`push`](Self::push) has returned.
     pub(crate) fn get(&self, start: usize) -> Value<'_> {
         let varlena = self.words[start..].as_ptr().cast::<pg_sys::varlena>();
         Value {
@@ -218,7 +220,7 @@ impl Values {
         }
     }
 
-    /// Returns how many bytes the values take.
+    /// Returns how many bytes the values have.
     pub(crate) fn len(&self) -> usize {
         self.words.len() * size_of::<u32>()
     }

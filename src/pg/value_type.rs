@@ -1,4 +1,4 @@
-//! The types whose values can hold tokens, and where in such a value they may be.
+//! The types whose values can hold tokens, and the places in such values where tokens may be.
 
 use std::ffi::CStr;
 
@@ -14,21 +14,21 @@ use crate::fernet::{Haystack, may_hold_tokens};
 
 /// A type whose values can hold tokens.
 pub(crate) struct ValueType {
-    /// The type, or what it is a domain over.
+    /// The type, or the type that a domain is over.
     pub(crate) oid: pg_sys::Oid,
     form: Form,
 }
 
-/// Where in a value tokens may be. What is looked at on its own is called a part below.
+/// Where in a value there may be tokens. What is searched on its own is called a part below.
 enum Form {
-    /// In its bytes: text, bytea, and what is laid out as they are.
+    /// In its bytes: text, bytea, and types with the same layout.
     Bytes,
-    /// In its bytes, which as a whole are no token.
+    /// In its bytes, which as a whole are never a token.
     Document,
     /// In each string.
     Jsonb,
-    /// In what the type's output function prints, from which the input function makes the value. As a whole
-    /// that is no token.
+    /// In the text that the type's output function prints, from which the input function makes the
+    /// value. As a whole it is never a token.
     Printed {
         output: pg_sys::Oid,
         input: pg_sys::Oid,
@@ -38,18 +38,18 @@ enum Form {
     Array(Box<ValueType>),
 }
 
-/// What a value holds where it is a plaintext as a whole, or the token of one.
+/// What a value holds as a whole, if that is a plaintext or its token.
 #[derive(Clone, Copy)]
 pub(crate) enum Plaintext {
     Text,
-    /// Text behind which there may be blanks that do not count.
+    /// Text that may be followed by blanks that do not count.
     PaddedText,
     Bytes,
 }
 
 impl Plaintext {
-    /// Calls `f` with what is encrypted of a value, as the functions on single values take it: of text,
-    /// its UTF-8 form.
+    /// Calls `f` with what is encrypted of a value, in the form that the functions on single values
+    /// encrypt: text as UTF-8.
     pub(crate) fn of_value<R>(self, value: &[u8], f: impl FnOnce(&[u8]) -> R) -> Result<R, Error> {
         match self {
             Self::Bytes => Ok(f(value)),
@@ -71,21 +71,21 @@ impl Plaintext {
     }
 }
 
-/// Returns text without the blanks at its end.
+/// Returns text without its trailing blanks.
 fn without_blanks(text: &[u8]) -> &[u8] {
     let len = text.iter().rposition(|&byte| byte != b' ');
     &text[..len.map_or(0, |last| last + 1)]
 }
 
-/// Gets a part of a value, and as much room, where it may put something else and return the length
-/// of that.
+/// Gets a part of a value, and as much room, to which it may write a replacement and return its
+/// length.
 pub(super) type Change<'f> =
     dyn FnMut(Haystack<'_>, &mut [u8]) -> Result<Option<usize>, Error> + 'f;
 
 impl ValueType {
-    /// Returns `None` if values of the type can hold no tokens.
+    /// Returns `None` if values of the type cannot hold tokens.
     pub(crate) fn of(oid: pg_sys::Oid) -> Option<Self> {
-        // SAFETY: look oids up; what is no array has elements of no type.
+        // SAFETY: look oids up; a type that is not an array has no element type.
         let (oid, element) = unsafe {
             let oid = pg_sys::getBaseType(oid);
             (oid, pg_sys::get_element_type(oid))
@@ -117,8 +117,8 @@ impl ValueType {
         }
     }
 
-    /// Returns what a value is as a plaintext, or `None` if a token could not take its place: then
-    /// tokens are only within values.
+    /// Returns the value as a plaintext, or `None` if a token could not take its place: tokens are
+    /// then only within values.
     pub(crate) fn plaintext(&self) -> Option<Plaintext> {
         match (self.oid, &self.form) {
             (pg_sys::XMLOID, _) => None,
@@ -187,7 +187,7 @@ impl ValueType {
                     let Some(text) = print(*output, datum) else {
                         return Ok(None);
                     };
-                    // With the zero that ends a C string.
+                    // Includes the zero that ends a C string.
                     let mut buffer = Buffer::larger_than_a_value(text.len() + 1)?;
                     let haystack = Haystack::document(text);
                     let Some(len) = f(haystack, &mut buffer[..text.len()])? else {
@@ -219,8 +219,8 @@ impl ValueType {
 }
 
 impl Form {
-    /// Returns the bytes of a value, unless no token is in them: most documents hold none, and need not be
-    /// copied to be scanned.
+    /// Returns the bytes of a value, unless they hold no token: most documents hold none, and need not
+    /// be copied to be scanned.
     fn haystack<'v>(&self, bytes: &'v [u8]) -> Option<Haystack<'v>> {
         match self {
             Self::Bytes => Some(bytes.into()),
@@ -228,7 +228,8 @@ impl Form {
         }
     }
 
-    /// That of a type with a form of its own in memory, which has tokens in it as they are.
+    /// Returns the form of a type whose values are printed. Their form in memory, too, has tokens
+    /// unescaped.
     fn printed(oid: pg_sys::Oid) -> Self {
         let mut functions = [pg_sys::InvalidOid; 3];
         let [output, input, input_argument] = &mut functions;
@@ -247,11 +248,12 @@ impl Form {
     }
 }
 
-/// Prints a value, unless no token can be in it: in memory, too, its strings are as they are.
+/// Prints a value, unless its form in memory shows that it holds no token: strings in that are
+/// unescaped.
 ///
 /// # Safety
-/// The function must be the output function of the value's type, which is a varlena. The result is in
-/// the current memory context.
+/// The function must be the output function of the value's type, which must be a varlena. The
+/// result is in the current memory context.
 unsafe fn print<'a>(output: pg_sys::Oid, datum: pg_sys::Datum) -> Option<&'a [u8]> {
     // SAFETY: the function takes the value; what it returns is a C string.
     unsafe {
@@ -263,7 +265,7 @@ unsafe fn print<'a>(output: pg_sys::Oid, datum: pg_sys::Datum) -> Option<&'a [u8
     }
 }
 
-/// A value of a row in which tokens may be.
+/// A value of a row, in which there may be tokens.
 pub(crate) struct Stored<'v> {
     datum: pg_sys::Datum,
     value_type: &'v ValueType,
@@ -281,13 +283,13 @@ impl<'v> Stored<'v> {
         (!is_null).then_some(Self { datum, value_type })
     }
 
-    /// Tells whether the value is made to hold all sorts of things, so that it is no fault if there is no
-    /// token among them.
+    /// Tells whether values of this type hold all sorts of things, so that one without a token is no
+    /// fault.
     pub(crate) fn is_document(&self) -> bool {
         !matches!(self.value_type.form, Form::Bytes)
     }
 
-    /// Returns what the value is as a plaintext, or its token: see [`ValueType::plaintext`].
+    /// Returns the value as a plaintext, or as its token: see [`ValueType::plaintext`].
     pub(crate) fn plaintext(&self) -> Option<Plaintext> {
         self.value_type.plaintext()
     }
@@ -305,16 +307,15 @@ impl<'v> Stored<'v> {
         }
     }
 
-    /// Calls `f` with each part of the value, and as much room, where it may put something else and return
-    /// the length of that. Keeps the new value, if there is one, and returns what it is found by in
-    /// `values`.
+    /// Calls `f` with each part of the value, and with as much room, to which it may write a replacement
+    /// and return its length. Keeps the new value, if there is one, and returns its index in `values`.
     pub(crate) fn change(
         &self,
         values: &mut Values,
         mut f: impl FnMut(Haystack<'_>, &mut [u8]) -> Result<Option<usize>, Error>,
     ) -> Result<Option<usize>, Error> {
         if let Form::Bytes = self.value_type.form {
-            // Nearly all are: straight to where it is kept.
+            // Nearly all columns have such a type: `f` writes directly to where the value is kept.
             let keep = |bytes: Option<&[u8]>| {
                 let bytes = bytes.unwrap_or_default();
                 values.push(bytes.len(), |room| f(bytes.into(), room))
@@ -336,7 +337,7 @@ impl<'v> Stored<'v> {
     }
 }
 
-/// Calls `f` with a memory context that is deleted afterwards.
+/// Calls `f` in a memory context of its own, which is deleted afterwards.
 fn with_memory_of_its_own<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: whoever catches an error of the server sets the context back; what `f` returns does not
     // refer to the memory.
@@ -357,15 +358,15 @@ fn with_memory_of_its_own<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Tells whether a type is that of the extension citext. The owner of the extension can add other
-/// types to it, but only a superuser can declare that a type is stored as text is.
+/// Tells whether a type is that of the extension citext. The extension's owner can add other types
+/// to it, but only a superuser can declare that a type is stored as text is.
 fn is_citext(oid: pg_sys::Oid) -> bool {
     // SAFETY: looks oids up.
     is_of_extension(c"citext", oid) && unsafe { pg_sys::IsBinaryCoercible(oid, pg_sys::TEXTOID) }
 }
 
-/// Tells whether a type is that of the extension hstore. The owner of the extension can add other types
-/// to it; what these print may depend on settings, and read as something else.
+/// Tells whether a type is that of the extension hstore. The extension's owner can add other types to
+/// it; what those print may depend on settings, and may be read as something else.
 fn is_hstore(oid: pg_sys::Oid) -> bool {
     if !is_of_extension(c"hstore", oid) {
         return false;
@@ -374,14 +375,14 @@ fn is_hstore(oid: pg_sys::Oid) -> bool {
     unsafe {
         let qualified = pg_sys::FORMAT_TYPE_FORCE_QUALIFY as u16;
         let name = CStr::from_ptr(pg_sys::format_type_extended(oid, -1, qualified)).to_bytes();
-        // With quotes: quote_all_identifiers.
+        // quote_all_identifiers adds quotes.
         (name.ends_with(b".hstore") || name.ends_with(b".\"hstore\""))
             && pg_sys::get_typlen(oid) == -1
     }
 }
 
 fn is_of_extension(name: &CStr, oid: pg_sys::Oid) -> bool {
-    // SAFETY: a C string, and lookups of oids; where there is no such extension, both are no oid.
+    // SAFETY: a C string, and lookups of oids; without such an extension, both are no oid.
     unsafe {
         let extension = pg_sys::get_extension_oid(name.as_ptr(), true);
         extension != pg_sys::InvalidOid

@@ -1,9 +1,9 @@
-//! Background workers that do a part of a statement of this process's: in its database, as its role, with
-//! its libraries and settings.
+//! Background workers that do a part of a statement of this process: in its database, as its role, and
+//! with its libraries and settings.
 //!
-//! What they need is in a segment of shared memory, and so is a queue for each, through which its errors and
-//! notices come. Whatever ends the statement, this process lets go of the segment, and before that it ends the
-//! workers: none outlives the statement.
+//! What they need is in a segment of shared memory. So is a queue for each, through which it sends its
+//! errors and notices. Whatever ends the statement, this process detaches from the segment, and before
+//! that it ends the workers: none outlives the statement.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -20,7 +20,8 @@ use super::segment::{Part, QUEUE_SIZE, Segment};
 use super::subtransaction::in_subtransaction;
 use super::{Error, guc};
 
-// What the bindings lack, or have only with a guard that is of no use in a handler of signals.
+// Functions that the bindings lack, or have only with a guard that is of no use in a signal
+// handler.
 unsafe extern "C-unwind" {
     #[cfg(not(feature = "pg19"))]
     fn die(signal: c_int);
@@ -30,41 +31,41 @@ unsafe extern "C-unwind" {
     fn pq_parse_errornotice(message: pg_sys::StringInfo, error: *mut pg_sys::ErrorData);
 }
 
-/// Workers that were started, and what is shared with them. They end when this is dropped.
+/// Workers that were started, and what is shared with them. The workers end when this is dropped.
 pub(crate) struct Workers<T> {
     segment: Segment,
     shared: NonNull<T>,
-    /// The queues of those that have not said yet that they are done.
+    /// The queues of the workers that have not said that they are done.
     queues: Vec<*mut pg_sys::shm_mq_handle>,
     handles: Box<Handles>,
-    /// What the server allocates for these, and for one message.
+    /// The memory that the server allocates for these, and for one message.
     memory: pg_sys::MemoryContext,
     memory_of_message: pg_sys::MemoryContext,
 }
 
 type Handles = Vec<*mut pg_sys::BackgroundWorkerHandle>;
 
-/// What a worker has to know before it has connected to the database.
+/// What a worker has to know before it connects to the database.
 #[repr(C)]
 struct Header {
     database: pg_sys::Oid,
-    /// Who has logged in, whatever the role is now.
+    /// The role that has logged in, whatever the current role is.
     user: pg_sys::Oid,
     has_ended: AtomicBool,
 }
 
-/// What a worker says once it is done, in the place of an error or a notice.
+/// What a worker sends once it is done, in place of an error or a notice.
 static DONE: u8 = b'X';
 
 impl<T: Sync> Workers<T> {
-    /// Starts `count` workers, or as many as the server can have, and calls the function of this library in
-    /// each, which calls [`run`]. The server shows the statement as theirs; that of the caller may hold secrets.
-    /// Settings of the session that are private are not handed over.
+    /// Starts `count` workers, or as many as the server can have. Each calls `function` of this library,
+    /// which calls [`run`]. The server shows `statement` as theirs; the caller's own statement may hold
+    /// secrets. Private settings of the session are not handed over.
     ///
-    /// To be called with no transaction of this process's that they could have to wait for.
+    /// Must not be called in a transaction for which the workers might have to wait.
     ///
     /// # Errors
-    /// If the server lacks the shared memory: what it says of that.
+    /// If the server lacks the shared memory: its message.
     pub(crate) fn start(
         function: &CStr,
         count: usize,
@@ -125,8 +126,8 @@ impl<T: Sync> Workers<T> {
                 memory,
                 memory_of_message,
             };
-            // The queues are attached to later, so that they go first: a worker that nobody listens to any more
-            // does not wait for that before it ends.
+            // The queues are attached later, so that they are detached first: a worker without a
+            // receiver does not wait for one before it ends.
             let handles = &raw mut *workers.handles;
             pg_sys::on_dsm_detach(segment.as_ptr(), Some(end), pg_sys::Datum::from(handles));
 
@@ -157,11 +158,11 @@ impl<T: Sync> Workers<T> {
         unsafe { self.shared.as_ref() }
     }
 
-    /// Passes on to the client what the workers have said since, errors included. Tells whether any of them is
-    /// still at work.
+    /// Forwards to the client what the workers have sent since, including errors. Tells whether any of
+    /// them is still at work.
     ///
     /// # Errors
-    /// If one has ended before its time, and said nothing.
+    /// If a worker has ended without saying that it is done.
     pub(crate) fn pass_on(&mut self) -> Result<bool, Error> {
         let mut at = 0;
         while let Some(&queue) = self.queues.get(at) {
@@ -184,19 +185,19 @@ impl<T: Sync> Workers<T> {
                     self.queues.swap_remove(at);
                 }
                 Some((b'E' | b'N', text)) => self.report(text),
-                // There is nothing else that such a worker would tell a client.
+                // Such a worker would send nothing else to a client.
                 _ => {}
             }
         }
         Ok(!self.queues.is_empty())
     }
 
-    /// Raises the error, or tells the client what else is in the message.
+    /// Raises the error, or sends another message to the client.
     fn report(&self, message: &[u8]) {
-        // For the text, what is parsed of it, the server's copies, and pgrx's.
+        // Room for the text, what is parsed from it, and the copies of the server and of pgrx.
         ensure_room(6 * message.len());
-        // SAFETY: the message is one for a client, in the encoding of the database. What is made of it is in
-        // memory that is there until the next one; the server copies that.
+        // SAFETY: the message is one for a client, in the database encoding. What is made of it is in
+        // memory that lasts until the next one; the server copies it.
         unsafe {
             pg_sys::MemoryContextReset(self.memory_of_message);
             let context = pg_sys::MemoryContextSwitchTo(self.memory_of_message);
@@ -210,7 +211,7 @@ impl<T: Sync> Workers<T> {
             let mut error = pg_sys::ErrorData::default();
             pg_guard_ffi_boundary(|| pq_parse_errornotice(&raw mut text, &raw mut error));
             pg_sys::MemoryContextSwitchTo(context);
-            // What ends the worker ends the statement, and not the session.
+            // An error that ends the worker ends the statement, and not the session.
             error.elevel = error.elevel.min(PgLogLevel::ERROR as i32);
             pg_sys::ThrowErrorData(&raw mut error);
         }
@@ -219,8 +220,9 @@ impl<T: Sync> Workers<T> {
 
 impl<T> Drop for Workers<T> {
     fn drop(&mut self) {
-        // SAFETY: nothing refers to the segment any more. To let go of it calls `end`, with the handles that
-        // are still there; also while an error is being raised, as the server itself does it then.
+        // SAFETY: nothing refers to the segment any more. Detaching from it calls `end` with the
+        // handles, which still exist. That also holds while an error is being raised: the server itself
+        // detaches then.
         unsafe {
             pg_sys::dsm_detach(self.segment.as_ptr());
             pg_sys::MemoryContextDelete(self.memory);
@@ -228,12 +230,12 @@ impl<T> Drop for Workers<T> {
     }
 }
 
-/// Ends the workers, and waits until they have ended. Called before this process lets go of the segment, if
-/// need be because it ends itself.
+/// Ends the workers, and waits until they have ended. Called before this process detaches from the
+/// segment, even if that is because the process ends.
 #[pg_guard]
 unsafe extern "C-unwind" fn end(segment: *mut pg_sys::dsm_segment, handles: pg_sys::Datum) {
-    // SAFETY: the segment is still mapped, and the handles live until then. Nobody may cancel this wait: that
-    // would be an error while another one is handled.
+    // SAFETY: the segment is still mapped, and the handles live until then. This wait must not be
+    // cancelled: that would be an error while another one is being handled.
     unsafe {
         if let Some(segment) = Segment::of(segment) {
             let header = &*segment.find::<Header>(Part::Header);
@@ -251,7 +253,7 @@ unsafe extern "C-unwind" fn end(segment: *mut pg_sys::dsm_segment, handles: pg_s
     }
 }
 
-/// Registers the worker with that number, or returns `None` if the server cannot have more.
+/// Registers the worker with this number, or returns `None` if the server cannot have more.
 fn register(
     function: &CStr,
     segment: pg_sys::dsm_handle,
@@ -278,8 +280,8 @@ fn register(
     is_registered.then_some(handle)
 }
 
-/// As in the definitions of the functions. From 18 on, an extension may be elsewhere, where dynamic_library_path
-/// leads.
+/// As the definitions of the functions name it. From 18 on, an extension may be elsewhere, where
+/// dynamic_library_path points.
 const LIBRARY: &[u8] = if cfg!(any(feature = "pg18", feature = "pg19")) {
     b"pg_fernet"
 } else {
@@ -301,16 +303,16 @@ pub(crate) struct Given<'a, T> {
 }
 
 impl<T> Given<'_, T> {
-    /// Tells whether the process that has started the worker does not need it any more. If the postmaster is gone,
-    /// that process may be, too, and had no time to say so.
+    /// Tells whether the process that started the worker no longer needs it. If the postmaster is gone,
+    /// that process may be gone, too, without having said so.
     pub(crate) fn is_over(&self) -> bool {
         // SAFETY: no arguments, no side effects.
         self.has_ended.load(Ordering::Relaxed) || unsafe { !pg_sys::PostmasterIsAliveInternal() }
     }
 }
 
-/// Defines the function that the server calls in a worker, and what it does with what it is [`Given`], whose `T`
-/// must be what its starter shares.
+/// Defines the function that the server calls in a worker, and what it does with what it is [`Given`].
+/// `T` must be the type that its starter shares.
 macro_rules! background_worker {
     ($function:ident, $work:expr) => {
         #[pg_guard]
@@ -323,11 +325,11 @@ macro_rules! background_worker {
 }
 pub(crate) use background_worker;
 
-/// Does the work of a worker, in a transaction as a procedure is called in. `T` must be what its starter
-/// shares.
+/// Does the work of a worker, in a transaction like the one in which a procedure is called. `T` must be
+/// the type that its starter shares.
 ///
 /// # Safety
-/// To be called by the function of a worker, with the argument that it has.
+/// Only the function of a worker may call this, with the argument that it was given.
 pub(crate) unsafe fn run<T: Sync, E>(
     argument: pg_sys::Datum,
     work: impl FnOnce(Given<'_, T>) -> Result<(), E>,
@@ -351,7 +353,7 @@ pub(crate) unsafe fn run<T: Sync, E>(
         let queue = queues.byte_add((argument.value() >> 32) * QUEUE_SIZE);
         pg_sys::shm_mq_set_sender(queue.cast(), pg_sys::MyProc);
         let queue = pg_sys::shm_mq_attach(queue.cast(), segment.as_ptr(), ptr::null_mut());
-        // From here on, the starter hears of errors.
+        // After this point, the starter gets the errors.
         pg_guard_ffi_boundary(|| pq_redirect_to_shm_mq(segment.as_ptr(), queue));
         pg_sys::BackgroundWorkerInitializeConnectionByOid(
             header.database,
@@ -371,7 +373,7 @@ pub(crate) unsafe fn run<T: Sync, E>(
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, statement.as_ptr());
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
-        // Before the settings, since they may be those of a library.
+        // Libraries come before the settings, which may be theirs.
         pg_sys::RestoreLibraryState(segment.find(Part::Libraries));
         guc::restore(next_text);
         pg_sys::CommitTransactionCommand();
@@ -399,7 +401,8 @@ pub(crate) fn is_worker() -> bool {
     IS_WORKER.get()
 }
 
-/// Who has logged in may have been refused that since. Servers before 17 do not know the second.
+/// The login may have been refused to the role since. Servers before 17 do not have the second
+/// flag.
 const MAY_CONNECT: u32 = pg_sys::BGWORKER_BYPASS_ALLOWCONN | 2;
 
 /// Lets the process end at the next point where it may.

@@ -1,12 +1,12 @@
-"""Runs `airflow rotate-fernet-key` and prints the seconds that the rotation alone took.
+"""Runs `airflow rotate-fernet-key` and prints the seconds that the rotation itself took.
 
-The command runs on empty tables first: once to warm up, and then five times for the time that all
-but the rotation takes, as the median, since in some runs Python collects its garbage. Once stdin
-says that the tables are filled, it runs for the rotation.
+The command first runs on empty tables: once to warm up, and then five times to measure the time
+that everything but the rotation takes. That is a median, since Python collects its garbage in some
+runs. Once stdin says that the tables are filled, the command runs for the rotation.
 
 With the argument "unmasked" it runs without Airflow's log masking. Airflow adds each password that
-it loads to one regular expression, and compiles that anew each time, so that the stock command
-takes time in the square of the number of connections. No setting turns that off.
+it loads to one regular expression, and compiles that again each time. So the time of the stock
+command grows with the square of the number of connections. No setting turns that off.
 """
 
 import statistics

@@ -1,6 +1,6 @@
 """XComs, as a task pushes and pulls them, with Delta Lake and Iceberg tables in them.
 
-A test names such a table by what Airflow encrypts of it: {"delta": {"secret_key": "..."}}.
+A test names such a table by the part of it that Airflow encrypts: {"delta": {"secret_key": "..."}}.
 """
 
 import json

@@ -7,7 +7,7 @@ import sys
 from datetime import datetime, timedelta, timezone
 from uuid import uuid4
 
-# First: in another order, its modules import each other in a circle.
+# This comes first: in another order, its modules import each other in a circle.
 import langflow.services.database.models
 import langflow.services.factory
 from cryptography.fernet import Fernet
@@ -35,8 +35,8 @@ from lfx.services.manager import get_service_manager
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-# Only to learn what each needs, the factories of its services import all of them, and with them all of LangChain.
-# Those that are needed here are made by hand.
+# The factories of its services import all services, and with them all of LangChain, only to learn what each
+# needs. The services that are needed here are made by hand.
 langflow.services.factory.import_all_services_into_a_dict = dict
 langflow.services.factory.infer_service_types = lambda *_: []
 

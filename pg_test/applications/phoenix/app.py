@@ -1,4 +1,4 @@
-"""Phoenix's own server, in this process, stores what the arguments name, and hands out all there is."""
+"""Phoenix's own server, in this process, stores what the arguments name, and returns all that is stored."""
 
 import asyncio
 import json

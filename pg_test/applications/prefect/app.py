@@ -10,7 +10,7 @@ folder = tempfile.TemporaryDirectory()
 os.environ |= {
     "PREFECT_HOME": folder.name,
     "PREFECT_API_DATABASE_CONNECTION_URL": os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+asyncpg:"),
-    # The client sends no events, which would go to a server of its own, where it has a key but no URL.
+    # The client sends no events: they would go to a server of its own if it has a key but no URL.
     "PREFECT_API_KEY": "none",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
@@ -25,7 +25,7 @@ SECRETS = {"short": "x", "text": "Grüße 東京", "document": {"list": [1, None
 
 
 class Account(Block):
-    """Has another block in it, and a field that is no secret."""
+    """Has another block in it, and a field that is not secret."""
 
     user: str
     password: SecretStr

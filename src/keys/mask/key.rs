@@ -1,4 +1,4 @@
-//! What has the form of a key, or of a piece of one, and the name of the setting.
+//! What has the form of a key or of a piece of a key, and the name of the setting.
 
 use std::iter;
 use std::ops::Range;
@@ -9,23 +9,24 @@ use crate::fernet::is_base64;
 
 /// How many characters a key has in base64, without its padding.
 pub(super) const KEY: usize = 43;
-/// How many characters must be left of a piece of a key to be of use to anybody.
+/// How many characters a piece of a key must have to be of use to an attacker.
 pub(super) const PIECE: usize = 12;
-/// The fewest characters of a token, and what it begins with.
+/// The least number of characters in a token, and the start of one.
 const TOKEN: usize = 98;
 const VERSION: &[u8] = b"gAAAA";
-/// What the server puts in the place of what it cuts off.
+/// What the server puts in place of what it cuts off.
 const CUT: &[u8] = b"...";
 
-/// Returns where the name of the setting ends in a text, if it is there.
+/// Returns the position after the name of the setting, if a text has it.
 pub(super) fn name_end(text: &[u8]) -> Option<usize> {
     runs(text)
         .find(|run| is_name(text, run))
         .map(|name| name.end)
 }
 
-/// Finds what has the form of a key, with its padding or without, and pieces of keys that are cut short. If
-/// the setting is named, as in `SET fernet.keys = '…'`, also other pieces, as of one that is mistyped.
+/// Finds what has the form of a key, with or without its padding, and pieces of keys that are cut short.
+/// If the setting is named, as in `SET fernet.keys = '…'`, also finds other pieces, such as those of a
+/// mistyped key.
 pub(super) fn keys(text: &[u8], is_named: bool) -> impl Iterator<Item = Range<usize>> {
     runs(text).filter_map(move |run| {
         let start = run.start + escape_len(text, &run);
@@ -42,8 +43,8 @@ pub(super) fn keys(text: &[u8], is_named: bool) -> impl Iterator<Item = Range<us
     })
 }
 
-/// Finds all that is base64 and as long as possible. A slash in it may be written `\/`, as in JSON, or with
-/// more backslashes, as in JSON within JSON.
+/// Finds the runs of base64, each as long as possible. A slash in a run may be written `\/`, as in JSON,
+/// or with more backslashes, as in JSON within JSON.
 pub(super) fn runs(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
     iter::from_fn(move || {
@@ -60,8 +61,8 @@ pub(super) fn runs(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// Tells whether a run is the second part of the name `fernet.keys`, and not of that of a file. There may
-/// be quotes and blanks between the parts.
+/// Tells whether a run is the second part of the name `fernet.keys`, and not part of a file's name.
+/// There may be quotes and blanks between the parts.
 fn is_name(text: &[u8], run: &Range<usize>) -> bool {
     const PREFIX: &[u8] = b"fernet";
     let trim = |text: &[u8]| {
@@ -78,7 +79,8 @@ fn is_name(text: &[u8], run: &Range<usize>) -> bool {
             })
 }
 
-/// Returns how much of a run belongs to the escape before a key, such as `\n`, `\u0022` or `%3D`.
+/// Returns how many characters of a run belong to the escape before a key, such as `\n`, `\u0022`
+/// or `%3D`.
 fn escape_len(text: &[u8], run: &Range<usize>) -> usize {
     let len = chars(&text[run.clone()]).count().saturating_sub(KEY);
     let are_hex = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_hexdigit);
@@ -91,14 +93,14 @@ fn escape_len(text: &[u8], run: &Range<usize>) -> usize {
     if is_before_key { len } else { 0 }
 }
 
-/// Tells whether it has the length of a key, and both lower and upper case letters, as in all keys but one
-/// of a billion, and in few names that long.
+/// Tells whether a run is as long as a key and has both lower- and upper-case letters. All but one of a
+/// billion keys have both, and few names of that length do.
 fn is_key(run: &[u8]) -> bool {
     chars(run).count() == KEY && has_both_cases(run)
 }
 
-/// Tells whether what stands before a single `=` is a key with more before it, as in `https://vault/v1/…`:
-/// as a whole it has no length that base64 has with such padding. What has a token in it is none.
+/// Tells whether the run before a single `=` is a key with more before it, as in `https://vault/v1/…`:
+/// base64 of the run's whole length would not have that padding. A run with a token in it is none.
 fn ends_with_key(run: &[u8]) -> bool {
     let len = chars(run).count();
     len > KEY && len % 4 != KEY % 4 && has_both_cases(run) && memmem::find(run, VERSION).is_none()
@@ -108,13 +110,13 @@ fn has_both_cases(run: &[u8]) -> bool {
     run.iter().any(u8::is_ascii_lowercase) && run.iter().any(u8::is_ascii_uppercase)
 }
 
-/// Tells whether it may be part of a key, and is neither words nor a token.
+/// Tells whether a run may be part of a key, and is neither words nor a token.
 fn is_piece(run: &[u8]) -> bool {
     let is_token = chars(run).count() >= TOKEN && run.starts_with(VERSION);
     is_piece_or_token(run) && !is_token
 }
 
-/// Tells whether it is long enough to be part of a key, and is not words.
+/// Tells whether a run is long enough to be part of a key, and is not words.
 pub(super) fn is_piece_or_token(run: &[u8]) -> bool {
     chars(run).count() >= PIECE && !is_words(run)
 }
@@ -126,7 +128,7 @@ fn is_words(run: &[u8]) -> bool {
     all(u8::is_ascii_lowercase) || all(u8::is_ascii_uppercase)
 }
 
-/// Leaves out what escapes a slash.
+/// Returns the characters without the backslashes that escape a slash.
 fn chars(run: &[u8]) -> impl Iterator<Item = &u8> {
     run.iter().filter(|&&byte| byte != b'\\')
 }

@@ -1,4 +1,4 @@
-//! What must not be read in the server log: keys, and, where that is set, all literals.
+//! What the server log must not show: keys and, with `literals`, all literals.
 
 mod key;
 #[cfg(test)]
@@ -12,16 +12,16 @@ use key::{PIECE, is_piece_or_token, keys, name_end, runs};
 use crate::fernet::is_base64;
 use crate::pg::literal::{Syntax, literals, quoted};
 
-/// What stands in the log for what is masked. It does not show how long that is.
+/// Replaces in the log what is masked, whatever its length.
 const MASK: &[u8] = b"***";
 
-/// Tells whether the name of the setting is in a text.
+/// Tells whether a text has the name of the setting.
 pub(super) fn is_named(text: &[u8]) -> bool {
     name_end(text).is_some()
 }
 
-/// Returns a text with its keys masked, or `None` if there is none in it. If the name of the setting is in
-/// the text or in another one of the message, pieces of keys are masked, too.
+/// Returns a text with its keys masked, or `None` if it has no keys. If the name of the setting is in
+/// the text or in another text of the message, pieces of keys are masked, too.
 pub(super) fn mask_keys(
     text: &[u8],
     syntax: Syntax,
@@ -32,7 +32,7 @@ pub(super) fn mask_keys(
     rest.masked()
 }
 
-/// The same for keys and literals.
+/// Does the same for keys and literals.
 pub(super) fn mask_literals(
     text: &[u8],
     syntax: Syntax,
@@ -44,13 +44,13 @@ pub(super) fn mask_literals(
     rest.masked()
 }
 
-/// What stands for each byte that is masked. No text of a message has it.
+/// Replaces each byte that is masked. No text of a message has it.
 const ERASED: u8 = 0;
 
-/// What is left of a text.
+/// A text with some of its bytes erased.
 struct Rest<'a> {
     text: &'a [u8],
-    /// The text with what is masked erased, or empty as long as nothing is. Its size does not depend on how
+    /// The text with what is masked erased, or empty while nothing is. Its size does not depend on how
     /// much is found, or how often.
     rest: Vec<u8>,
 }
@@ -98,9 +98,9 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// Finds what is between quotes, unless it is masked without that, or is a token: between the characters of a
-/// key there may be anything, and a literal may come in pieces. In a statement, only from where it has the
-/// name: what is before that, or all of it, need not be about keys.
+/// Finds what is between quotes, unless it is masked anyway or is a token: there may be anything between
+/// the characters of a key, and a literal may come in pieces. In a statement that has the name, looks
+/// only after the name; a statement without the name need not be about keys.
 fn values(
     text: &[u8],
     syntax: Syntax,
@@ -125,7 +125,8 @@ fn values(
         if is_whole { found(value) } else { Ok(()) }
     };
     literals(place, syntax, |literal| {
-        // The body of a DO or of a function that has the name in it is code, with literals of its own.
+        // If the body of a DO or of a function has the name in it, it is code with literals of its
+        // own.
         let is_body = literal.contains(&named)
             && literal.start >= syntax.statement
             && text[..literal.start].ends_with(b"$");
@@ -140,7 +141,8 @@ fn values(
             find(literal.start + inside.start..literal.start + inside.end)
         })
     })?;
-    // As in `parameter "fernet.keys" changed to "…"`. In a message without the name, these are names.
+    // As in `parameter "fernet.keys" changed to "…"`. In a message without the name, what is in
+    // double quotes is a name.
     let is_value = |quoted: &Range<usize>| {
         let inside = &text[quoted.clone()];
         let chars = inside.iter().filter(|&&byte| is_base64(byte)).count();

@@ -17,7 +17,7 @@ const STATEMENT: Syntax = Syntax {
     has_escapes: false,
 };
 
-/// The same whether it is known to be a statement, or may have one in it.
+/// The result is the same whether the text is known to be a statement or only may have one in it.
 fn with_keys_masked(text: &str) -> String {
     let masked = masked_as(message(text), text);
     assert_eq!(masked, masked_as(STATEMENT, text));
@@ -100,7 +100,7 @@ fn keys_behind_other_base64() {
         assert_eq!(with_keys_masked(&text), expected);
     }
     for text in [
-        // Base64 that is longer, tokens, and names.
+        // Longer base64, tokens, and names.
         format!("abcd{A}"),
         format!("x{A}="),
         format!("https://host/path/{}=", &TOKEN[..99]),
@@ -147,7 +147,7 @@ fn pieces_behind_what_is_no_escape() {
     }
 }
 
-/// All of a key, or all but less than a piece.
+/// A broken key is masked as a whole, or all but less than a piece of it.
 #[test]
 fn broken_keys_behind_the_name() {
     let gaps = [
@@ -179,7 +179,7 @@ fn broken_keys_behind_the_name() {
     }
 }
 
-/// A literal goes on in another line, or is put together.
+/// A literal may go on in another line, or be put together.
 #[test]
 fn literals_in_pieces_behind_the_name() {
     let in_fours: Vec<_> = A.as_bytes().chunks(4).collect();
@@ -296,7 +296,7 @@ fn before_the_name() {
             );
         }
     }
-    // Shorter pieces in what is told alone: a statement may have other values there.
+    // Shorter pieces are masked only in messages: a statement may have other values there.
     let parameters = "$1 = 'a b', $2 = 'fernet.keys'";
     assert_eq!(
         masked_as(message(parameters), parameters),
@@ -385,7 +385,7 @@ fn names_in_messages() {
     }
 }
 
-/// Any role can have such texts logged, and nothing interrupts what masks them.
+/// Any role can have such texts logged, and nothing interrupts the masking of them.
 #[test]
 fn hostile_texts_take_linear_time() {
     let time = |text: &str, syntax| {
@@ -402,8 +402,8 @@ fn hostile_texts_take_linear_time() {
     {
         let text = |size: usize| start.to_owned() + &part.repeat(size / part.len());
         for syntax in [message, |_: &str| STATEMENT] {
-            // Sixteen times as long. What is quadratic takes 256 times that; on a busy machine, what is linear may
-            // take 64 times at times.
+            // The text is sixteen times as long. A quadratic search would take 256 times as long; on a busy
+            // machine, a linear one may sometimes take 64 times as long.
             let is_linear = (0..5).any(|_| {
                 let [short, long] = [1 << 14, 1 << 18].map(|size| {
                     let text = text(size);
@@ -416,19 +416,19 @@ fn hostile_texts_take_linear_time() {
     }
 }
 
-/// How long the processor has worked for this thread: others on a busy machine do not count.
+/// The time that the processor has spent on this thread: on a busy machine, other threads do not count.
 fn time_of_thread() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: there is such a clock; its time is written to ours.
+    // SAFETY: there is such a clock; it writes the time to `time`.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     assert_eq!(result, 0);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// What begins something that may go on, or what is looked through in search of something else.
+/// Texts that begin something that may go on, or in which something else is searched for.
 const HOSTILE: [&str; 23] = [
     "''--",
     "''--\n",
@@ -456,7 +456,7 @@ const HOSTILE: [&str; 23] = [
 ];
 
 proptest! {
-    /// No key is left, and nothing else is touched.
+    /// No key is left, and nothing else is changed.
     #[test]
     fn masks_keys_and_nothing_else(
         keys in vec(any::<[u8; 32]>(), 0..5),
@@ -474,7 +474,7 @@ proptest! {
         prop_assert_eq!(with_keys_masked(&text), expected);
     }
 
-    /// Any bytes, as databases in other encodings have them, also such as are cut short.
+    /// Any bytes, as in databases with other encodings, including characters that are cut short.
     #[test]
     fn takes_any_bytes(text: Vec<u8>, sql in "['\"$a/*\\\\\n-]{0,40}") {
         for text in [&text[..], sql.as_bytes()] {

@@ -1,4 +1,4 @@
-//! String literals in SQL, and in messages about it, as the server's own scanner finds them.
+//! String literals in SQL and in messages about it, found by the rules of the server's own scanner.
 
 mod read;
 
@@ -13,18 +13,19 @@ use read::{FILLER, Reading, parameters, read};
 /// How a text is to be read.
 #[derive(Clone, Copy)]
 pub(crate) struct Syntax {
-    /// Where SQL begins in it, which then reaches to its end. What is before that, or all of it, is told
-    /// about something, in any language, and there may be SQL in it.
+    /// Where SQL begins; it then reaches to the end of the text. The text before it, or all of it, is a
+    /// message in any language, and may have SQL in it.
     pub(crate) statement: usize,
-    /// Whether `\` escapes a quote in every literal: not with `standard_conforming_strings`.
+    /// Whether `\` escapes a quote in every literal. It does not with
+    /// `standard_conforming_strings`.
     pub(crate) has_escapes: bool,
 }
 
-/// Finds what stands between the quotes of literals: of parameters, too, as the server logs them, and
-/// the bodies of functions and DO, between dollars. A literal without an end reaches to that of the text.
+/// Finds the contents of literals, including the parameters that the server logs, and the dollar-quoted
+/// bodies of functions and DO. A literal without an end reaches to the end of the text.
 ///
-/// Where a text can be read in more than one way, what is a literal in any of them is found. So ranges may
-/// overlap, and are in no order. Some are empty.
+/// If a text can be read in more than one way, finds the literals of all readings. So ranges may
+/// overlap, and come in no order. Some are empty.
 pub(crate) fn literals(
     text: &[u8],
     syntax: Syntax,
@@ -36,12 +37,12 @@ pub(crate) fn literals(
     found.in_statement(statement, told.len(), syntax.has_escapes)
 }
 
-/// Takes what is found.
+/// Receives what is found.
 struct Found<F>(F);
 
 impl<F: FnMut(Range<usize>) -> Result<(), TryReserveError>> Found<F> {
-    /// The setting may have changed since the server read the statement. It has then run it, and so found
-    /// an end to each literal.
+    /// The setting may have changed since the server read the statement. If so, the server has run the
+    /// statement, and has found an end to each literal.
     fn in_statement(
         &mut self,
         text: &[u8],
@@ -52,10 +53,10 @@ impl<F: FnMut(Range<usize>) -> Result<(), TryReserveError>> Found<F> {
         self.if_all_end(text, at, !has_escapes)
     }
 
-    /// SQL in a message may be between double quotes, or not, and may have such quotes of its own. Plans in
-    /// JSON and YAML have it with its line breaks and backslashes escaped. Of the literals in a message,
-    /// some may have escapes, while parameters never do. A value that the message quotes before them may have
-    /// any quotes in it.
+    /// SQL in a message may or may not be between double quotes, and may have double quotes of its own.
+    /// In plans in JSON and YAML, its line breaks and backslashes are escaped. Some literals in a
+    /// message may have escapes, but parameters never do. A value that the message quotes before them
+    /// may have any quotes in it.
     fn in_message(&mut self, text: &[u8]) -> Result<(), TryReserveError> {
         if memchr2(b'\'', b'$', text).is_none() {
             return Ok(());
@@ -82,7 +83,7 @@ impl<F: FnMut(Range<usize>) -> Result<(), TryReserveError>> Found<F> {
         Ok(())
     }
 
-    /// Adds what is found in SQL, unless it has a literal without an end.
+    /// Adds the literals of SQL, unless one of them has no end.
     fn if_all_end(
         &mut self,
         text: &[u8],
@@ -108,7 +109,7 @@ impl<F: FnMut(Range<usize>) -> Result<(), TryReserveError>> Found<F> {
     }
 }
 
-/// Finds what is between double quotes, as JSON has them: one behind a backslash is none.
+/// Finds what is between double quotes as in JSON, where a quote after a backslash does not count.
 pub(crate) fn quoted(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
     iter::from_fn(move || {
@@ -127,7 +128,7 @@ pub(crate) fn quoted(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// Puts what the escapes of JSON stand for in their places, so that nothing else moves.
+/// Replaces the escapes of JSON by what they mean, in place, so that nothing else moves.
 fn unescape_json(text: &[u8]) -> Result<Vec<u8>, TryReserveError> {
     let mut unescaped = copy(text)?;
     let mut at = 0;
@@ -147,7 +148,7 @@ fn unescape_json(text: &[u8]) -> Result<Vec<u8>, TryReserveError> {
     Ok(unescaped)
 }
 
-/// The same for that of XML which the server writes for a white space.
+/// Does the same for the escape that the server writes in XML for white space.
 fn unescape_xml(text: &[u8]) -> Result<Vec<u8>, TryReserveError> {
     const RETURN: &[u8] = b"&#x0d;";
     let mut unescaped = copy(text)?;
@@ -170,7 +171,7 @@ fn copy(text: &[u8]) -> Result<Vec<u8>, TryReserveError> {
 mod tests {
     use super::*;
 
-    /// The setting is another one now than it was when the server read the statement.
+    /// The setting has changed since the server read the statement.
     #[test]
     fn statements_read_with_another_setting() {
         let ranges = |text: &str, has_escapes| {
@@ -188,7 +189,8 @@ mod tests {
             ranges.dedup();
             ranges
         };
-        // Both ways to read it have an end: `a\'b` is a literal in one, `a\` in the other.
+        // Every literal has an end either way: `a\'b` is a literal in one reading, `a\` in the
+        // other.
         let old = r"SELECT 'a\'b''c'";
         for has_escapes in [false, true] {
             assert!(ranges(old, has_escapes).contains(&(8..15)), "{has_escapes}");

@@ -1,19 +1,20 @@
-//! One way to read a text: as the server's own scanner does, or more loosely.
+//! One way of reading a text: as the server's own scanner does, or more loosely.
 
 use std::iter;
 use std::ops::Range;
 
 use memchr::{memchr, memchr2, memmem};
 
-/// What stands for the rest of an escape. No text of a message has it.
+/// Takes the place of the rest of an escape. No text of a message has it.
 pub(super) const FILLER: u8 = 0;
 
-/// One way to read a text.
+/// One way of reading a text.
 #[derive(Clone, Copy)]
 pub(super) struct Reading {
-    /// As SQL, any quote begins a literal. Else one behind a word is an apostrophe.
+    /// Whether any quote begins a literal, as in SQL. Otherwise, a quote after a word is an
+    /// apostrophe.
     pub(super) is_sql: bool,
-    /// What is between double quotes is a name, and no literal begins in it or in a comment.
+    /// Whether text between double quotes is a name. No literal begins in it, nor in a comment.
     pub(super) is_strict: bool,
     pub(super) has_escapes: bool,
 }
@@ -28,13 +29,14 @@ impl Reading {
     }
 }
 
-/// Finds the literals of one reading in their order, empty ones, too.
+/// Finds the literals of one reading, in order, including empty ones.
 pub(super) fn read(text: &[u8], how: Reading) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
-    // Whether there are escapes in the literal that goes on here.
+    // Whether the literal that continues here has escapes.
     let mut goes_on = None;
-    // Where the last search for what goes on has failed. One from any place before that fails there, too.
-    // Without this, each literal in a comment that is not seen as one would be a search of its rest.
+    // Where the last search for a continuation has failed. A search from any place before that fails
+    // there, too. Without this, each literal in a comment that is not read as one would cause a search
+    // of the rest of the comment.
     let mut searched = 0;
     iter::from_fn(move || {
         loop {
@@ -69,7 +71,7 @@ pub(super) fn read(text: &[u8], how: Reading) -> impl Iterator<Item = Range<usiz
     })
 }
 
-/// Finds the values of parameters, as the server logs them, wherever they stand: `$1 = '…'`.
+/// Finds the values of parameters as the server logs them, wherever they are: `$1 = '…'`.
 pub(super) fn parameters(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     const OPENING: &[u8] = b" = '";
     let is_named = |&at: &usize| {
@@ -83,20 +85,20 @@ pub(super) fn parameters(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
 }
 
 enum Token {
-    /// What opens a literal, of that length, and whether there are escapes in it.
+    /// The opening of a literal: its length, and whether the literal has escapes.
     Quote(usize, bool),
-    /// The same for one between dollars.
+    /// The opening of a dollar-quoted literal: its length.
     Dollars(usize),
     Other(usize),
 }
 
-/// Tells what a text begins with. It must not be empty.
+/// Returns the token at the start of a text, which must not be empty.
 fn token(text: &[u8], how: Reading) -> Token {
     match text {
         [b'\'', ..] => Token::Quote(1, how.has_escapes),
         [b'e' | b'E', b'\'', ..] => Token::Quote(2, true),
         [b'b' | b'B' | b'x' | b'X', b'\'', ..] => Token::Quote(2, false),
-        // Not `n`, which is an apostrophe's in French.
+        // Not `n`, which precedes an apostrophe in French.
         [b'N', b'\'', ..] => Token::Quote(2, how.has_escapes),
         [b'$', ..] => delimiter_len(text).map_or(Token::Other(1), Token::Dollars),
         [b'"', name @ ..] if how.is_strict => {
@@ -106,7 +108,7 @@ fn token(text: &[u8], how: Reading) -> Token {
         [b'/', b'*', ..] if how.is_strict => Token::Other(comment_len(text)),
         [first, ..] if is_word(*first) => {
             let len = if first.is_ascii_digit() {
-                // A `$` behind a number is none of a name's.
+                // A `$` after a number is not part of a name.
                 text.iter().take_while(|byte| byte.is_ascii_digit()).count()
             } else {
                 let is_name = |&&byte: &&u8| is_word(byte) || byte == b'$';
@@ -119,7 +121,8 @@ fn token(text: &[u8], how: Reading) -> Token {
     }
 }
 
-/// Returns the length of what a quote has opened, up to the one that closes it. Two quotes are one in it.
+/// Returns the length of a literal's content, up to the quote that ends it. Two quotes in it stand for
+/// one.
 fn quoted_len(content: &[u8], has_escapes: bool) -> usize {
     let mut at = 0;
     loop {
@@ -134,8 +137,8 @@ fn quoted_len(content: &[u8], has_escapes: bool) -> usize {
     }
 }
 
-/// Returns how far behind a literal the quote is with which it goes on, if it does: on another line. Else
-/// how far there is no such quote.
+/// Returns the distance from a literal to the quote with which it continues on another line. If it does
+/// not continue, returns the distance up to which there is no such quote.
 fn gap_len(text: &[u8]) -> Result<usize, usize> {
     let (mut at, mut is_line_over) = (0, false);
     loop {
@@ -149,13 +152,13 @@ fn gap_len(text: &[u8]) -> Result<usize, usize> {
     }
 }
 
-/// Returns the length of what opens and closes a literal between dollars, if the text begins with it.
+/// Returns the length of the delimiter of a dollar-quoted literal, if the text begins with one.
 fn delimiter_len(text: &[u8]) -> Option<usize> {
     let len = 1 + text[1..].iter().take_while(|&&byte| is_word(byte)).count();
     (text.get(len) == Some(&b'$') && !text[1].is_ascii_digit()).then_some(len + 1)
 }
 
-/// Returns the length of a line, without what ends it.
+/// Returns the length of a line, without its terminator.
 fn line_len(text: &[u8]) -> usize {
     memchr2(b'\n', b'\r', text).unwrap_or(text.len())
 }
@@ -184,7 +187,7 @@ fn is_word(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// What one reading finds.
+    /// The literals that one reading finds.
     fn found(text: &str, how: Reading) -> Vec<&str> {
         let ranges = read(text.as_bytes(), how).filter(|range| !range.is_empty());
         ranges.map(|range| &text[range]).collect()
@@ -210,7 +213,7 @@ mod tests {
                 &[r"a\", "b", r"c\'d", "e"],
             ),
             ("SELECT 'a' 'b'\n'c'", &["a", "b", "c"]),
-            // What no literal begins in.
+            // Places where no literal begins.
             (r#"SELECT "it's", 'a' AS "b""#, &["a"]),
             (r#"SELECT "a"" 'b", 'c'"#, &["c"]),
             ("-- don't\nSELECT 'a'", &["a"]),
@@ -235,7 +238,7 @@ mod tests {
             ("SELECT e'a' 'b\\', 'c'", &["a", r"b\", "c"]),
             ("SELECT e'a' /*\n*/ 'b\\', 'c'", &["a", r"b\", "c"]),
             ("SELECT E''\n'b\\'c'", &[r"b\'c"]),
-            // Cut short, or at an end.
+            // Literals that are cut short, or end with the text.
             ("SELECT 'a", &["a"]),
             ("SELECT 'a''", &["a''"]),
             ("SELECT e'a\\", &["a\\"]),
