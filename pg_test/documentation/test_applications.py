@@ -6,6 +6,7 @@ import secrets
 import subprocess
 from pathlib import Path
 
+import psycopg
 import pytest
 from cryptography.fernet import Fernet, InvalidToken
 
@@ -134,6 +135,35 @@ def test_json_fields(database):
         assert run(new, *application, "read", "EncryptedJSONField") != written
         session.execute(code_block(PAGE, ENCRYPTED_FIELDS, "sql"))
     assert run(new, *application, "read", "EncryptedJSONField") == written
+
+
+# What the one statement cannot rotate, and the error.
+NOT_AT_ONCE = {
+    "materialized view": ("CREATE MATERIALIZED VIEW more AS TABLE secrets", "cannot change materialized view"),
+    "generated column": ("ALTER TABLE secrets ADD more text GENERATED ALWAYS AS (value || '') STORED", "can only be updated to DEFAULT"),
+    "array": ("CREATE TABLE more AS SELECT ARRAY[value] AS value FROM secrets", r"fernet_\w+\(text\[\]\) does not exist"),
+    "xml": ("CREATE TABLE more AS SELECT xmlelement(NAME a, value) AS value FROM secrets", r"fernet_\w+\(xml\) does not exist"),
+    "no UPDATE": ("CREATE TABLE more AS TABLE secrets; GRANT SELECT ON more TO fernet_reader; SET ROLE fernet_reader",
+                  "permission denied for table more"),
+}
+
+
+@pytest.mark.parametrize("statements, error", NOT_AT_ONCE.values(), ids=NOT_AT_ONCE)
+def test_all_columns_at_once_or_none(database, statements, error):
+    old, new = (Fernet.generate_key().decode() for _ in range(2))
+    with connect(database) as session:
+        session.execute("CREATE EXTENSION pg_fernet; CREATE TABLE secrets (value text)")
+        session.execute("CREATE ROLE fernet_reader; GRANT SELECT, UPDATE ON secrets TO fernet_reader;"
+                        " GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO fernet_reader")
+        try:
+            session.execute("INSERT INTO secrets VALUES (%s)", [Fernet(old).encrypt(b"x").decode()])
+            set_keys(session, new, old)
+            session.execute(statements)
+            with pytest.raises(psycopg.Error, match=error):
+                session.execute(code_block(PAGE, "All columns at once", "sql", containing="DO $$"))
+            assert value(session, "SELECT fernet_key_index(value) FROM secrets") == 2
+        finally:
+            session.execute("RESET ROLE; DROP OWNED BY fernet_reader; DROP ROLE fernet_reader")
 
 
 @pytest.mark.parametrize("setting", ["REDASH_SECRET_KEY", "REDASH_COOKIE_SECRET"])

@@ -1,5 +1,6 @@
 """Tokens in JSON, and in the other types whose values hold text: each is rotated where it is, and nothing else changes."""
 
+import base64
 import json
 import re
 
@@ -87,6 +88,55 @@ def test_json(db, rng):
         assert plaintexts(keys, binary) == [(0, *rest) for _, *rest in plaintexts(keys, as_it_was)]
         assert value(db, "SELECT fernet_rotate(%s::jsonb)::text", binary) == binary
     assert changed > 100
+
+
+def broken(token):
+    return token[:76] + "\n" + token[76:]
+
+
+# What docs/applications.md says is not found, and what it excepts. A plaintext of 8 bytes makes a token with padding, of 40
+# one without.
+IN_TEXT = {
+    "a letter directly after it": (40, "{}x", False),
+    "a letter after its padding": (8, "{}x", True),
+    "a prefix with base64 before it": (8, "v1-{}", True),
+    "padding left out": (8, lambda token: token.rstrip("="), False),
+    "padding left out, where it is escaped": (8, lambda token: token.replace("=", "%3D"), True),
+    "no padding needed": (40, "{}", True),
+    "encoded again": (8, lambda token: base64.b64encode(token.encode()).decode(), False),
+    "a line break": (8, broken, True),
+    "a line break, with more before it": (8, lambda token: "password: " + broken(token), False),
+}
+
+
+@pytest.mark.parametrize("length, written, is_found", IN_TEXT.values(), ids=IN_TEXT)
+def test_what_is_found_in_a_text(db, rng, length, written, is_found):
+    key = pyca.key_of(rng)
+    set_keys(db, key)
+    token = pyca.encrypt(key, rng.randbytes(length), TIMESTAMP).decode()
+    assert token.endswith("=") == (length == 8)
+    text = written.format(token) if isinstance(written, str) else written(token)
+    assert value(db, "SELECT fernet_key_index(%s::text)", text) == (1 if is_found else None)
+    # A string of jsonb is a value of its own.
+    assert value(db, "SELECT fernet_key_index(jsonb_build_array(%s::text))", text) == (1 if is_found else None)
+
+
+@pytest.mark.parametrize("prefix, status", [("", "unknown key"), ("fernet:", "unknown key"), ("v1-", "not a token"), ("enc_", "not a token")])
+def test_what_no_key_opens_is_a_token_only_by_itself(db, rng, prefix, status):
+    set_keys(db, pyca.key_of(rng))
+    db.execute("CREATE TEMP TABLE prefixed AS SELECT %s::text AS value", [prefix + pyca.encrypt(pyca.key_of(rng), b"x", TIMESTAMP).decode()])
+    assert column(db, "SELECT status FROM fernet_census('prefixed', 'value') WHERE tokens > 0") == [status]
+    assert column(db, "SELECT tokens FROM fernet_find_columns() WHERE relation = 'prefixed'::regclass") == [1] * (status == "unknown key")
+
+
+@pytest.mark.parametrize("written", [lambda token: json.dumps(broken(token)), lambda token: json.dumps(token).replace("-", "\\u002b")],
+                         ids=["a line break", "a plus"])
+def test_what_json_escapes_and_jsonb_has_not(db, rng, written):
+    key = pyca.key_of(rng)
+    set_keys(db, key)
+    token = next(token for token in (pyca.encrypt(key, b"x", TIMESTAMP + n).decode() for n in range(1000)) if "-" in token)
+    assert value(db, "SELECT fernet_key_index(%s::json)", written(token)) is None
+    assert value(db, "SELECT fernet_key_index(%s::jsonb)", written(token)) == 1
 
 
 @pytest.mark.parametrize("type", ["json", "jsonb"])

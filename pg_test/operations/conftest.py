@@ -4,23 +4,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from fixtures import rng  # noqa: F401, a fixture
-from edition import SQL, install
-from postgres import connect, create_database, drop_database
+from edition import SQL
+from fixtures import database, rng  # noqa: F401, fixtures
+from postgres import connect
 from tables import CONVERSIONS, NEW, OLD
 
-DATABASE = "pg_fernet_operations"
 # Numbers of background workers that the tests try.
 WORKERS = {0: "alone"} if SQL else {0: "alone", 2: "two workers"}
-
-
-@pytest.fixture(scope="session")
-def database():
-    create_database(DATABASE)
-    with connect(DATABASE) as connection:
-        install(connection)
-    yield DATABASE
-    drop_database(DATABASE)
 
 
 @pytest.fixture
@@ -61,7 +51,7 @@ def conversion(request):
 
 @pytest.fixture
 def db(sessions):
-    """A session, in a schema that is dropped after the test."""
+    """A session, and no table `secrets` before and after the test."""
     db = sessions()
     db.execute("DROP TABLE IF EXISTS secrets CASCADE")
     yield db

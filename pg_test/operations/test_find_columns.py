@@ -222,6 +222,17 @@ def test_rights_to_partitions(db, told, role):
     assert told == []
 
 
+def test_where_it_does_not_look(db, sessions, told):
+    """For docs/operations.md to say: what is left out here is left out without a word."""
+    fill(db, 1)
+    sessions().execute("CREATE TEMP TABLE of_others AS SELECT value FROM found.secrets")
+    db.execute("SELECT lo_from_bytea(0, value::bytea) FROM secrets")
+    db.execute("CREATE VIEW seen AS SELECT value FROM secrets; CREATE MATERIALIZED VIEW without_data AS TABLE secrets WITH NO DATA")
+    assert found(db) == {"secrets.value": (1, 1)}
+    assert told == []
+    db.execute("SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
+
+
 def test_the_largest_number_looks_at_every_row(db):
     """One token in a table, and one in the partitions of another, after 20,000 plaintexts."""
     db.execute("CREATE TABLE alone (id integer, value text)")

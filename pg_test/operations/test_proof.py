@@ -1,4 +1,4 @@
-"""A conversion ends with nothing left to convert, or with a WARNING that says how much is left, whatever is moved,
+"""A conversion ends with nothing left, under an older key for instance, or with a WARNING that says how much: whatever moves, is
 inserted or kept meanwhile."""
 
 import re
@@ -20,7 +20,7 @@ LEFT = re.compile(r"(\d+) tokens? can still be read only with an older key|still
 
 @contextmanager
 def over_and_over(session, statement):
-    """Runs a statement, or several in one transaction, as fast as it can. Yields how often it has run."""
+    """Runs a statement, or several in one transaction, as fast as it can. Yields how often it has."""
     count, stop, errors = [0], threading.Event(), []
 
     def run():
@@ -43,7 +43,7 @@ def over_and_over(session, statement):
 
 
 def warned_of(told):
-    """How many tokens are left according to the warnings."""
+    """How many tokens the warnings say are left."""
     return sum(int(found[1] or found[2]) for message in told if (found := LEFT.fullmatch(message)))
 
 
@@ -78,7 +78,7 @@ def test_a_row_that_moves_all_the_time(db, sessions, conversion, statement, rows
 
 @pytest.mark.skipif(major_version() < 19, reason="it came with PostgreSQL 19")
 def test_a_table_that_is_repacked_all_the_time(db, sessions, conversion, rng, workers):
-    """While others write to it, it gets the file of a copy, in which older snapshots see no rows."""
+    """While others write to it: it gets the file of a copy, in which to older snapshots there are no rows."""
     rows = 20_000
     conversion.fill(db, rows)
     expected = {id: f"secret {id}" for id in range(1, rows + 1)}
@@ -98,7 +98,7 @@ def test_a_table_that_is_repacked_all_the_time(db, sessions, conversion, rng, wo
             conversion.call(caller, batch_size=1000, workers=workers)
             writes.result()
         print(f"repacked {repacked[0] - start} times")
-        # Once nothing is written any more, the call comes to an end.
+        # Now that nothing is written any more, there is an end.
         told.clear()
         conversion.call(caller, batch_size=1000, workers=workers)
     assert repacked[0] > start
@@ -120,7 +120,7 @@ def test_what_was_not_committed_when_the_call_began(db, sessions, conversion, wo
         assert told[0] == f"waiting for process {pid}, which has written to public.secrets or locked it"
         assert census(db) == {conversion.after: 10}
         assert value(db, "SELECT count(*) FROM pg_locks WHERE pid = %s AND locktype = 'relation'", caller.info.backend_pid) == 0
-        # Nor does it have a snapshot, except while it looks.
+        # Nor a snapshot, but for the moment in which it looks.
         wait_until(lambda: value(db, "SELECT backend_xmin IS NULL FROM pg_stat_activity WHERE pid = %s", caller.info.backend_pid))
         writer.execute("COMMIT")
         assert call.result()[conversion.done] == 11
@@ -144,9 +144,21 @@ def test_lock_timeout_bounds_the_wait(db, sessions, conversion):
     assert conversion.call(caller)[conversion.done] == 1
 
 
+def test_lock_timeout_ends_the_wait_for_a_table(db, sessions, conversion, workers):
+    """There is nothing to warn of: it has not been able to look."""
+    conversion.fill(db, 10)
+    other, caller = sessions(), sessions()
+    other.execute("BEGIN; LOCK TABLE secrets")
+    caller.execute("SET lock_timeout = '100ms'")
+    with pytest.raises(errors.LockNotAvailable):
+        conversion.call(caller, workers=workers)
+    other.execute("COMMIT")
+    assert conversion.call(caller, workers=workers) == conversion.counts(10)
+
+
 @pytest.mark.parametrize("lock", ["ACCESS SHARE", "SHARE UPDATE EXCLUSIVE", "ROW SHARE"])
 def test_who_does_not_write_is_not_waited_for(db, sessions, lock):
-    # A query; a vacuum; a session that has locked rows that nobody wants.
+    # A query; a vacuum; who has locked rows that nobody wants.
     fill(db, 10)
     other = sessions()
     other.execute("BEGIN")
@@ -187,11 +199,29 @@ def test_partitions_are_locked_after_their_table(db, sessions, called):
     other.execute("LOCK TABLE ONLY secrets IN ACCESS EXCLUSIVE MODE")
     with in_background(rotate, caller, table=called) as call:
         wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
-        # This would be a deadlock if the call had locked the partition first.
+        # A deadlock, if the call had locked the partition first.
         other.execute("SET LOCAL lock_timeout = '5s'")
         other.execute("ALTER TABLE secrets ADD COLUMN note text")
         other.execute("COMMIT")
         assert call.result()["rotated"] == 1
+
+
+@contextmanager
+def look_held_at(db, sessions, table, caller, call, insert, *values):
+    """Has a call in the background find what is inserted, and holds it until `go_on`: in the look at that, when its snapshot has
+    been taken, before a table of it that is empty. What only checks the tables, before the first look, is over by then."""
+    writer, locker = sessions(), sessions()
+    writer.execute("BEGIN")
+    writer.execute(insert, values)
+    with in_background(call, caller) as called:
+        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
+        locker.execute("BEGIN")
+        # A stronger lock would have a transaction number, for whose end REPACK would wait.
+        locker.execute(f"LOCK TABLE ONLY {table} IN SHARE MODE")
+        writer.execute("COMMIT")
+        waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = %s AND NOT granted AND relation = %s::regclass)"
+        wait_until(lambda: value(db, waiting, caller.info.backend_pid, table))
+        yield called, lambda: locker.execute("COMMIT")
 
 
 # The first is what ALTER COLUMN TYPE does to a partition; for the whole, the parent would have to be changed as
@@ -202,7 +232,7 @@ REWRITES = ["ALTER TABLE {} SET UNLOGGED", *["REPACK (CONCURRENTLY) {}"] * (majo
 @pytest.mark.parametrize("rewrite", REWRITES)
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
 def test_a_table_that_is_rewritten_after_the_snapshot(db, sessions, conversion, isolation, rewrite):
-    # That snapshot then sees it as empty.
+    # To that snapshot it is empty then.
     db.execute("CREATE TABLE secrets (id integer, n integer, value text) PARTITION BY LIST (id)")
     for part in 1, 2:
         db.execute(f"CREATE TABLE secrets_{part} (id integer PRIMARY KEY, n integer, value text)")
@@ -210,22 +240,14 @@ def test_a_table_that_is_rewritten_after_the_snapshot(db, sessions, conversion, 
         db.execute(f"ALTER TABLE secrets ATTACH PARTITION secrets_{part} FOR VALUES IN ({part})")
     # Of the two, the one with the lower number is read first.
     first, second = "secrets_1", "secrets_2"
-    writer, locker, caller = sessions(), sessions(), sessions()
+    caller = sessions()
     caller.execute(f"SET default_transaction_isolation = '{isolation}'")
-    writer.execute("BEGIN")
-    writer.execute("INSERT INTO secrets VALUES (2, 0, %s)", [conversion.value("x")])
-    with in_background(conversion.call, caller) as call:
-        wait_until(lambda: waits_for_lock(db, caller.info.backend_pid))
-        locker.execute("BEGIN")
-        # A stronger lock would have a transaction number, and REPACK would wait for its end.
-        locker.execute(f"LOCK TABLE {first} IN SHARE MODE")
-        writer.execute("COMMIT")
-        waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = %s AND NOT granted AND relation = %s::regclass)"
-        wait_until(lambda: value(db, waiting, caller.info.backend_pid, first))
+    insert = "INSERT INTO secrets VALUES (2, 0, %s)"
+    with look_held_at(db, sessions, first, caller, conversion.call, insert, conversion.value("x")) as (call, go_on):
         db.execute("CREATE TABLE aside (LIKE secrets)")
         db.execute(rewrite.format(second))
         db.execute("DROP TABLE aside")
-        locker.execute("COMMIT")
+        go_on()
         assert call.result()[conversion.done] == 1
     assert census(db) == {conversion.after: 1}
 
@@ -252,11 +274,13 @@ def test_a_table_that_is_added_in_an_open_transaction(db, sessions, conversion, 
     assert census(db) == {conversion.after: 1}
 
 
-# After the snapshot of a look is taken, but before it comes to the second child.
 CHANGES = {
     "replaced": "CREATE TABLE again (LIKE secrets); INSERT INTO again SELECT * FROM secrets_2;"
                 " DROP TABLE secrets_2; ALTER TABLE again INHERIT secrets",
     "rewritten": "ALTER TABLE secrets_2 SET UNLOGGED",
+    "with the column made again": "ALTER TABLE secrets_2 NO INHERIT secrets; ALTER TABLE secrets_2 ADD value2 text;"
+                                  " UPDATE secrets_2 SET value2 = value; ALTER TABLE secrets_2 DROP value;"
+                                  " ALTER TABLE secrets_2 RENAME value2 TO value; ALTER TABLE secrets_2 INHERIT secrets",
 }
 
 
@@ -265,42 +289,12 @@ def test_a_child_that_is_changed_behind_the_snapshot(db, sessions, conversion, c
     db.execute("CREATE TABLE secrets (id integer, value text)")
     for child in 1, 2:
         db.execute(f"CREATE TABLE secrets_{child} () INHERITS (secrets)")
-    db.execute("INSERT INTO secrets_2 VALUES (2, %s)", [conversion.value("x")])
-    locker, caller = sessions(), sessions()
-    locker.execute("BEGIN")
-    # The look does not wait for that transaction, but is kept from the first child by it.
-    locker.execute("LOCK TABLE ONLY secrets_1 IN SHARE MODE")
-    with in_background(conversion.call, caller) as call:
-        wait_until(lambda: value(db, WAITS_FOR_FIRST, caller.info.backend_pid))
+    insert = "INSERT INTO secrets_2 VALUES (2, %s)"
+    with look_held_at(db, sessions, "secrets_1", sessions(), conversion.call, insert, conversion.value("x")) as (call, go_on):
         db.execute(change)
-        locker.execute("COMMIT")
+        go_on()
         assert call.result()[conversion.done] == 1
     assert census(db) == {conversion.after: 1}
-
-
-WAITS_FOR_FIRST = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = %s AND NOT granted AND relation = 'secrets_1'::regclass)"
-
-
-def test_a_column_that_is_made_again_behind_the_snapshot(db, sessions):
-    fill(db, 10)
-    db.execute("ALTER TABLE secrets RENAME TO secrets_1")
-    db.execute("CREATE TABLE secrets (value text)")
-    db.execute("ALTER TABLE secrets_1 INHERIT secrets")
-    locker, caller = sessions(), sessions()
-    swap = ("ALTER TABLE secrets_1 NO INHERIT secrets; ALTER TABLE secrets_1 ADD value2 text; UPDATE secrets_1 SET value2 = value;"
-            " ALTER TABLE secrets_1 DROP value; ALTER TABLE secrets_1 RENAME value2 TO value; ALTER TABLE secrets_1 INHERIT secrets")
-    locker.execute("BEGIN")
-    locker.execute("LOCK TABLE ONLY secrets_1 IN SHARE MODE")
-    try:
-        with in_background(rotate, caller) as call:
-            wait_until(lambda: value(db, WAITS_FOR_FIRST, caller.info.backend_pid))
-            # Before the call in the queue: a session that already has the lock need not wait behind it.
-            locker.execute(swap)
-            locker.execute("COMMIT")
-            assert call.result()["rotated"] == 10
-        assert census(db) == {"current": 10}
-    finally:
-        db.execute("DROP TABLE secrets CASCADE")
 
 
 BECOMES_A_DOCUMENT = {
@@ -311,7 +305,7 @@ BECOMES_A_DOCUMENT = {
 
 @pytest.mark.parametrize("conversion, left, warning", BECOMES_A_DOCUMENT.values(), ids=BECOMES_A_DOCUMENT)
 def test_a_column_that_becomes_a_document_meanwhile(db, sessions, conversion, left, warning):
-    """Values that it holds then are neither encrypted nor decrypted, and the call says that they are left."""
+    """What is in it then is neither encrypted nor decrypted, and the call says that it is left."""
     conversion.fill(db, 10)
     writer, other, caller = sessions(), sessions(), sessions()
     told = notices(caller, "WARNING")
@@ -342,7 +336,7 @@ def test_a_table_that_is_dropped_meanwhile(db, sessions):
 
 
 def test_rows_that_a_foreign_key_would_change_are_not_waited_for(db, sessions):
-    # The rows of the batch are locked meanwhile: a deadlock with a session that wants one of them.
+    # The rows of the batch are locked meanwhile: a deadlock with who wants one of them.
     fill(db, 100)
     db.execute("CREATE UNIQUE INDEX ON secrets (value)")
     db.execute("CREATE TABLE children (id integer, value text REFERENCES secrets (value) ON UPDATE CASCADE)")
@@ -397,8 +391,7 @@ def test_what_a_trigger_keeps_is_counted(db, sessions, conversion, function, whe
 
 
 def test_beside_the_trigger_that_encrypts(db, sessions):
-    """It leaves tokens unchanged, so what the call encrypts is encrypted once. What the call decrypts, it encrypts
-    again."""
+    """It passes tokens on as they are: what the call encrypts is encrypted once. What the call decrypts, it encrypts again."""
     ENCRYPT.fill(db, 50)
     db.execute("CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('value')")
     db.execute("INSERT INTO secrets VALUES (51, 'secret 51')")

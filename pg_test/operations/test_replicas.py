@@ -6,7 +6,7 @@ from psycopg import errors
 from cluster import Cluster
 from edition import SUPERUSER, foreign_data_wrapper, install, map_user
 from postgres import create_database, drop_database, value
-from tables import NEW, OLD, census, fill, rotate, rotation_held_at, wait_until
+from tables import NEW, OLD, census, fill, in_background, rotate, rotation_held_at, wait_until, waits_for_lock
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,27 @@ def test_a_standby_promoted_half_way_completes_the_rotation(primary):
             assert rotate(replica)["rotated"] == half["old key"]
             assert census(replica) == {"current": 30_000}
         db.execute("DROP TABLE secrets")
+
+
+def test_a_conflict_with_recovery_while_columns_are_looked_for(primary):
+    """It ends the session, for the tables are read in subtransactions: elsewhere, the server would only cancel the statement."""
+    with (primary.connect() as db, primary.connect() as locker,
+          Cluster([NEW, OLD], "fsync = off", "max_standby_streaming_delay = 0", base=primary) as standby):
+        fill(db, 1000)
+        db.execute("CREATE TABLE seen AS TABLE secrets")
+        with standby.connect() as replica, standby.connect() as watcher:
+            caught_up(db, watcher)
+            replica.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT")
+            db.execute("DELETE FROM seen")
+            locker.execute("BEGIN; LOCK TABLE secrets")
+            wait_until(lambda: value(watcher, "SELECT EXISTS (SELECT FROM pg_locks WHERE mode = 'AccessExclusiveLock')"))
+            with in_background(replica.execute, "SELECT FROM fernet_find_columns()") as found:
+                wait_until(lambda: waits_for_lock(watcher, replica.info.backend_pid))
+                db.execute("VACUUM seen")
+                with pytest.raises(errors.Error, match="terminating connection due to conflict with recovery"):
+                    found.result()
+        locker.execute("COMMIT")
+        db.execute("DROP TABLE secrets, seen")
 
 
 def caught_up(primary, replica):

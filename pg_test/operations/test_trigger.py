@@ -201,6 +201,26 @@ def test_other_errors_of_copy_still_name_their_line(db):
     assert "PL/pgSQL function inline_code_block line 7 at PERFORM" in error.value.diag.context
 
 
+REFUSED = {
+    "a token that no key opens": (Fernet(LOST).encrypt(b"x").decode(), errors.ExternalRoutineInvocationException),
+    "a token in other text": ("password: " + Fernet(NEW).encrypt(b"x").decode(), errors.InvalidTextRepresentation),
+}
+
+
+@pytest.mark.parametrize("stored, error", REFUSED.values(), ids=REFUSED)
+def test_a_row_with_a_refused_value_stays_in_its_partition(db, stored, error):
+    """Elsewhere, it would be a new row. In its place, its other columns can change."""
+    db.execute("CREATE TABLE secrets (id integer, value text, region text) PARTITION BY LIST (region)")
+    for region in "ab":
+        db.execute(f"CREATE TABLE secrets_{region} PARTITION OF secrets FOR VALUES IN ('{region}')")
+    db.execute("INSERT INTO secrets VALUES (1, %s, 'a')", [stored])
+    db.execute(TRIGGER.format("secrets"))
+    with pytest.raises(error):
+        db.execute("UPDATE secrets SET region = 'b'")
+    db.execute("UPDATE secrets SET id = 2")
+    assert db.execute("TABLE secrets_a").fetchall() == [(2, stored, "a")]
+
+
 def test_dump_and_restore(db, database):
     """Data are restored unchanged: pg_restore creates triggers after it has loaded them."""
     create(db)
@@ -217,6 +237,21 @@ def test_dump_and_restore(db, database):
             assert plaintexts(restored) == {id: (f"secret {id}", NEW) for id in range(1, 102)}
     finally:
         drop_database("fernet_restored")
+
+
+@pytest.mark.parametrize("options, keys, succeeds", [([], [NEW], True), ([], [], False), (["--disable-triggers"], [], True)],
+                         ids=["with the keys", "without", "without, and without triggers"])
+def test_data_alone_come_back_through_the_trigger(db, database, monkeypatch, options, keys, succeeds):
+    create(db)
+    db.execute("INSERT INTO secrets SELECT i, 'secret ' || i FROM generate_series(1, 10) AS i")
+    before = db.execute("TABLE secrets").fetchall()
+    dump = subprocess.run(["pg_dump", "-d", database, "-U", SUPERUSER, "-t", "secrets", "--data-only", *options],
+                          check=True, capture_output=True, text=True).stdout
+    db.execute("TRUNCATE secrets")
+    monkeypatch.setenv("PGOPTIONS", f"-c fernet.keys={','.join(keys)}" if keys else "")
+    restored = subprocess.run(["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database, "-U", SUPERUSER], input=dump, text=True, capture_output=True)
+    assert ("no Fernet keys are configured" in restored.stderr, restored.returncode == 0) == (not succeeds, succeeds)
+    assert db.execute("TABLE secrets").fetchall() == (before if succeeds else [])
 
 
 def test_a_trigger_keeps_the_extension(db):
@@ -266,9 +301,10 @@ def test_old_copies(db, database):
 @pytest.fixture(scope="module")
 def publisher():
     with Cluster([NEW], "wal_level = logical", "fsync = off") as server:
-        with server.connect() as db:
-            install(db)
         create_database("subscriber", host=server.dir)
+        for database in "postgres", "subscriber":
+            with server.connect(database) as db:
+                install(db)
         yield server
 
 
@@ -281,7 +317,6 @@ def test_logical_replication(publisher):
         db.execute("INSERT INTO secrets VALUES (1, 'copied at first')")
         db.execute("CREATE PUBLICATION secrets FOR TABLE secrets")
         admin.execute("SELECT pg_create_logical_replication_slot('secrets', 'pgoutput')")
-        install(replica)
         create(replica)
 
         def there(id):
@@ -304,6 +339,37 @@ def test_logical_replication(publisher):
             assert there(4) == "not encrypted"
         finally:
             subscriber.execute("DROP SUBSCRIPTION secrets")
+
+
+def test_what_a_subscriber_cannot_apply(publisher):
+    """It looks for a row by the plaintext, where there is no key; and it stores no token that it cannot open."""
+    with (publisher.connect() as db, publisher.connect("subscriber") as replica, publisher.connect(user=SUPERUSER) as admin,
+          publisher.connect("subscriber", user=SUPERUSER) as subscriber):
+        db.execute("CREATE TABLE unkeyed (id integer, value text); ALTER TABLE unkeyed REPLICA IDENTITY FULL")
+        db.execute("CREATE PUBLICATION unkeyed FOR TABLE unkeyed")
+        admin.execute("SELECT pg_create_logical_replication_slot('unkeyed', 'pgoutput')")
+        replica.execute("CREATE TABLE unkeyed (id integer, value text)")
+        replica.execute(TRIGGER.format("unkeyed") + "; ALTER TABLE unkeyed ENABLE ALWAYS TRIGGER encrypt")
+        subscriber.execute(f"CREATE SUBSCRIPTION unkeyed CONNECTION 'host={publisher.dir} user=postgres dbname=postgres'"
+                           " PUBLICATION unkeyed WITH (create_slot = false)")
+
+        def applied():
+            return plaintexts(replica, table="unkeyed")
+
+        try:
+            db.execute("INSERT INTO unkeyed VALUES (1, 'first')")
+            wait_until(lambda: applied() == {1: ("first", NEW)})
+            db.execute("UPDATE unkeyed SET value = 'changed'")
+            db.execute("INSERT INTO unkeyed VALUES (2, 'second')")
+            wait_until(lambda: 2 in applied())
+            assert applied()[1] == ("first", NEW)
+
+            db.execute("INSERT INTO unkeyed VALUES (3, %s)", [Fernet(LOST).encrypt(b"x").decode()])
+            db.execute("INSERT INTO unkeyed VALUES (4, 'fourth')")
+            wait_until(lambda: value(subscriber, "SELECT apply_error_count FROM pg_stat_subscription_stats WHERE subname = 'unkeyed'"))
+            assert applied().keys() == {1, 2}
+        finally:
+            subscriber.execute("DROP SUBSCRIPTION unkeyed")
 
 
 def plaintext_rows(db):

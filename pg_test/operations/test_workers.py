@@ -286,6 +286,28 @@ def test_privileges(db, database):
         db.execute("DROP OWNED BY fernet_rotator; DROP ROLE fernet_rotator")
 
 
+@pytest.mark.parametrize("statement, code", [
+    ("ALTER ROLE fernet_login NOLOGIN", "28000" if major_version() < 17 else None),
+    ("REVOKE fernet_rotator FROM fernet_login", "42501"),
+])
+def test_what_the_session_could_do_and_its_role_can_no_longer(db, database, statement, code):
+    """Without workers, the call goes on: it has logged in and set its role already."""
+    fill(db, 1000)
+    db.execute("CREATE ROLE fernet_login LOGIN; CREATE ROLE fernet_rotator; GRANT fernet_rotator TO fernet_login;"
+               " GRANT SELECT, UPDATE ON secrets TO fernet_rotator; GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")
+    try:
+        with connect(database, user="fernet_login") as caller:
+            caller.execute("SET ROLE fernet_rotator")
+            db.execute(statement)
+            if code:
+                with pytest.raises(errors.Error) as refused:
+                    rotate(caller, workers=2)
+                assert refused.value.sqlstate == code
+            assert rotate(caller, workers=0 if code else 2)["rotated"] == 1000
+    finally:
+        db.execute("DROP OWNED BY fernet_rotator; DROP ROLE fernet_login, fernet_rotator")
+
+
 def test_read_only(db, sessions):
     fill(db, 100)
     caller = sessions()

@@ -549,6 +549,12 @@ def test_a_table_that_is_replaced_while_the_script_waits(admin, keys, script):
             assert "Airflow's tables were replaced while this waited for them" in call.result()
 
 
+# The locks of who sleeps, on tables and not on their indexes.
+HELD = """
+    SELECT c.relname, l.mode FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation JOIN pg_stat_activity AS a USING (pid)
+    WHERE a.datname = %s AND a.wait_event = 'PgSleep' AND c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'"""
+
+
 @pytest.mark.parametrize("script", ["rotate.sql", "encrypt.sql"])
 @pytest.mark.parametrize("table, mode, tasks_write", [("variable", "ROW EXCLUSIVE", True), ("xcom", "SHARE", False)])
 def test_the_script_names_whom_it_waits_for(admin, keys, script, table, mode, tasks_write):
@@ -560,6 +566,8 @@ def test_the_script_names_whom_it_waits_for(admin, keys, script, table, mode, ta
         with in_background(psql, script, *keys) as call:
             wait_until(lambda: value(admin, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = %s"
                                             " AND wait_event = 'PgSleep')", DATABASE))
+            # What it holds meanwhile keeps no writer waiting.
+            wait_until(lambda: set(admin.execute(HELD, [DATABASE])) == ({("xcom", "AccessShareLock")} if script == "rotate.sql" else set()))
             time.sleep(1.5)
             other.execute("COMMIT")
             done = call.result()

@@ -12,10 +12,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from key_files import key, write
+from key_files import folder_for, key, write
 from postgres import connect, force_parallel, notices, plan, server, server_log, value
 from pyca import fingerprint
-from settings import fingerprints, refusal, reload
+from settings import fingerprints, pg_ctl, refusal, reload
 
 FAILURE = "could not get Fernet keys from fernet.keys_command: "
 
@@ -81,6 +81,16 @@ def test_each_parallel_worker_runs_it(db, counted):
         db.execute("DROP TABLE command_tokens")
 
 
+def test_each_background_worker_runs_it(db, counted):
+    db.execute("CREATE TABLE command_tokens AS SELECT fernet_encrypt(n::text) AS token FROM generate_series(1, 20000) AS n")
+    try:
+        before = counted()
+        db.execute("CALL fernet_rotate_column('command_tokens', 'token', workers => 2)")
+        assert counted() == before + 2
+    finally:
+        db.execute("DROP TABLE command_tokens")
+
+
 def test_after_a_failure_it_runs_again(db, command, folder, keys):
     path = folder / "keys"
     command(f"cat {path}")
@@ -95,6 +105,23 @@ def test_after_a_reload_the_last_good_keys_are_not_used(db, counted, key_file):
     assert value(db, f"SELECT fernet_decrypt('{token}')") == "hello"
     reload(db)
     refusal(db, "F0000", f"SELECT fernet_decrypt('{token}')")
+
+
+def test_a_reload_does_not_run_it_again_where_it_is_on_the_command_line(keys):
+    """The server does not set again what it was given there."""
+    with server() as host:
+        folder = folder_for(host)
+        file = write(folder / "keys", keys[0])
+        program = write(folder / "print", "#!/bin/sh", f"cat {file}", mode=0o700)
+        pg_ctl(host, "restart", "-o", f"-c fernet.keys_command={program}")
+        with connect("postgres", host=host) as session:
+            session.execute("CREATE EXTENSION pg_fernet")
+            assert fingerprints(session) == [fingerprint(keys[0])]
+            write(file, keys[1])
+            reload(session)
+            assert fingerprints(session) == [fingerprint(keys[0])]
+        with connect("postgres", host=host) as another:
+            assert fingerprints(another) == [fingerprint(keys[1])]
 
 
 #

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from edition import OWNER, SUPERUSER, prepare, superuser
-from fixtures import rng  # noqa: F401, a fixture
+from fixtures import db, rng  # noqa: F401, fixtures
 from owned import EDITION, owned_database, run_psql
 from postgres import connect, value
 
@@ -50,12 +50,6 @@ def sessions(database, owner):
             return session
 
         yield session
-
-
-@pytest.fixture
-def db(sessions):
-    """A session of the owner, each statement a transaction."""
-    return sessions()
 
 
 @pytest.fixture
