@@ -80,9 +80,14 @@ forget_other_servers() {
 
 # Runs a long command, printing a dot every few seconds. Shows its output only if it fails.
 quietly() {
-    local log pid
+    local log out in pid
     log=$(mktemp)
-    "$@" >"$log" 2>&1 </dev/null &
+    # Open, it needs no name: nothing is left of it, however this ends.
+    exec {out}>"$log"
+    exec {in}<"$log"
+    rm "$log"
+    # In the background, a command ignores interrupts unless told otherwise.
+    (trap - INT QUIT && "$@") >&"$out" 2>&1 </dev/null &
     pid=$!
     while kill -0 "$pid" 2>/dev/null; do
         for _ in 1 2 3 4 5 6 7 8 9 10; do
@@ -93,11 +98,10 @@ quietly() {
     done
     echo >&2
     if ! wait "$pid"; then
-        cat "$log" >&2
-        rm -f "$log"
+        cat <&"$in" >&2
         die "failed: $*"
     fi
-    rm -f "$log"
+    exec {out}>&- {in}<&-
 }
 
 # Runs a command as root, if we are root or can become root without a password.

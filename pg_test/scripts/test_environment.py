@@ -66,7 +66,7 @@ def test_a_pip_that_installs_for_the_user(tmp_path):
 
 def test_a_folder_for_temporary_files_that_the_server_cannot_reach(folder):
     os.chmod(folder, 0o700)
-    assert not beside_a_server("mktemp", TMPDIR=folder).startswith(folder)
+    assert not beside_a_server("mktemp -u", TMPDIR=folder).startswith(folder)
 
 
 def test_a_private_umask():
