@@ -15,10 +15,19 @@ COMMENT ON FUNCTION fernet_census(regclass, name) IS
 COMMENT ON FUNCTION fernet_find_columns(integer) IS
     'the columns that hold Fernet tokens, as far as the caller may read them: how many values were sampled, and how many tokens are in them';
 
--- Tokens in JSON.
-CREATE FUNCTION fernet_rotate(document json) RETURNS json
-    LANGUAGE c VOLATILE STRICT PARALLEL SAFE
-    AS 'MODULE_PATHNAME', 'fernet_rotate_json_wrapper';
+-- Tokens in JSON. If the session still has the library of 0.1.0, the first function that is missing there ends
+-- the update, and the server gives no hint.
+DO $$
+BEGIN
+    CREATE FUNCTION fernet_rotate(document json) RETURNS json
+        LANGUAGE c VOLATILE STRICT PARALLEL SAFE
+        AS 'MODULE_PATHNAME', 'fernet_rotate_json_wrapper';
+EXCEPTION WHEN undefined_function THEN
+    RAISE EXCEPTION 'pg_fernet was replaced after the session had loaded it'
+        USING ERRCODE = 'object_not_in_prerequisite_state',
+              DETAIL = SQLERRM,
+              HINT = 'Begin a new session, or restart the server if it preloads the library.';
+END $$;
 COMMENT ON FUNCTION fernet_rotate(json) IS
     're-encrypt the Fernet tokens in a document, of which there may be none, under the first key, with their own timestamps; the rest stays, and so does a token that is under it already';
 

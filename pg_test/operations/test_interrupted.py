@@ -5,7 +5,7 @@ import time
 import pytest
 from psycopg import errors
 
-from edition import FEWER, SUPERUSER
+from edition import FEWER, SQL, SUPERUSER, install
 from postgres import connect, value
 from tables import LOST, NEW, OLD, census, contents, fill, rotate, rotation_held_at, under, wait_until
 
@@ -115,6 +115,20 @@ def test_keys_that_change_meanwhile(db, sessions, database):
             server.execute("SELECT pg_reload_conf()")
             server.close()
     assert census(db) == {"current": ROWS}
+
+
+@pytest.mark.skipif(SQL, reason="a procedure in PL/pgSQL needs its functions to the end")
+def test_an_extension_that_is_dropped_meanwhile(db, sessions, conversion):
+    conversion.fill(db, ROWS)
+    caller = sessions()
+    try:
+        with rotation_held_at(db, caller, 2000, conversion, batch_size=500) as (call, go_on):
+            db.execute("DROP EXTENSION pg_fernet")
+            go_on()
+            assert call.result() == conversion.counts(ROWS)
+    finally:
+        install(db)
+    assert census(db) == {conversion.after: ROWS}
 
 
 def test_bad_values_are_counted_named_and_left_alone(db, sessions):

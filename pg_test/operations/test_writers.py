@@ -390,6 +390,45 @@ def test_rights_to_each_partition(db, database):
     assert census(db) == {"current": 3}
 
 
+def test_rights_to_the_schema(db, database):
+    """A table that no query could name is not read by its oid either, even if there is nothing to write."""
+    create_role("fernet_rotator")
+    db.execute("CREATE SCHEMA hidden")
+    try:
+        db.execute("CREATE TABLE hidden.secrets (value text)")
+        db.execute("INSERT INTO hidden.secrets VALUES (NULL)")
+        db.execute("GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")
+        db.execute("GRANT SELECT, UPDATE ON hidden.secrets TO fernet_rotator")
+        table = value(db, "SELECT 'hidden.secrets'::regclass::oid::text")
+        db.execute("SET ROLE fernet_rotator")
+        with pytest.raises(errors.InsufficientPrivilege, match="schema hidden"):
+            rotate(db, table=table)
+        db.execute("RESET ROLE; GRANT USAGE ON SCHEMA hidden TO fernet_rotator; SET ROLE fernet_rotator")
+        assert rotate(db, table=table)["nulls"] == 1
+    finally:
+        db.execute("RESET ROLE; DROP SCHEMA hidden CASCADE; DROP OWNED BY fernet_rotator")
+        drop_role("fernet_rotator")
+
+
+def test_who_may_not_write_locks_no_row(db, database):
+    fill(db, 3)
+    db.execute("BEGIN")
+    db.execute("SELECT FROM secrets FOR UPDATE")
+    db.execute("COMMIT")
+    lockers = column(db, "SELECT xmax FROM secrets ORDER BY id")
+    create_role("fernet_rotator")
+    try:
+        db.execute("GRANT EXECUTE ON PROCEDURE fernet_rotate_column TO fernet_rotator")
+        db.execute("GRANT SELECT ON secrets TO fernet_rotator")
+        db.execute("SET ROLE fernet_rotator")
+        with pytest.raises(errors.InsufficientPrivilege, match="secrets"):
+            rotate(db)
+    finally:
+        db.execute("RESET ROLE; DROP OWNED BY fernet_rotator")
+        drop_role("fernet_rotator")
+    assert column(db, "SELECT xmax FROM secrets ORDER BY id") == lockers
+
+
 def test_a_unique_column_whose_rows_are_referred_to(db, sessions):
     # Then an UPDATE of it conflicts with a lock that no other does.
     fill(db, 1000)

@@ -175,16 +175,21 @@ def test_an_update_under_a_call(prepared, sessions):
     prepared.execute("CREATE TABLE secrets (id integer, value text)")
     for id in range(40):
         prepared.execute("INSERT INTO secrets VALUES (%s, %s)", [id, Fernet(OLD).encrypt(b"x").decode()])
-    prepared.execute("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.05); RETURN NEW; END';"
-                     "CREATE TRIGGER slow BEFORE UPDATE ON secrets FOR EACH ROW EXECUTE FUNCTION slow()")
+    # It polls: a wait for a lock would be over after a moment.
+    prepared.execute("CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                     " WHILE NOT pg_try_advisory_xact_lock_shared(1) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN NEW; END $$;"
+                     "CREATE TRIGGER hold BEFORE UPDATE ON secrets FOR EACH ROW WHEN (OLD.id = 20) EXECUTE FUNCTION hold()")
     set_keys(prepared, NEW, OLD)
-    with ThreadPoolExecutor() as pool:
+    with connect(prepared.info.dbname, user=prepared.info.user, options="-c search_path=fernet") as other, ThreadPoolExecutor() as pool:
+        other.execute("SELECT pg_advisory_lock(1)")
         call = pool.submit(lambda: prepared.execute("CALL fernet.fernet_rotate_column('secrets', 'value', 1)").fetchone())
-        with connect(prepared.info.dbname, user=prepared.info.user, options="-c search_path=fernet") as other:
+        try:
             while value(other, "SELECT count(*) FROM public.secrets WHERE ctid > '(0,40)'") < 5:
                 time.sleep(0.01)
             other.execute(SCRIPT.read_bytes())
             assert not call.done()
+        finally:
+            other.execute("SELECT pg_advisory_unlock(1)")
         assert call.result()[0] == 40
 
 

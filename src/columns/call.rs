@@ -21,7 +21,7 @@ use crate::keys::{fingerprint, keyring};
 use crate::pg::memory::with_room_for_errors;
 use crate::pg::name::Name;
 use crate::pg::relation;
-use crate::pg::server::{self, Record};
+use crate::pg::server::{self, Record, Shape};
 use crate::pg::spi::Connection;
 use crate::pg::value::Value;
 
@@ -162,6 +162,7 @@ fn convert_column(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
     let started = Instant::now();
+    let shape = Shape::of_result(fcinfo);
     let report = with_room_for_errors(|| {
         let workers = workers.ok_or(Error::Null("workers"))?;
         let workers = usize::try_from(workers).map_err(|_| Error::Negative("workers"))?;
@@ -177,7 +178,7 @@ fn convert_column(
         }
     })?;
     report.tell(conversion, started.elapsed());
-    Ok(Record::new(fcinfo, report.counts(conversion)))
+    Ok(shape.fill(report.counts(conversion)))
 }
 
 /// Converts a shard for a call on another node, if the keys here are the same.
@@ -189,6 +190,7 @@ fn convert_shard(
     fingerprints: Option<Value<'_>>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
+    let shape = Shape::of_result(fcinfo);
     let report = with_room_for_errors(|| {
         let call = Call::new(conversion, relation, column_name, batch_size, fcinfo)?;
         let theirs = fingerprints.ok_or(Error::Null("fingerprints"))?;
@@ -197,7 +199,7 @@ fn convert_shard(
         }
         call.convert(0)
     })?;
-    Ok(Record::new(fcinfo, [report.to_text()]))
+    Ok(shape.fill([report.to_text()]))
 }
 
 /// A call of one of the procedures that may go ahead.

@@ -260,6 +260,11 @@ impl Pass<'_> {
             in_text,
             refusal,
         } = found.map_err(|error| Error::of_row(error, || table.place(id)))?;
+        if due > 0
+            && let Some(constraint) = self.constraint
+        {
+            return Err(Error::Constrained(constraint.clone()));
+        }
         if let (Some(batch), Some(value)) = (batch, new_value) {
             if self.conversion == Conversion::Encrypt {
                 let len = batch.values.get(value).len();
@@ -272,11 +277,6 @@ impl Pass<'_> {
                 value,
                 due,
             })?;
-        }
-        if due > 0
-            && let Some(constraint) = self.constraint
-        {
-            return Err(Error::Constrained(constraint.clone()));
         }
         look.found += usize::from(due > 0);
         report.left += due;
@@ -324,6 +324,8 @@ impl Pass<'_> {
     ) -> Result<(), Error> {
         let table =
             Table::open(transaction, oid, self.column_name)?.ok_or(Error::NoRelation(oid))?;
+        // The UPDATE would be refused, but rows may be locked before that.
+        table.relation.ensure_updatable(table.column.number);
         self.check_again(transaction, &table)?;
         // Does not wait for a row, or only for a moment: who else locks it now has been faster.
         let update = |batch: &Batch, rows: &dyn Fn(&NewRow) -> bool| {

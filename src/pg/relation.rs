@@ -161,18 +161,34 @@ impl<'c> Relation<'c> {
         unsafe { &*self.data().rd_tableam }
     }
 
-    /// Raises an error if the current role may not read these columns of the table, by their numbers.
+    /// Raises an error if the current role may not read these columns of the table, by their numbers, or
+    /// may not look anything up in its schema, without which no query would get to the table.
     pub(crate) fn ensure_readable(&self, columns: &[i16]) {
-        let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
+        // SAFETY: looks up oids; a locked relation has a schema, and its name is a C string.
+        unsafe {
+            pg_sys::LookupExplicitNamespace(
+                pg_sys::get_namespace_name(self.class().relnamespace),
+                false,
+            );
+        }
+        self.ensure_granted(pg_sys::ACL_SELECT as pg_sys::AclMode, columns);
+    }
+
+    /// Raises an error if the current role may not update this column of the table.
+    pub(crate) fn ensure_updatable(&self, column: i16) {
+        self.ensure_granted(pg_sys::ACL_UPDATE as pg_sys::AclMode, &[column]);
+    }
+
+    fn ensure_granted(&self, right: pg_sys::AclMode, columns: &[i16]) {
         // SAFETY: look up an oid, and numbers of its columns; its name is a C string.
         unsafe {
             let role = pg_sys::GetUserId();
-            let may_read = |&column| {
-                pg_sys::pg_attribute_aclcheck(self.oid(), column, role, select)
+            let is_granted = |&column| {
+                pg_sys::pg_attribute_aclcheck(self.oid(), column, role, right)
                     == pg_sys::AclResult::ACLCHECK_OK
             };
-            let of_table = pg_sys::pg_class_aclcheck(self.oid(), role, select);
-            if of_table != pg_sys::AclResult::ACLCHECK_OK && !columns.iter().all(may_read) {
+            let of_table = pg_sys::pg_class_aclcheck(self.oid(), role, right);
+            if of_table != pg_sys::AclResult::ACLCHECK_OK && !columns.iter().all(is_granted) {
                 let kind = pg_sys::ObjectType::OBJECT_TABLE;
                 let name = self.class().relname.data.as_ptr();
                 pg_sys::aclcheck_error(of_table, kind, name);

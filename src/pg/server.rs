@@ -146,28 +146,36 @@ pub(crate) fn refuse_in_read_only_transaction(command: &CStr) {
     unsafe { pg_sys::PreventCommandIfReadOnly(command.as_ptr()) };
 }
 
-/// A row: what a procedure returns in its INOUT parameters.
-pub(crate) struct Record(pg_sys::Datum);
+/// What the row looks like that a procedure returns in its INOUT parameters.
+pub(crate) struct Shape(pg_sys::TupleDesc);
 
-impl Record {
-    /// The values must be of the types of those parameters.
-    pub(crate) fn new<T: IntoDatum, const N: usize>(
-        fcinfo: pg_sys::FunctionCallInfo,
-        values: [T; N],
-    ) -> Self {
-        let mut datums = values.map(|value| value.into_datum().expect("the value is not null"));
-        let mut nulls = [false; N];
+impl Shape {
+    /// To be called before anything is committed: the procedure may be dropped while it runs.
+    pub(crate) fn of_result(fcinfo: pg_sys::FunctionCallInfo) -> Self {
         let mut shape = ptr::null_mut();
-        // SAFETY: `fcinfo` is that of the call. The row gets as many values as it has columns.
+        // SAFETY: `fcinfo` is that of the call.
         unsafe {
             pg_sys::get_call_result_type(fcinfo, ptr::null_mut(), &mut shape);
-            assert!(!shape.is_null() && (*shape).natts as usize == N);
-            let shape = pg_sys::BlessTupleDesc(shape);
-            let tuple = pg_sys::heap_form_tuple(shape, datums.as_mut_ptr(), nulls.as_mut_ptr());
-            Self(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))
+            assert!(!shape.is_null());
+            Self(pg_sys::BlessTupleDesc(shape))
+        }
+    }
+
+    /// The values must be of the types of those parameters.
+    pub(crate) fn fill<T: IntoDatum, const N: usize>(self, values: [T; N]) -> Record {
+        let mut datums = values.map(|value| value.into_datum().expect("the value is not null"));
+        let mut nulls = [false; N];
+        // SAFETY: the shape is in the memory context of the call. The row gets as many values as it has columns.
+        unsafe {
+            assert!((*self.0).natts as usize == N);
+            let tuple = pg_sys::heap_form_tuple(self.0, datums.as_mut_ptr(), nulls.as_mut_ptr());
+            Record(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))
         }
     }
 }
+
+/// A row: what a procedure returns.
+pub(crate) struct Record(pg_sys::Datum);
 
 impl_sql_translatable!(Record, "record");
 

@@ -85,10 +85,24 @@ impl<T: Sync> Workers<T> {
             texts.len(),
             QUEUE_SIZE * count,
         ];
-        let segment = match in_subtransaction(|_| true, || Segment::new(sizes)) {
-            Ok(segment) => segment,
-            Err(failure) if failure.is_lack_of_resources() => return Err(failure.message()),
-            Err(failure) => failure.raise(),
+        // SAFETY: the parent is a memory context.
+        let memory = unsafe { memory_context(pg_sys::TopMemoryContext) };
+        // The segment comes last: nobody lets go of it before this is done.
+        let made = in_subtransaction(
+            |_| true,
+            // SAFETY: as above.
+            || (unsafe { memory_context(memory) }, Segment::new(sizes)),
+        );
+        let (memory_of_message, segment) = match made {
+            Ok(made) => made,
+            Err(failure) => {
+                // SAFETY: nothing in it is in use.
+                unsafe { pg_sys::MemoryContextDelete(memory) };
+                if failure.is_lack_of_resources() {
+                    return Err(failure.message());
+                }
+                failure.raise()
+            }
         };
         // SAFETY: each part is given the size that the segment was made for.
         unsafe {
@@ -103,14 +117,13 @@ impl<T: Sync> Workers<T> {
             ptr::copy_nonoverlapping(texts.as_ptr(), segment.find(Part::Texts), texts.len());
             let queues = segment.find::<c_void>(Part::Queues);
 
-            let memory = memory_context(pg_sys::TopMemoryContext);
             let mut workers = Self {
                 segment,
                 shared: NonNull::new(shared_part).expect("it is in the segment"),
                 queues: Vec::with_capacity(count),
                 handles: Box::new(Vec::with_capacity(count)),
                 memory,
-                memory_of_message: memory_context(memory),
+                memory_of_message,
             };
             // The queues are attached to later, so that they go first: a worker that nobody listens to any more
             // does not wait for that before it ends.
