@@ -4,13 +4,13 @@
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told
 
 .DEFAULT_GOAL := help
-.PHONY: help all demo psql test soak test-sql-edition test-airflow test-applications fuzz mutants audit install installcheck lint bench \
+.PHONY: help all demo psql test soak test-sql-edition test-arm64 test-airflow test-applications fuzz mutants audit install installcheck lint bench \
 	bench-airflow bench-operations package test-package clean
 
 export PG PG_CONFIG
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
 # The pgxn client calls this before `install`, which builds what it installs.
 all:
@@ -26,6 +26,9 @@ test: ## run all tests (PG=16, 17, 18 or 19: on that server)
 
 test-sql-edition: ## run the tests of both editions on the SQL edition
 	@scripts/test sql-edition
+
+test-arm64: ## run the core's and the main SQL tests on arm64, emulated (as root)
+	@scripts/test arm64
 
 soak: ## run the long form of the hardening tests (hours)
 	@scripts/test soak

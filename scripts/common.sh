@@ -192,14 +192,20 @@ installed() { # MAJOR
     return 1
 }
 
+# cargo-pgrx does not ask cargo which target it builds for.
+pgrx_for() { # SUBCOMMAND PG_CONFIG [OPTION ...]
+    cargo pgrx "$1" --pg-config "$2" --no-default-features --features "pg$(major_of "$2")" \
+        ${CARGO_BUILD_TARGET:+--target "$CARGO_BUILD_TARGET"} "${@:3}"
+}
+
 # Builds the extension and installs it into the server of a pg_config.
 install_into() { # PG_CONFIG
-    cargo pgrx install --release --pg-config "$1" --no-default-features --features "pg$(major_of "$1")"
+    pgrx_for install "$1" --release
 }
 
 # Builds the extension for that server, and puts the files to install into a folder.
 package_into() { # PG_CONFIG DIR
-    cargo pgrx package --pg-config "$1" --out-dir "$2" --no-default-features --features "pg$(major_of "$1")"
+    pgrx_for package "$1" --out-dir "$2"
 }
 
 # The files in such a folder.
