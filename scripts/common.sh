@@ -82,11 +82,11 @@ forget_other_servers() {
 quietly() {
     local log out in pid
     log=$(mktemp)
-    # Open, it needs no name: nothing is left of it, however this ends.
+    # An open file needs no name, and without one nothing is left behind if this is interrupted.
     exec {out}>"$log"
     exec {in}<"$log"
     rm "$log"
-    # In the background, a command ignores interrupts unless told otherwise.
+    # bash makes commands in the background ignore interrupts; this one ends with the script.
     (trap - INT QUIT && "$@") >&"$out" 2>&1 </dev/null &
     pid=$!
     while kill -0 "$pid" 2>/dev/null; do

@@ -3,7 +3,7 @@
 passed=0 failed=0 skipped=0
 part_output=$(mktemp)
 trap close EXIT
-# What was interrupted has not passed.
+# An interrupted run has not passed.
 trap 'exit 130' INT TERM
 
 # The counts are read from the parts' output, so nothing may change how they print it.
