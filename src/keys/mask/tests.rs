@@ -402,16 +402,13 @@ fn hostile_texts_take_linear_time() {
     {
         let text = |size: usize| start.to_owned() + &part.repeat(size / part.len());
         for syntax in [message, |_: &str| STATEMENT] {
-            // The text is sixteen times as long. A quadratic search would take 256 times as long; on a busy
-            // machine, a linear one may sometimes take 64 times as long.
-            let is_linear = (0..5).any(|_| {
-                let [short, long] = [1 << 14, 1 << 18].map(|size| {
-                    let text = text(size);
-                    time(&text, syntax(&text))
-                });
-                long < 64 * short + Duration::from_millis(1)
+            let [short, long] = [1 << 14, 1 << 18].map(|size| {
+                let text = text(size);
+                time(&text, syntax(&text))
             });
-            assert!(is_linear, "{start}{part}");
+            // The text is sixteen times as long. A quadratic search would take 256 times as long.
+            let limit = 64 * short + Duration::from_millis(1);
+            assert!(long < limit, "{start}{part}: {short:?}, {long:?}");
         }
     }
 }
