@@ -5,9 +5,11 @@
 //! the transaction then frees what SPI holds. Cursors see what the active snapshot shows;
 //! statements that write see what is committed when they begin.
 
+use std::cell::Cell;
 use std::ffi::CString;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
+use std::thread::LocalKey;
 use std::{slice, thread};
 
 use pgrx::prelude::*;
@@ -42,16 +44,19 @@ impl Connection {
         query: &[&[u8]],
         mut types: [pg_sys::Oid; N],
     ) -> Plan<'_> {
-        let query = CString::new(query.concat()).expect("no name holds a zero byte");
-        let options = pg_sys::CURSOR_OPT_GENERIC_PLAN;
-        // SAFETY: the query is a C string, and `types` has the number of elements that is given.
-        let plan = unsafe {
-            pg_sys::SPI_prepare_cursor(query.as_ptr(), N as i32, types.as_mut_ptr(), options as i32)
-        };
         Plan {
-            plan: NonNull::new(plan).unwrap_or_else(|| fail("SPI_prepare_cursor")),
+            plan: prepare(&query.concat(), &mut types),
             connection: PhantomData,
         }
+    }
+
+    /// Runs a query that returns rows, which the process parses and plans only once.
+    pub(crate) fn open_kept<const N: usize>(
+        &self,
+        query: &'static LocalKey<KeptQuery<N>>,
+        arguments: [Argument; N],
+    ) -> Cursor<'_> {
+        open(query.with(KeptQuery::plan), arguments)
     }
 
     /// Calls `f`, which may call functions that look names up, with only the server's own schema in
@@ -121,25 +126,76 @@ impl<'c> Plan<'c> {
 
     /// Runs a query that returns rows. The plan is not needed after this.
     pub(crate) fn open<const N: usize>(&self, arguments: [Argument; N]) -> Cursor<'c> {
-        let mut datums = arguments.map(|argument| argument.0);
-        // SAFETY: the caller gives arguments of the types that the plan was made with; the server
-        // copies them.
-        let portal = unsafe {
-            pg_sys::SPI_cursor_open(
-                ptr::null(),
-                self.plan.as_ptr(),
-                datums.as_mut_ptr(),
-                ptr::null(),
-                true,
-            )
-        };
-        Cursor {
-            portal: NonNull::new(portal).unwrap_or_else(|| fail("SPI_cursor_open")),
-            // A compromise between calls and memory: rows of tables are at most 8 kB, since longer
-            // values stay out of line.
-            rows_at_once: 1000,
-            connection: PhantomData,
+        open(self.plan, arguments)
+    }
+}
+
+/// The text of a query, and the plan of it that the process keeps.
+pub(crate) struct KeptQuery<const N: usize> {
+    text: &'static str,
+    types: [pg_sys::Oid; N],
+    plan: Cell<Option<NonNull<pg_sys::_SPI_plan>>>,
+}
+
+impl<const N: usize> KeptQuery<N> {
+    pub(crate) const fn new(text: &'static str, types: [pg_sys::Oid; N]) -> Self {
+        Self {
+            text,
+            types,
+            plan: Cell::new(None),
         }
+    }
+
+    fn plan(&self) -> NonNull<pg_sys::_SPI_plan> {
+        if let Some(plan) = self.plan.get() {
+            return plan;
+        }
+        let plan = prepare(self.text.as_bytes(), &mut self.types.clone());
+        // SAFETY: the plan was just made. From now on it lasts as long as the process.
+        if unsafe { pg_sys::SPI_keepplan(plan.as_ptr()) } != 0 {
+            fail("SPI_keepplan");
+        }
+        self.plan.set(Some(plan));
+        plan
+    }
+}
+
+fn prepare(query: &[u8], types: &mut [pg_sys::Oid]) -> NonNull<pg_sys::_SPI_plan> {
+    let query = CString::new(query).expect("no name holds a zero byte");
+    let options = pg_sys::CURSOR_OPT_GENERIC_PLAN;
+    // SAFETY: the query is a C string, and `types` has the number of elements that is given.
+    let plan = unsafe {
+        pg_sys::SPI_prepare_cursor(
+            query.as_ptr(),
+            types.len() as i32,
+            types.as_mut_ptr(),
+            options as i32,
+        )
+    };
+    NonNull::new(plan).unwrap_or_else(|| fail("SPI_prepare_cursor"))
+}
+
+fn open<'c, const N: usize>(
+    plan: NonNull<pg_sys::_SPI_plan>,
+    arguments: [Argument; N],
+) -> Cursor<'c> {
+    let mut datums = arguments.map(|argument| argument.0);
+    // SAFETY: the caller gives arguments of the types that the plan was made with; the server copies them.
+    let portal = unsafe {
+        pg_sys::SPI_cursor_open(
+            ptr::null(),
+            plan.as_ptr(),
+            datums.as_mut_ptr(),
+            ptr::null(),
+            true,
+        )
+    };
+    Cursor {
+        portal: NonNull::new(portal).unwrap_or_else(|| fail("SPI_cursor_open")),
+        // A compromise between calls and memory: rows of tables are at most 8 kB, since longer values stay
+        // out of line.
+        rows_at_once: 1000,
+        connection: PhantomData,
     }
 }
 
