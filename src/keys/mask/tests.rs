@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::key::KEY;
 use super::*;
@@ -415,13 +416,7 @@ fn hostile_texts_take_linear_time() {
 
 /// The time that the processor has spent on this thread: on a busy machine, other threads do not count.
 fn time_of_thread() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: there is such a clock; it writes the time to `time`.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    assert_eq!(result, 0);
+    let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
