@@ -408,6 +408,8 @@ pub fn short_in_literals(statement: &[u8], has_escapes: bool) -> Vec<&[u8]> {
     literals(statement, has_escapes)
         .into_iter()
         .filter(|literal| literal.as_ptr() >= behind)
+        // The name itself is no secret.
+        .filter(|literal| !literal.eq_ignore_ascii_case(b"fernet.keys"))
         .flat_map(|literal| literal.split(|&byte| byte != b'\\' && digit(byte).is_none()))
         .filter(|run| !run.contains(&b'\\') && !is_long(run))
         .collect()
