@@ -13,6 +13,8 @@ def interrupted(command, ready):
     """Runs a command of the shell, interrupts it once that file is there, and waits until nobody holds its output."""
     environment = os.environ | {"TMPDIR": str(ready.parent)}
     with subprocess.Popen(["bash", "-c", command], cwd=ROOT, env=environment, start_new_session=True,
+                          # These tests may run in the background of a shell, where interrupts are ignored.
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             deadline = time.monotonic() + 60
