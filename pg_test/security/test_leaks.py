@@ -104,6 +104,8 @@ if VERSION < 18:
         EXPECTED[place] = {*IN_A_STATEMENT, LATER, ASKED} - {"set_config()", "PREPARE"}
         if VERSION < 16:
             EXPECTED[place] |= {"encrypt a literal"}  # of an EXPLAIN
+        if VERSION >= 17:
+            EXPECTED[place] -= {"DECLARE"}
 
 # From 19 on, log_lock_waits is on: a session that waits long for a lock is logged.
 if VERSION >= 19:
