@@ -163,23 +163,26 @@ fn convert_column(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
     let started = Instant::now();
-    let shape = Shape::of_result(fcinfo);
-    let report = with_room_for_errors(|| {
+    let (shape, report) = with_room_for_errors(|| {
+        let shape = Shape::of_result(fcinfo);
         let workers = workers.ok_or(Error::Null("workers"))?;
         let workers = usize::try_from(workers).map_err(|_| Error::Negative("workers"))?;
         let call = Call::new(conversion, relation, column_name, batch_size, fcinfo)?;
         if matches!(conversion, Conversion::Rotate { .. }) && call.keyring.keys().len() == 1 {
             warning::single_key().warn();
         }
-        if call.checked.is_sharded {
+        let report = if call.checked.is_sharded {
             // All at once, each in a process of its own.
             call.convert_shards(&relation::schema_of(fcinfo))
         } else {
             call.convert(workers)
-        }
+        };
+        Ok::<_, Error>((shape, report?))
     })?;
     report.tell(conversion, started.elapsed());
-    Ok(shape.fill(report.counts(conversion)))
+    Ok(with_room_for_errors(|| {
+        shape.fill(report.counts(conversion))
+    }))
 }
 
 /// Converts a shard for a call on another node, if the keys here are the same.
@@ -191,16 +194,16 @@ fn convert_shard(
     fingerprints: Option<Value<'_>>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
-    let shape = Shape::of_result(fcinfo);
-    let report = with_room_for_errors(|| {
+    let (shape, report) = with_room_for_errors(|| {
+        let shape = Shape::of_result(fcinfo);
         let call = Call::new(conversion, relation, column_name, batch_size, fcinfo)?;
         let theirs = fingerprints.ok_or(Error::Null("fingerprints"))?;
         if theirs[..] != *fingerprint::list(&call.keyring).as_bytes() {
             return Err(Error::OtherKeys);
         }
-        call.convert(0)
+        Ok((shape, call.convert(0)?))
     })?;
-    Ok(shape.fill([report.to_text()]))
+    Ok(with_room_for_errors(|| shape.fill([report.to_text()])))
 }
 
 /// A call that has passed all checks.
