@@ -163,7 +163,7 @@ fn convert_column(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
     let started = Instant::now();
-    let (shape, report) = with_room_for_errors(|| {
+    let record = with_room_for_errors(|| {
         let shape = Shape::of_result(fcinfo);
         let workers = workers.ok_or(Error::Null("workers"))?;
         let workers = usize::try_from(workers).map_err(|_| Error::Negative("workers"))?;
@@ -176,13 +176,11 @@ fn convert_column(
             call.convert_shards(&relation::schema_of(fcinfo))
         } else {
             call.convert(workers)
-        };
-        Ok::<_, Error>((shape, report?))
+        }?;
+        report.tell(conversion, started.elapsed());
+        Ok::<_, Error>(shape.fill(report.counts(conversion)))
     })?;
-    report.tell(conversion, started.elapsed());
-    Ok(with_room_for_errors(|| {
-        shape.fill(report.counts(conversion))
-    }))
+    Ok(record)
 }
 
 /// Converts a shard for a call on another node, if the keys here are the same.
@@ -194,16 +192,16 @@ fn convert_shard(
     fingerprints: Option<Value<'_>>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
-    let (shape, report) = with_room_for_errors(|| {
+    let record = with_room_for_errors(|| {
         let shape = Shape::of_result(fcinfo);
         let call = Call::new(conversion, relation, column_name, batch_size, fcinfo)?;
         let theirs = fingerprints.ok_or(Error::Null("fingerprints"))?;
         if theirs[..] != *fingerprint::list(&call.keyring).as_bytes() {
             return Err(Error::OtherKeys);
         }
-        Ok((shape, call.convert(0)?))
+        Ok(shape.fill([call.convert(0)?.to_text()]))
     })?;
-    Ok(with_room_for_errors(|| shape.fill([report.to_text()])))
+    Ok(record)
 }
 
 /// A call that has passed all checks.
