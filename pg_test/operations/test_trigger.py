@@ -3,6 +3,7 @@ tables, other encodings."""
 
 import subprocess
 import threading
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -308,24 +309,33 @@ def publisher():
         yield server
 
 
+@contextmanager
+def subscribed(publisher, table):
+    """Replicates a table that both databases have. Returns the superuser's session on the subscriber."""
+    with publisher.connect(user=SUPERUSER) as admin, publisher.connect("subscriber", user=SUPERUSER) as subscriber:
+        admin.execute(f"CREATE PUBLICATION {table} FOR TABLE {table}")
+        admin.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [table])
+        subscriber.execute(f"CREATE SUBSCRIPTION {table} CONNECTION 'host={publisher.dir} user=postgres dbname=postgres'"
+                           f" PUBLICATION {table} WITH (create_slot = false)")
+        try:
+            yield subscriber
+        finally:
+            subscriber.execute(f"DROP SUBSCRIPTION {table}")
+
+
 def test_logical_replication(publisher):
     """A subscriber applies changes as with session_replication_role = replica: triggers fire there only if they are
     enabled always."""
-    with (publisher.connect() as db, publisher.connect("subscriber") as replica, publisher.connect(user=SUPERUSER) as admin,
-          publisher.connect("subscriber", user=SUPERUSER) as subscriber):
+    with publisher.connect() as db, publisher.connect("subscriber") as replica:
         db.execute("CREATE TABLE secrets (id integer PRIMARY KEY, value text)")
         db.execute("INSERT INTO secrets VALUES (1, 'copied at first')")
-        db.execute("CREATE PUBLICATION secrets FOR TABLE secrets")
-        admin.execute("SELECT pg_create_logical_replication_slot('secrets', 'pgoutput')")
         create(replica)
+        replica.execute("ALTER TABLE secrets ENABLE ALWAYS TRIGGER encrypt")
 
         def there(id):
             return value(replica, "SELECT max(value) FROM secrets WHERE id = %s", id)
 
-        replica.execute("ALTER TABLE secrets ENABLE ALWAYS TRIGGER encrypt")
-        subscriber.execute(f"CREATE SUBSCRIPTION secrets CONNECTION 'host={publisher.dir} user=postgres dbname=postgres'"
-                           " PUBLICATION secrets WITH (create_slot = false)")
-        try:
+        with subscribed(publisher, "secrets"):
             wait_until(lambda: there(1))
             db.execute("INSERT INTO secrets VALUES (2, 'inserted'), (3, 'to be changed')")
             db.execute("UPDATE secrets SET value = 'changed' WHERE id = 3")
@@ -337,26 +347,19 @@ def test_logical_replication(publisher):
             db.execute("INSERT INTO secrets VALUES (4, 'not encrypted')")
             wait_until(lambda: there(4))
             assert there(4) == "not encrypted"
-        finally:
-            subscriber.execute("DROP SUBSCRIPTION secrets")
 
 
 def test_what_a_subscriber_cannot_apply(publisher):
     """It looks for a row by the plaintext, where there is no key; and it stores no token that it cannot open."""
-    with (publisher.connect() as db, publisher.connect("subscriber") as replica, publisher.connect(user=SUPERUSER) as admin,
-          publisher.connect("subscriber", user=SUPERUSER) as subscriber):
+    with publisher.connect() as db, publisher.connect("subscriber") as replica:
         db.execute("CREATE TABLE unkeyed (id integer, value text); ALTER TABLE unkeyed REPLICA IDENTITY FULL")
-        db.execute("CREATE PUBLICATION unkeyed FOR TABLE unkeyed")
-        admin.execute("SELECT pg_create_logical_replication_slot('unkeyed', 'pgoutput')")
         replica.execute("CREATE TABLE unkeyed (id integer, value text)")
         replica.execute(TRIGGER.format("unkeyed") + "; ALTER TABLE unkeyed ENABLE ALWAYS TRIGGER encrypt")
-        subscriber.execute(f"CREATE SUBSCRIPTION unkeyed CONNECTION 'host={publisher.dir} user=postgres dbname=postgres'"
-                           " PUBLICATION unkeyed WITH (create_slot = false)")
 
         def applied():
             return plaintexts(replica, table="unkeyed")
 
-        try:
+        with subscribed(publisher, "unkeyed") as subscriber:
             db.execute("INSERT INTO unkeyed VALUES (1, 'first')")
             wait_until(lambda: applied() == {1: ("first", NEW)})
             db.execute("UPDATE unkeyed SET value = 'changed'")
@@ -368,8 +371,6 @@ def test_what_a_subscriber_cannot_apply(publisher):
             db.execute("INSERT INTO unkeyed VALUES (4, 'fourth')")
             wait_until(lambda: value(subscriber, "SELECT apply_error_count FROM pg_stat_subscription_stats WHERE subname = 'unkeyed'"))
             assert applied().keys() == {1, 2}
-        finally:
-            subscriber.execute("DROP SUBSCRIPTION unkeyed")
 
 
 def plaintext_rows(db):
