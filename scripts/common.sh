@@ -20,6 +20,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck disable=SC2034 # setup reads it
 PGRX_VERSION=$(sed -n 's/^pgrx = "=\(.*\)"$/\1/p' Cargo.toml)
 
+# The Debian on which the packages for a server version are built and tested: the oldest that has what it takes, for
+# the sake of its C library.
+# shellcheck disable=SC2034 # for package and test-package
+declare -A package_release=([15]=12 [16]=12 [17]=13 [18]=12)
+
 crate_version() { sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml; }
 
 # What outlives a clone: tools, servers, virtual environments. The user that a server runs as must
