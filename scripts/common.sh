@@ -17,9 +17,6 @@ if found=$(type -P "${PG_CONFIG:-}"); then
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# shellcheck disable=SC2034 # setup reads it
-PGRX_VERSION=$(sed -n 's/^pgrx = "=\(.*\)"$/\1/p' Cargo.toml)
-
 # The Debian on which the packages for a server version are built and tested: the oldest that has what it takes, for
 # the sake of its C library.
 # shellcheck disable=SC2034 # for package and test-package
@@ -43,11 +40,6 @@ export PG_FERNET_TARGET=${PG_FERNET_TARGET:-${CARGO_TARGET_DIR:-$PWD/target}}
 
 # runuser and ldconfig are in sbin, which is not on every PATH.
 export PATH=$cache/tools/bin:$PATH:/usr/sbin:/sbin
-# cargo-pgrx requires it.
-export USER=${USER:-$(id -un)}
-# cargo-pgrx turns off the linker's --gc-sections because of a rare linker; then `cargo test` and
-# `cargo pgrx install` would each compile every dependency.
-export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1
 
 # The toolchain may be older than Cargo.toml declares, at the user's own risk.
 older_rust() {
@@ -197,22 +189,22 @@ installed() { # MAJOR
     return 1
 }
 
-# cargo-pgrx does not ask cargo which target it builds for.
-pgrx_for() { # SUBCOMMAND PG_CONFIG [OPTION ...]
-    cargo pgrx "$1" --pg-config "$2" --no-default-features --features "pg$(major_of "$2")" \
-        ${CARGO_BUILD_TARGET:+--target "$CARGO_BUILD_TARGET"} "${@:3}"
+# Builds the extension for the server of a pg_config, and puts the files to install into DIR/lib and DIR/extension.
+# Since sql/pg_fernet.sql is written by hand, this needs only cargo, not cargo-pgrx, which takes longer to build than
+# the extension.
+build_into() { # PG_CONFIG DIR
+    cargo build --release --lib --no-default-features --features "pg$(major_of "$1")"
+    rm -rf "$2"
+    install -D -m 755 "$CARGO_TARGET_DIR/${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}release/libpg_fernet.so" "$2/lib/pg_fernet.so"
+    install -D -m 644 -t "$2/extension" pg_fernet.control sql/pg_fernet--*.sql
+    install -m 644 sql/pg_fernet.sql "$2/extension/pg_fernet--$(crate_version).sql"
 }
 
-# Builds the extension and installs it into the server of a pg_config.
-install_into() { # PG_CONFIG
-    pgrx_for install "$1" --release
+# Builds the extension and installs it into that server.
+install_into() { # PG_CONFIG [COMMAND, such as sudo, to install with]
+    local built=$CARGO_TARGET_DIR/built
+    build_into "$1" "$built"
+    # This makes new files, and leaves alone the one that a running server has mapped.
+    "${@:2}" install -m 755 -t "$("$1" --pkglibdir)" "$built/lib/pg_fernet.so"
+    "${@:2}" install -m 644 -t "$("$1" --sharedir)/extension" "$built"/extension/*
 }
-
-# Builds the extension for that server, and puts the files to install into a folder.
-package_into() { # PG_CONFIG DIR
-    pgrx_for package "$1" --out-dir "$2"
-}
-
-# The files in such a folder.
-packaged_library() { find "$1" -name pg_fernet.so; }
-packaged_extension() { find "$1" -name pg_fernet.control -o -name 'pg_fernet--*.sql'; }

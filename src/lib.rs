@@ -25,6 +25,7 @@ mod pg;
 
 ::pgrx::pg_module_magic!(name = c"pg_fernet", version = c"0.2.0");
 
+// For cargo-pgrx. The scripts install the file itself.
 extension_sql_file!("../sql/pg_fernet.sql", name = "pg_fernet", finalize);
 
 #[pg_guard]
