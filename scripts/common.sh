@@ -208,6 +208,15 @@ install_into() { # PG_CONFIG
     pgrx_for install "$1" --release
 }
 
+# What a newcomer's first command needs: the environment, and the extension in its server.
+set_up_with_extension() {
+    local env
+    env=$(scripts/setup) || exit
+    eval "$env"
+    say "Building pg_fernet for $("$PG_CONFIG" --version) (a minute or two the first time)"
+    quietly install_into "$PG_CONFIG"
+}
+
 # Builds the extension for that server, and puts the files to install into a folder.
 package_into() { # PG_CONFIG DIR
     pgrx_for package "$1" --out-dir "$2"
