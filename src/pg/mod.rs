@@ -26,6 +26,7 @@
 //! | `process`        | programs that the server runs, with all their descendants |
 //! | `random`         | initialisation vectors |
 //! | `memory`         | what Rust allocates, with a reserve for where the system has no more |
+//! | `memory_context` | memory of the server's that is freed all at once |
 //! | `log`            | the server log: messages before they are written |
 //! | `literal`        | string literals in SQL, and in messages about it |
 //! | `report`         | errors, warnings and notices as the server has them |
@@ -43,6 +44,7 @@ mod jsonb;
 pub(crate) mod literal;
 pub(crate) mod log;
 pub(crate) mod memory;
+mod memory_context;
 pub(crate) mod name;
 pub(crate) mod new_values;
 pub(crate) mod process;

@@ -8,6 +8,7 @@ use super::Error;
 use super::array::Array;
 use super::encoding;
 use super::jsonb::Jsonb;
+use super::memory_context::with_memory_of_its_own;
 use super::row::with_bytes_of;
 use super::value::{Buffer, Value, Values};
 use crate::fernet::{Haystack, may_hold_tokens};
@@ -334,27 +335,6 @@ impl<'v> Stored<'v> {
             };
             values.copy(&value)
         })
-    }
-}
-
-/// Calls `f` in a memory context of its own, which is deleted afterwards.
-fn with_memory_of_its_own<R>(f: impl FnOnce() -> R) -> R {
-    // SAFETY: whoever catches an error of the server sets the context back; what `f` returns does not
-    // refer to the memory.
-    unsafe {
-        let caller = pg_sys::CurrentMemoryContext;
-        let own = pg_sys::AllocSetContextCreateInternal(
-            caller,
-            c"pg_fernet value".as_ptr(),
-            pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
-            pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
-            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
-        );
-        pg_sys::MemoryContextSwitchTo(own);
-        let result = f();
-        pg_sys::MemoryContextSwitchTo(caller);
-        pg_sys::MemoryContextDelete(own);
-        result
     }
 }
 

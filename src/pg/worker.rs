@@ -16,6 +16,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::memory::ensure_room;
+use super::memory_context::memory_context;
 use super::segment::{Part, QUEUE_SIZE, Segment};
 use super::subtransaction::in_subtransaction;
 use super::{Error, guc};
@@ -74,6 +75,7 @@ impl<T: Sync> Workers<T> {
         task: &CStr,
         is_private: impl Fn(&CStr) -> bool,
     ) -> Result<Self, String> {
+        const NAME: &CStr = c"pg_fernet workers";
         let settings = guc::of_session(is_private);
         let texts = [statement, task].map(CStr::to_bytes_with_nul);
         let texts = [texts.concat(), settings].concat();
@@ -87,12 +89,12 @@ impl<T: Sync> Workers<T> {
             QUEUE_SIZE * count,
         ];
         // SAFETY: the parent is a memory context.
-        let memory = unsafe { memory_context(pg_sys::TopMemoryContext) };
+        let memory = unsafe { memory_context(pg_sys::TopMemoryContext, NAME) };
         // The segment comes last: nobody lets go of it before this is done.
         let made = in_subtransaction(
             |_| true,
             // SAFETY: as above.
-            || (unsafe { memory_context(memory) }, Segment::new(sizes)),
+            || (unsafe { memory_context(memory, NAME) }, Segment::new(sizes)),
         );
         let (memory_of_message, segment) = match made {
             Ok(made) => made,
@@ -413,20 +415,5 @@ unsafe fn on_sigterm(handler: pg_sys::pqsigfunc) {
         pg_sys::pqsignal(libc::SIGTERM, handler);
         #[cfg(any(feature = "pg18", feature = "pg19"))]
         pg_sys::pqsignal_be(libc::SIGTERM, handler);
-    }
-}
-
-/// # Safety
-/// The parent must be a memory context.
-unsafe fn memory_context(parent: pg_sys::MemoryContext) -> pg_sys::MemoryContext {
-    // SAFETY: the caller says that the parent is one; the name is constant.
-    unsafe {
-        pg_sys::AllocSetContextCreateInternal(
-            parent,
-            c"pg_fernet workers".as_ptr(),
-            pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
-            pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
-            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
-        )
     }
 }
