@@ -30,6 +30,7 @@
 //! | `log`            | the server log: messages before they are written |
 //! | `literal`        | string literals in SQL, and in messages about it |
 //! | `report`         | errors, warnings and notices as the server has them |
+//! | `error_context`  | what is called with each message, to add to it |
 //! | `unguarded`      | what raises no error |
 //! | `error`          | what the server, or the operating system, does not give |
 
@@ -39,6 +40,7 @@ pub(crate) mod document;
 pub(crate) mod domain;
 pub(crate) mod encoding;
 mod error;
+pub(crate) mod error_context;
 mod guc;
 mod jsonb;
 pub(crate) mod literal;
