@@ -19,8 +19,7 @@ use super::{Error, citus, warning};
 use crate::fernet::Keyring;
 use crate::keys::{fingerprint, keyring};
 use crate::pg::memory::with_room_for_errors;
-use crate::pg::name::Name;
-use crate::pg::relation;
+use crate::pg::name::{Name, literal, schema_of};
 use crate::pg::server::{self, Record, Shape};
 use crate::pg::spi::Connection;
 use crate::pg::value::Value;
@@ -173,7 +172,7 @@ fn convert_column(
         }
         let report = if call.checked.is_sharded {
             // All at once, each in a process of its own.
-            call.convert_shards(&relation::schema_of(fcinfo))
+            call.convert_shards(&schema_of(fcinfo))
         } else {
             call.convert(workers)
         }?;
@@ -270,7 +269,7 @@ impl Call {
         let before = [b"CALL ", schema, procedure.as_bytes()].concat();
         let after = [
             b", ",
-            &relation::literal(self.column_name.as_cstr())[..],
+            &literal(self.column_name.as_cstr())[..],
             format!(
                 "::pg_catalog.name, {}, {strict}'{}'::pg_catalog.text, NULL::pg_catalog.text)",
                 self.batch_size,

@@ -8,10 +8,10 @@
 //! | `jsonb`          | the strings of jsonb documents, and documents with others in their places |
 //! | `array`          | arrays: the elements of one, and another one of the same shape |
 //! | `domain`         | domains: whether they take a value |
-//! | `name`           | names, in and out |
+//! | `name`           | names, in and out; names and literals as SQL has them |
 //! | `encoding`       | from the encoding of the database to UTF-8, and back |
 //! | `relation`       | relations: open, inspect, name |
-//! | `catalogs`       | whether somebody has changed the catalogs |
+//! | `catalogs`       | which extensions there are, and whether somebody has changed the catalogs |
 //! | `row`, `slot`    | versions of rows; one, read or locked by its place |
 //! | `spi`            | queries |
 //! | `new_values`     | new values for rows, as a table that queries can read |

@@ -4,13 +4,12 @@ use std::ffi::CStr;
 
 use pgrx::prelude::*;
 
-use super::Error;
 use super::array::Array;
-use super::encoding;
 use super::jsonb::Jsonb;
 use super::memory_context::with_memory_of_its_own;
 use super::row::with_bytes_of;
 use super::value::{Buffer, Value, Values};
+use super::{Error, catalogs, encoding};
 use crate::fernet::{Haystack, may_hold_tokens};
 
 /// A type whose values can hold tokens.
@@ -362,10 +361,7 @@ fn is_hstore(oid: pg_sys::Oid) -> bool {
 }
 
 fn is_of_extension(name: &CStr, oid: pg_sys::Oid) -> bool {
-    // SAFETY: a C string, and lookups of oids; without such an extension, both are no oid.
-    unsafe {
-        let extension = pg_sys::get_extension_oid(name.as_ptr(), true);
-        extension != pg_sys::InvalidOid
-            && pg_sys::getExtensionOfObject(pg_sys::TypeRelationId, oid) == extension
-    }
+    // SAFETY: looks oids up.
+    let owner = |oid| unsafe { pg_sys::getExtensionOfObject(pg_sys::TypeRelationId, oid) };
+    catalogs::extension(name).is_some_and(|extension| owner(oid) == extension)
 }
