@@ -47,9 +47,8 @@ fn fernet_rotate_column_with_workers(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
     let strict = strict.ok_or(Error::Null("strict"))?;
-    let conversion = Conversion::Rotate { strict };
     convert_column(
-        conversion,
+        Conversion::Rotate { strict },
         relation,
         column_name,
         batch_size,
@@ -66,9 +65,8 @@ fn fernet_encrypt_column(
     workers: Option<i32>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
-    let conversion = Conversion::Encrypt;
     convert_column(
-        conversion,
+        Conversion::Encrypt,
         relation,
         column_name,
         batch_size,
@@ -85,9 +83,8 @@ fn fernet_decrypt_column(
     workers: Option<i32>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
-    let conversion = Conversion::Decrypt;
     convert_column(
-        conversion,
+        Conversion::Decrypt,
         relation,
         column_name,
         batch_size,
@@ -106,9 +103,8 @@ fn fernet_rotate_shard(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
     let strict = strict.ok_or(Error::Null("strict"))?;
-    let conversion = Conversion::Rotate { strict };
     convert_shard(
-        conversion,
+        Conversion::Rotate { strict },
         relation,
         column_name,
         batch_size,
