@@ -16,6 +16,7 @@ from key_files import folder_for, key, write
 from postgres import connect, force_parallel, notices, plan, server, server_log, value
 from pyca import fingerprint
 from settings import fingerprints, pg_ctl, refusal, reload
+from tables import wait_until
 
 FAILURE = "could not get Fernet keys from fernet.keys_command: "
 
@@ -211,10 +212,7 @@ def test_what_it_says_on_standard_error_goes_nowhere(db, command, key_file):
 
 def processes(path, count):
     """The ids that the processes of a command have written down."""
-    deadline = time.monotonic() + 30
-    while not path.exists() or len(path.read_text().split()) < count:
-        assert time.monotonic() < deadline, "the command did not start"
-        time.sleep(0.01)
+    wait_until(lambda: path.exists() and len(path.read_text().split()) >= count, 30)
     return [int(id) for id in path.read_text().split()]
 
 

@@ -212,7 +212,9 @@ def waits_for_lock(db, pid):
 
 
 def wait_until(condition, seconds=60):
+    """Waits for a condition to hold, and returns what it then is."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (result := condition()):
         assert time.monotonic() < deadline, "it does not happen"
         time.sleep(0.005)
+    return result
