@@ -7,11 +7,11 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psycopg
 import pytest
 
+from cluster import is_alive
 from key_files import folder_for, key, write
 from postgres import connect, force_parallel, notices, plan, server, server_log, value
 from pyca import fingerprint
@@ -216,20 +216,12 @@ def processes(path, count):
     return [int(id) for id in path.read_text().split()]
 
 
-def running(id):
-    try:
-        state = Path(f"/proc/{id}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
-
-
 def survivors(ids):
     """The processes that do not end even within a moment. The test ends them."""
     deadline = time.monotonic() + 1
-    while any(map(running, ids)) and time.monotonic() < deadline:
+    while any(map(is_alive, ids)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    left = list(filter(running, ids))
+    left = list(filter(is_alive, ids))
     for id in left:
         os.kill(id, signal.SIGKILL)
     return left
