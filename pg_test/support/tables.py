@@ -30,6 +30,11 @@ def fill(db, rows, key=OLD, table="secrets"):
     db.execute(f"VACUUM ANALYZE {table}")
 
 
+def filled(rows):
+    """The plaintexts in a table that `fill` makes."""
+    return {id: f"secret {id}" for id in range(1, rows + 1)}
+
+
 def encrypt_writes(db, table, column="value"):
     """Makes the trigger encrypt what is written to a column."""
     db.execute(f"CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('{column}')")
