@@ -11,6 +11,7 @@ import pytest
 
 from key_files import key
 from postgres import column, connect, force_parallel, major_version, plan, server, value
+from settings import preloading
 from tables import wait_until
 
 VERSION = major_version()
@@ -44,14 +45,9 @@ wal_retrieve_retry_interval = 100ms
 AT_ONCE = "options=-cdebug_logical_replication_streaming=immediate"
 
 
-@pytest.fixture(scope="module", params=["none", "session", "shared"])
-def preload(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def host(preload):
-    with server("" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'", CONFIGURATION) as host:
+    with server(preloading(preload), CONFIGURATION) as host:
         with connect("postgres", host=host) as admin:
             admin.execute(OWNER)
             admin.execute("CREATE ROLE replicator LOGIN REPLICATION")

@@ -13,6 +13,11 @@ from postgres import column, value
 from tables import wait_until
 
 
+def preloading(preload):
+    """The line of the configuration."""
+    return "" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'"
+
+
 def use_file(session, path):
     session.execute("SELECT set_config('fernet.keys_file', %s, false)", [str(path)])
 
