@@ -1,4 +1,4 @@
-# The one front door. What a target does is in a script of a page or less in scripts/.
+# The one front door. What a target does is in a script in scripts/.
 #
 #   PG_CONFIG=FILE   the server to build for and to test on
 #   PG=16            its major version, where there is no PG_CONFIG: 15 unless told

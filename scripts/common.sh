@@ -208,3 +208,12 @@ install_into() { # PG_CONFIG [COMMAND, such as sudo, to install with]
     "${@:2}" install -m 755 -t "$("$1" --pkglibdir)" "$built/lib/pg_fernet.so"
     "${@:2}" install -m 644 -t "$("$1" --sharedir)/extension" "$built"/extension/*
 }
+
+# What a newcomer's first command needs: the environment, and the extension in its server.
+set_up_with_extension() {
+    local env
+    env=$(scripts/setup) || exit
+    eval "$env"
+    say "Building pg_fernet for $("$PG_CONFIG" --version) (a minute or two the first time)"
+    quietly install_into "$PG_CONFIG"
+}

@@ -20,11 +20,10 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet
 
-from chart import draw
-from harness import HERE, Airflow, on_server
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
+from chart import draw
+from harness import HERE, Airflow, on_server
 from throwaway import refuse_another_server
 
 VERSIONS = ("2.11.2", "3.3.2")

@@ -3,7 +3,6 @@
 import base64
 import os
 import time
-from pathlib import Path
 
 import pytest
 from psycopg import sql

@@ -3,7 +3,7 @@
 import pytest
 
 from edition import superuser
-from fixtures import database, db, rng, sessions  # noqa: F401, fixtures
+from fixtures import database, db, preload, rng, sessions  # noqa: F401, fixtures
 from postgres import column
 
 

@@ -7,22 +7,17 @@ import pytest
 
 from edition import install
 import pyca
-from postgres import column, connect, server, set_keys, value
+from postgres import column, connect, notices, server, set_keys, value
+from settings import preloading
 
 KEYS = ["MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=", "MjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjI="]
 FINGERPRINTS = [pyca.fingerprint(key) for key in KEYS]
 FINGERPRINTS_NOW = "SELECT fingerprint FROM fernet_keys() ORDER BY key_index"
 
 
-@pytest.fixture(scope="module", params=["none", "session", "shared"])
-def preload(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def host(preload):
-    preloading = "" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'"
-    with server(preloading, f"fernet.keys = '{','.join(KEYS)}'") as host:
+    with server(preloading(preload), f"fernet.keys = '{','.join(KEYS)}'") as host:
         with connect("postgres", host=host) as admin:
             install(admin)
             admin.execute("CREATE ROLE ordinary LOGIN")
@@ -43,8 +38,7 @@ def user(host):
 
 
 def warnings_of(session, query):
-    warnings = []
-    session.add_notice_handler(lambda diag: warnings.append(diag.message_primary))
+    warnings = notices(session)
     session.execute(query)
     return warnings
 

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import psycopg
@@ -12,6 +11,7 @@ import pytest
 import pyca
 from edition import SUPERUSER
 from postgres import column, connect, force_parallel, plan, set_keys, value
+from tables import wait_until
 
 PORT = 5433  # only a name for its socket: the server listens on no address
 
@@ -39,10 +39,7 @@ def test_hot_standby(db, standby, database, rng):
     set_keys(db, old)
     db.execute("CREATE TABLE replicated AS SELECT fernet_encrypt(n::text) AS token FROM generate_series(1, 10000) AS n")
     until = value(db, "SELECT pg_current_wal_insert_lsn()::text")
-    deadline = time.time() + 60
-    while not value(standby, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", until):
-        assert time.time() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: value(standby, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", until))
 
     assert value(standby, "SELECT pg_is_in_recovery()")
     set_keys(standby, new, old)

@@ -14,7 +14,7 @@ from psycopg import errors
 from cluster import Cluster
 from pages import code_block
 from postgres import value
-from tables import LOST, NEW, OLD, ROTATE, census, contents, encrypt_writes, fill, in_background, rotate, under, wait_until
+from tables import LOST, NEW, OLD, ROTATE, census, contents, encrypt_writes, fill, filled, in_background, rotate, under, wait_until
 
 with psycopg.connect() as server:
     if not value(server, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'citus')"):
@@ -71,10 +71,6 @@ def distribute(db, rows, copies=1, conversion=ROTATE):
     conversion.fill(db, rows, "INSERT INTO secrets SELECT i, {value}")
 
 
-def secrets(rows):
-    return {id: f"secret {id}" for id in range(1, rows + 1)}
-
-
 def on_each(db, command):
     """Runs a command on every node by itself."""
     for success, result in db.execute("SELECT success, result FROM run_command_on_all_nodes(%s)", [command]):
@@ -86,7 +82,7 @@ def test_one_call_converts_all_shards(db, conversion):
     assert census(db) == {conversion.before: ROWS}
     assert conversion.call(db) == conversion.counts(ROWS)
     assert census(db) == {conversion.after: ROWS}
-    assert contents(db) == secrets(ROWS)
+    assert contents(db) == filled(ROWS)
     assert all(conversion.is_new(found) for (found,) in db.execute("SELECT value FROM secrets"))
     assert conversion.call(db) == conversion.counts(0, ROWS)
 
@@ -292,7 +288,7 @@ def test_no_update_is_lost(db, coordinator, rng, conversion):
     print(f"{len(written)} rows written meanwhile")
     conversion.call(db)
     assert census(db) == {conversion.after: ROWS}
-    assert contents(db) == secrets(ROWS) | written
+    assert contents(db) == filled(ROWS) | written
 
 
 TRIGGER = code_block("docs/operations.md", "Citus", "sql", "CREATE TRIGGER")
@@ -312,7 +308,7 @@ def test_the_trigger_fires_where_a_row_is(db, workers):
     with workers[0].connect() as worker:
         worker.execute("UPDATE secrets SET value = 'secret ' || id::text WHERE id > 500")
     assert census(db) == {"current": 1000}
-    assert contents(db) == secrets(1000)
+    assert contents(db) == filled(1000)
     # With that node's own keys.
     workers[1].write("keys", "")
     try:
@@ -320,7 +316,7 @@ def test_the_trigger_fires_where_a_row_is(db, workers):
             db.execute("UPDATE secrets SET value = 'plaintext'")
     finally:
         workers[1].write("keys", f"{NEW}\n{OLD}")
-    assert contents(db) == secrets(1000)
+    assert contents(db) == filled(1000)
 
 
 @pytest.mark.parametrize("copies", [2, "everywhere"])
@@ -363,7 +359,7 @@ def test_one_atomic_update(db, copies):
     db.execute(UPDATE)
     assert census(db) == {"current": 999, "null": 1}
     found = plaintexts_of_all(db)
-    assert found == secrets(1000) | {2: "secret 1", 3: None}
+    assert found == filled(1000) | {2: "secret 1", 3: None}
 
 
 def plaintexts_of_all(db):

@@ -8,7 +8,7 @@ from psycopg import errors
 
 from cluster import Cluster
 from edition import SUPERUSER, create_role, drop_role, foreign_data_wrapper, install, map_user
-from postgres import value
+from postgres import notices, value
 from tables import NEW, OLD, fill, in_background, wait_until, waits_for_lock
 
 FIND = "SELECT relation::text, column_name, sampled, tokens FROM fernet_find_columns()"
@@ -25,9 +25,7 @@ def found(session, condition="true"):
 @pytest.fixture
 def told(db):
     """Collects what warnings tell the session."""
-    told = []
-    db.add_notice_handler(lambda n: told.append(n.message_primary) if n.severity == "WARNING" else None)
-    return told
+    return notices(db, "WARNING")
 
 
 @pytest.fixture
@@ -301,8 +299,7 @@ def test_a_damaged_table_is_named():
             admin.execute("CHECKPOINT")
         os.remove(os.path.join(cluster.data, value(db, "SELECT pg_relation_filepath('damaged')")))
         with cluster.connect() as caller:
-            told = []
-            caller.add_notice_handler(lambda n: told.append(n.message_primary))
+            told = notices(caller)
             assert found(caller) == {"secrets.value": (10, 10)}
             [message] = told
             assert message.startswith("could not read public.damaged: could not open file")

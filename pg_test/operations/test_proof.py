@@ -12,7 +12,7 @@ from psycopg import errors
 
 from edition import FEWER
 from postgres import major_version, notices, value
-from tables import DECRYPT, ENCRYPT, OLD, census, contents, fill, in_background, in_line, rotate, under, wait_until, waits_for_lock
+from tables import DECRYPT, ENCRYPT, OLD, census, contents, fill, filled, in_background, in_line, rotate, under, wait_until, waits_for_lock
 
 ROWS = 50_000 // FEWER
 LEFT = re.compile(r"(\d+) tokens? can still be read only with an older key|still (?:in plaintext|encrypted): (\d+) values?")
@@ -81,7 +81,7 @@ def test_a_table_that_is_repacked_all_the_time(db, sessions, conversion, rng, wo
     """While others write to it: it gets the file of a copy, in which to older snapshots there are no rows."""
     rows = 20_000
     conversion.fill(db, rows)
-    expected = {id: f"secret {id}" for id in range(1, rows + 1)}
+    expected = filled(rows)
 
     def write(writer):
         """For a while, what is to be converted."""
@@ -399,7 +399,7 @@ def test_beside_the_trigger_that_encrypts(db, sessions):
     told = notices(caller, "WARNING")
     assert ENCRYPT.call(caller) == ENCRYPT.counts(50, 1)
     assert told == []
-    assert contents(db) == {id: f"secret {id}" for id in range(1, 52)}
+    assert contents(db) == filled(51)
     start = time.monotonic()
     assert DECRYPT.call(caller) == DECRYPT.counts(0)
     assert time.monotonic() - start < 5

@@ -10,8 +10,8 @@ from psycopg import errors
 
 from cluster import Cluster, run
 from edition import SUPERUSER, install
-from postgres import value
-from tables import NEW, OLD, census, fill, in_background, plaintexts, rotate, wait_until, waits_for_lock
+from postgres import notices, value
+from tables import NEW, OLD, census, fill, filled, in_background, plaintexts, rotate, wait_until, waits_for_lock
 
 PER_SEGMENT = 2**20  # transactions, in a file of pg_xact
 
@@ -67,7 +67,7 @@ def test_numbers_of_objects(cluster):
 
 def is_rotated(db, rows):
     assert census(db) == {"current": rows}
-    assert {id: plaintext for id, (plaintext, _) in plaintexts(db).items()} == {id: f"secret {id}" for id in range(1, rows + 1)}
+    assert {id: plaintext for id, (plaintext, _) in plaintexts(db).items()} == filled(rows)
     return True
 
 
@@ -102,8 +102,7 @@ def test_a_prepared_transaction_is_waited_for(cluster):
         db.execute("BEGIN")
         db.execute("INSERT INTO secrets VALUES (11, %s)", [Fernet(OLD).encrypt(b"secret 11").decode()])
         db.execute("PREPARE TRANSACTION 'late'")
-        told = []
-        caller.add_notice_handler(lambda notice: told.append(notice.message_primary))
+        told = notices(caller)
         with in_background(rotate, caller) as call:
             wait_until(lambda: told)
             assert told[0] == "waiting for a prepared transaction, which has written to public.secrets or locked it"

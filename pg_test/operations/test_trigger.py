@@ -13,7 +13,7 @@ from psycopg import errors
 from cluster import Cluster
 from edition import FEWER, SUPERUSER, create_role, drop_role, foreign_data_wrapper, install, map_user, superuser
 from postgres import column, connect, create_database, drop_database, notices, private_memory, server_log, set_keys, value
-from tables import LOST, NEW, OLD, census, fill, in_background, plaintexts, rotate, wait_until
+from tables import LOST, NEW, OLD, census, fill, filled, in_background, plaintexts, rotate, wait_until
 
 TRIGGER = "CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('value')"
 ROWS = 20_000
@@ -51,7 +51,7 @@ def test_writers_beside_a_rotation(db, sessions):
     assert warnings == []
     assert result["rotated"] > ROWS / 2 and result["not_a_token"] == result["unknown_key"] == 0
     assert census(db).keys() == {"current"}
-    expected = {id: f"secret {id}" for id in range(1, ROWS + 1)} | written
+    expected = filled(ROWS) | written
     assert plaintexts(db) == {id: (plaintext, NEW) for id, plaintext in expected.items()}
 
 

@@ -9,7 +9,7 @@ from psycopg import errors
 
 import pyca
 from postgres import major_version, notices, peak_memory, value
-from tables import DECRYPT, ENCRYPT, LOST, NEW, OLD, in_background, rotate, under, wait_until
+from tables import DECRYPT, ENCRYPT, LOST, NEW, OLD, census, in_background, rotate, under, wait_until
 
 TOKEN = re.compile(r"gAAAAA[A-Za-z0-9_=-]+")
 DOMAINS = """
@@ -78,11 +78,6 @@ def contents(db, keys):
     """For each row, the value without its tokens, and their plaintexts under these keys."""
     rows = db.execute("SELECT value::text FROM secrets WHERE id > 0 ORDER BY id").fetchall()
     return [(TOKEN.sub("", text), [pyca.decrypt(keys, token) for token in TOKEN.findall(text)]) for (text,) in rows]
-
-
-def census(db):
-    rows = db.execute("SELECT status, tokens FROM fernet_census('secrets', 'value') WHERE tokens > 0")
-    return dict(rows.fetchall())
 
 
 @pytest.mark.parametrize("trigger", [False, True], ids=["alone", "with a trigger"])

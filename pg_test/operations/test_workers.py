@@ -15,7 +15,7 @@ from psycopg import errors
 from cluster import RUN, Cluster, is_alive
 from key_files import folder_for, write
 from postgres import connect, major_version, notices, value
-from tables import ENCRYPT, LOST, NEW, OLD, ROTATE, census, contents, fill, in_background, rotate, under, wait_until, waits_for_lock
+from tables import ENCRYPT, LOST, NEW, OLD, ROTATE, call_held_at, census, contents, fill, filled, in_background, rotate, under, wait_until, waits_for_lock
 
 ROWS = 20_000
 
@@ -61,27 +61,20 @@ def held(db, sessions):
     """Calls with two workers, each of which waits at the first row that it writes."""
     @contextmanager
     def hold(caller, conversion=ROTATE, **arguments):
-        db.execute("SELECT pg_advisory_lock(1)")
-        db.execute("CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-                   " WHILE NOT pg_try_advisory_xact_lock_shared(1) LOOP PERFORM pg_sleep(0.005); END LOOP; RETURN NEW; END $$")
+        def both_wait():
+            return value(db, WORKERS + " AND wait_event = 'PgSleep'") == 2
+
         # Not at once: some batches are done before that.
-        db.execute("CREATE TRIGGER hold BEFORE UPDATE ON secrets FOR EACH ROW WHEN (mod(OLD.id, 3000) = 2999) EXECUTE FUNCTION hold()")
-        go_on = lambda: db.execute("SELECT pg_advisory_unlock_all()")
-        try:
-            with in_background(conversion.call, caller, batch_size=200, workers=2, **arguments) as call:
-                try:
-                    wait_until(lambda: value(db, WORKERS + " AND wait_event = 'PgSleep'") == 2)
-                    yield Held(db, call, go_on)
-                finally:
-                    go_on()
-        finally:
-            db.execute("DROP FUNCTION hold CASCADE")
+        with call_held_at(db, "mod(OLD.id, 3000) = 2999", both_wait, conversion, caller, batch_size=200, workers=2,
+                          **arguments) as (call, go_on):
+            assert both_wait()
+            yield Held(db, call, go_on)
 
     return hold
 
 
 def is_consistent(db):
-    return contents(db) == {id: f"secret {id}" for id in range(1, ROWS + 1)}
+    return contents(db) == filled(ROWS)
 
 
 def done_and_left(db, conversion):

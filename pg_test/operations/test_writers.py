@@ -12,7 +12,7 @@ from psycopg import errors
 
 from edition import FEWER, SQL, create_role, drop_role
 from postgres import column, major_version, notices, value
-from tables import (DECRYPT, ENCRYPT, NEW, OLD, census, contents, fill, full_scans, in_background, in_line, rotate,
+from tables import (DECRYPT, ENCRYPT, NEW, OLD, census, contents, fill, filled, full_scans, in_background, in_line, rotate,
                     rotation_held_at, under, wait_until, waits_for_lock)
 
 # Two million rows, for instance, take some minutes.
@@ -82,7 +82,7 @@ def test_nothing_is_lost(db, sessions, conversion, rng, only_new, workers):
     assert slowest < 5
 
     # Each value is what was written last; the others are what they were.
-    expected = {id: f"secret {id}" for id in range(1, ROWS + 1)}
+    expected = filled(ROWS)
     written = {id: last for writer in writers for id, last in writer.written.items()}
     expected |= {id: plaintext for id, (plaintext, _) in written.items()}
     assert contents(db) == expected
@@ -121,7 +121,7 @@ def test_two_calls_beside_writers(db, sessions, rng, conversion, workers):
             writer.join()
     assert [writer.error for writer in writers] == [None] * WRITERS
     assert told == [[], []]
-    expected = {id: f"secret {id}" for id in range(1, ROWS + 1)}
+    expected = filled(ROWS)
     expected |= {id: plaintext for writer in writers for id, (plaintext, _) in writer.written.items()}
     assert contents(db) == expected
     assert census(db) == {conversion.after: len(expected)}

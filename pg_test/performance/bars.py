@@ -1,12 +1,8 @@
 """Draws times as bars, for light and dark pages."""
 
-import sys
-from pathlib import Path
 from xml.sax.saxutils import escape
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "airflow"))
-
-from chart import style
+from colours import style
 
 WIDTH, LEFT, RIGHT, TOP, STEP, BAR = 760, 280, 90, 56, 34, 18
 

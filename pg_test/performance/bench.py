@@ -23,10 +23,9 @@ import cryptography
 import psycopg
 from cryptography.fernet import Fernet, MultiFernet
 
-from bars import draw
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
+from bars import draw
 from edition import install_sql_edition
 from postgres import memory
 from throwaway import refuse_another_server

@@ -143,6 +143,7 @@ STARTED = {"PG_FERNET_RUN": "", "PGDATA": "/tmp/pg_fernet.another/data"}
 @pytest.mark.parametrize("started, command", [
     ({}, ["scripts/demo.py"]),
     (STARTED, ["scripts/demo.py"]),
+    ({}, ["pg_test/airflow/bench.py", "/dev/null"]),
     ({}, ["pg_test/operations/bench.py", "1000"]),
     ({}, ["pg_test/performance/bench.py", "."]),
     *(({}, ["-m", "pytest", "-p", "no:cacheprovider", "-x", f"pg_test/{suite}"])

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fixtures import database, db, sessions  # noqa: F401, fixtures
+from fixtures import database, db, preload, sessions  # noqa: F401, fixtures
 from key_files import folder_for, key, write
 from settings import Configuration
 

@@ -12,7 +12,7 @@ import pyca
 from key_files import key
 from postgres import ROOT, column, connect, create_database, drop_database, set_keys, value
 from tables import in_background, wait_until
-from test_planted_objects import PLANT
+from test_planted_objects import PLANT, sprung
 
 DATABASE = "fernet_airflow"
 TOKEN = "gAAAAA[A-Za-z0-9_-]+=*"
@@ -139,10 +139,6 @@ def attacker(admin):
     with connect(DATABASE, user="fernet_attacker") as session:
         session.execute("CREATE TABLE traps.sprung (trap text, victim text); GRANT INSERT ON traps.sprung TO PUBLIC")
         yield session
-
-
-def sprung(session):
-    return column(session, "SELECT trap FROM traps.sprung ORDER BY 1")
 
 
 def psql(script, *keys, path=None, user="postgres", psqlrc="/dev/null"):

@@ -7,15 +7,16 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psycopg
 import pytest
 
+from cluster import is_alive
 from key_files import folder_for, key, write
 from postgres import connect, force_parallel, notices, plan, server, server_log, value
 from pyca import fingerprint
 from settings import fingerprints, pg_ctl, refusal, reload
+from tables import wait_until
 
 FAILURE = "could not get Fernet keys from fernet.keys_command: "
 
@@ -211,27 +212,16 @@ def test_what_it_says_on_standard_error_goes_nowhere(db, command, key_file):
 
 def processes(path, count):
     """The ids that the processes of a command have written down."""
-    deadline = time.monotonic() + 30
-    while not path.exists() or len(path.read_text().split()) < count:
-        assert time.monotonic() < deadline, "the command did not start"
-        time.sleep(0.01)
+    wait_until(lambda: path.exists() and len(path.read_text().split()) >= count, 30)
     return [int(id) for id in path.read_text().split()]
-
-
-def running(id):
-    try:
-        state = Path(f"/proc/{id}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
 
 
 def survivors(ids):
     """The processes that do not end even within a moment. The test ends them."""
     deadline = time.monotonic() + 1
-    while any(map(running, ids)) and time.monotonic() < deadline:
+    while any(map(is_alive, ids)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    left = list(filter(running, ids))
+    left = list(filter(is_alive, ids))
     for id in left:
         os.kill(id, signal.SIGKILL)
     return left

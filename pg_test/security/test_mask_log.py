@@ -21,6 +21,7 @@ from hunt import HAS_CONTRIB
 from key_files import folder_for, key
 from postgres import connect, create_database, force_parallel, major_version, memory, notices, peak_memory, private_memory, server, value
 from settings import reload
+from tables import wait_until
 
 CONFIGURATION = f"""
 shared_preload_libraries = '{"auto_explain," * HAS_CONTRIB}pg_fernet'
@@ -93,7 +94,7 @@ class Logged:
         with self.connect() as session:
             session.execute("SET auto_explain.log_min_duration = -1")
             session.execute(f"SELECT 1 {mark}")
-        wait_for(lambda: all(mark.encode() in self.read(kind) for kind in FORMATS))
+        wait_until(lambda: all(mark.encode() in self.read(kind) for kind in FORMATS))
         return mark.encode()
 
     def logged(self, action):
@@ -116,13 +117,6 @@ class Logged:
                 except psycopg.Error as error:
                     ended = error.sqlstate
             assert ended == sqlstate, statement
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def pieces(secret):
@@ -326,8 +320,8 @@ def test_a_crash(logged, secret):
         with logged.connect() as session:
             session.execute(f"SET fernet.keys = '{secret}'")
             os.kill(session.info.backend_pid, signal.SIGKILL)
-            wait_for(lambda: b"reinitializing" in (logged.folder / "mask.log").read_bytes())
-        wait_for(is_up)
+            wait_until(lambda: b"reinitializing" in (logged.folder / "mask.log").read_bytes())
+        wait_until(is_up)
 
     def is_up():
         with suppress(psycopg.OperationalError):

@@ -11,7 +11,7 @@ import pytest
 
 from key_files import key
 from postgres import column, connect, force_parallel, notices, plan, server, value
-from settings import Configuration, pg_ctl
+from settings import Configuration, pg_ctl, preloading
 
 KEY = key()
 WARNING = "fernet.keys is set in the configuration, but pg_fernet is not in shared_preload_libraries"
@@ -20,14 +20,9 @@ LOADING = "SELECT fernet_is_token('x')"
 USING = "SELECT count(fernet_encrypt('x'))"
 
 
-@pytest.fixture(scope="module", params=["none", "session", "shared"])
-def preload(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def host(preload):
-    with server("" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'") as host:
+    with server(preloading(preload)) as host:
         with connect("postgres", host=host) as admin:
             admin.execute("CREATE EXTENSION pg_fernet")
             admin.execute("CREATE ROLE ordinary LOGIN")
@@ -116,7 +111,7 @@ def test_who_is_told_of_a_list_that_comes_later(host, preload, admin, own):
 
 
 def test_who_is_told_of_the_servers_command_line(preload):
-    with server("" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'") as host:
+    with server(preloading(preload)) as host:
         pg_ctl(host, "restart", "-o", f"-c fernet.keys={KEY}")
         with connect("postgres", host=host) as session:
             told = notices(session)

@@ -4,7 +4,6 @@ A process that has not loaded the library does not know that fernet.keys is secr
 session_preload_libraries, and parallel workers what their leader has loaded; the other kinds do neither.
 """
 
-import time
 from contextlib import contextmanager
 
 import psycopg
@@ -12,6 +11,8 @@ import pytest
 
 from key_files import key
 from postgres import column, connect, force_parallel, major_version, plan, server, value
+from settings import preloading
+from tables import wait_until
 
 VERSION = major_version()
 KEY = key()
@@ -44,14 +45,9 @@ wal_retrieve_retry_interval = 100ms
 AT_ONCE = "options=-cdebug_logical_replication_streaming=immediate"
 
 
-@pytest.fixture(scope="module", params=["none", "session", "shared"])
-def preload(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def host(preload):
-    with server("" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'", CONFIGURATION) as host:
+    with server(preloading(preload), CONFIGURATION) as host:
         with connect("postgres", host=host) as admin:
             admin.execute(OWNER)
             admin.execute("CREATE ROLE replicator LOGIN REPLICATION")
@@ -69,14 +65,6 @@ def owner(host):
     with connect("subscribed", host=host, user="owner") as session:
         session.execute(SPY)
         yield session
-
-
-def wait_for(poll):
-    deadline = time.monotonic() + 60
-    while not (result := poll()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return result
 
 
 def test_sessions(owner, preload):
@@ -102,7 +90,7 @@ def test_autovacuum_workers(owner, preload):
     owner.execute("CREATE TABLE analyzed (n int)")
     owner.execute("CREATE INDEX spied ON analyzed (spy(), n)")
     owner.execute("INSERT INTO analyzed SELECT generate_series(1, 100)")
-    seen = wait_for(lambda: column(owner, "SELECT unnest(most_common_vals::text::text[]) FROM pg_stats WHERE tablename = 'spied'"))
+    seen = wait_until(lambda: column(owner, "SELECT unnest(most_common_vals::text::text[]) FROM pg_stats WHERE tablename = 'spied'"))
     assert seen == [f"autovacuum worker: {REFUSED if preload == 'shared' else KEY}"]
     owner.execute("DROP TABLE analyzed")
 
@@ -133,12 +121,12 @@ def subscription(host, streaming):
             yield publisher
             # Disabling one while it works can crash it, too.
             end = value(publisher, "SELECT pg_current_wal_lsn()::text")
-            wait_for(lambda: value(publisher, "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots", end))
+            wait_until(lambda: value(publisher, "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots", end))
         finally:
             subscriber.execute("ALTER SUBSCRIPTION subscription DISABLE")
             subscriber.execute("ALTER SUBSCRIPTION subscription SET (slot_name = NONE)")
             subscriber.execute("DROP SUBSCRIPTION subscription")
-            wait_for(lambda: not value(publisher, "SELECT active FROM pg_replication_slots"))
+            wait_until(lambda: not value(publisher, "SELECT active FROM pg_replication_slots"))
             publisher.execute("SELECT pg_drop_replication_slot('slot')")
             publisher.execute("DROP PUBLICATION everything")
 
@@ -166,11 +154,11 @@ def test_logical_replication_workers(host, owner, preload, streaming):
         owner.execute(statement)
     try:
         with subscription(host, streaming) as publisher:
-            wait_for(lambda: column(owner, "SELECT n FROM seen WHERE n = 1"))
+            wait_until(lambda: column(owner, "SELECT n FROM seen WHERE n = 1"))
             # The first changes after that may go to the worker that already exists.
             for n in range(2, 100):
                 publisher.execute("INSERT INTO owner.replicated VALUES (%s)", [n])
-                if wait_for(lambda: column(owner, "SELECT in_parallel FROM seen WHERE n = %s", n)) == [streaming == "parallel"]:
+                if wait_until(lambda: column(owner, "SELECT in_parallel FROM seen WHERE n = %s", n)) == [streaming == "parallel"]:
                     break
         copies, applies = ("tablesync worker", "apply worker") if VERSION >= 17 else ("worker", "worker")
         kinds = [f"logical replication {copies}",

@@ -53,6 +53,13 @@ def sessions(database, owner):
 
 
 @pytest.fixture
+def empty(owner):
+    """An empty database of the owner's, and a session in it."""
+    with owned_database("pg_fernet_sql_empty", owner) as name, connect(name, user=owner) as session:
+        yield session
+
+
+@pytest.fixture
 def native(database):
     """A session of a superuser that calls the native edition, if there is one: the SQL edition needs only pgcrypto on a
     server."""

@@ -23,13 +23,6 @@ OURS = "SELECT oid::regprocedure::text FROM pg_proc WHERE proname ~ '^_?fernet_'
 
 
 @pytest.fixture
-def empty(owner):
-    """An empty database of the owner's, and a session in it."""
-    with owned_database("pg_fernet_sql_empty", owner) as name, connect(name, user=owner) as session:
-        yield session
-
-
-@pytest.fixture
 def prepared(empty):
     empty.execute("CREATE EXTENSION pgcrypto; CREATE SCHEMA fernet")
     return empty

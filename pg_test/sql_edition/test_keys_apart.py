@@ -9,7 +9,7 @@ from cryptography.fernet import Fernet
 from psycopg import errors, sql
 
 from pages import code_block
-from postgres import column, connect, server_log, value
+from postgres import column, connect, notices, server_log, value
 from tables import LOST, NEW, OLD
 
 HEADING = "Rotate without being able to decrypt"
@@ -96,8 +96,7 @@ def test_it_never_sees_the_keys(rotator, before):
             assert not any(key in str(error.value) for key in (OLD, NEW))
             assert value(rotator, KEYS) == before
         caught = "DO $$ BEGIN PERFORM vault.rotate('x'); EXCEPTION WHEN OTHERS THEN RAISE NOTICE '%%', current_setting('fernet.keys', true); END $$"
-        told = []
-        rotator.add_notice_handler(lambda diag: told.append(diag.message_primary))
+        told = notices(rotator)
         rotator.execute(caught.replace("%%", "%"))
         assert told in (["<NULL>"], [before])
     assert value(rotator, KEYS) == before

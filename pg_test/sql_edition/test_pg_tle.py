@@ -11,7 +11,6 @@ import psycopg
 import pytest
 
 from edition import OWNER, prepare, superuser
-from owned import owned_database
 from pages import code_block
 from postgres import ROOT, column, connect, create_database, notices, server, set_keys, value
 from tables import NEW, OLD
@@ -62,12 +61,6 @@ def test_the_statement_alone(empty):
         empty.execute(ext)
         assert value(empty, "SELECT fernet.fernet_version()") == f"pg_fernet_sql {'0.1.9' if call == 'install' else VERSION}"
     assert round_trip(empty)
-
-
-@pytest.fixture
-def empty(owner):
-    with owned_database("pg_fernet_sql_empty", owner) as name, connect(name, user=owner) as session:
-        yield session
 
 
 @pytest.fixture(scope="module")

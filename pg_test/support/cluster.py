@@ -183,4 +183,4 @@ def status(pid):
 
 
 def is_alive(pid):
-    return status(pid)[:1] not in ([], ["Z"])
+    return status(pid)[:1] not in ([], ["Z"], ["X"])

@@ -34,6 +34,12 @@ def db(sessions):
     return sessions()
 
 
+@pytest.fixture(scope="module", params=["none", "session", "shared"])
+def preload(request):
+    """When servers load the library: with the first call, with each session, or when they start."""
+    return request.param
+
+
 @pytest.fixture
 def rng():
     """Random numbers. PG_FERNET_SEED repeats a run; pytest shows the seed of a test that fails."""

@@ -3,7 +3,6 @@
 import os
 import shlex
 import subprocess
-import time
 from pathlib import Path
 
 import psycopg
@@ -11,6 +10,12 @@ import pytest
 from psycopg import sql
 
 from postgres import column, value
+from tables import wait_until
+
+
+def preloading(preload):
+    """The line of the configuration."""
+    return "" if preload == "none" else f"{preload}_preload_libraries = 'pg_fernet'"
 
 
 def use_file(session, path):
@@ -36,10 +41,7 @@ def reload(session):
     """Lets the server read its configuration again, and waits until the session has read it, too."""
     before = value(session, "SELECT pg_conf_load_time()")
     session.execute("SELECT pg_reload_conf()")
-    deadline = time.monotonic() + 60
-    while value(session, "SELECT pg_conf_load_time()") == before:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: value(session, "SELECT pg_conf_load_time()") != before)
 
 
 def pg_ctl(host, *arguments):

@@ -30,6 +30,11 @@ def fill(db, rows, key=OLD, table="secrets"):
     db.execute(f"VACUUM ANALYZE {table}")
 
 
+def filled(rows):
+    """The plaintexts in a table that `fill` makes."""
+    return {id: f"secret {id}" for id in range(1, rows + 1)}
+
+
 def encrypt_writes(db, table, column="value"):
     """Makes the trigger encrypt what is written to a column."""
     db.execute(f"CREATE TRIGGER encrypt BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION fernet_encrypt_trigger('{column}')")
@@ -171,9 +176,9 @@ class Background:
 
 
 @contextmanager
-def rotation_held_at(db, caller, id, conversion=ROTATE, **arguments):
-    """Rotates, encrypts or decrypts in the background, and holds the call in the batch of a row until `go_on` is
-    called.
+def call_held_at(db, condition, is_held, conversion, caller, **arguments):
+    """Rotates, encrypts or decrypts in the background, and holds the call at the rows that meet a condition until
+    `go_on` is called. Begins when `is_held` says so, or the call has ended.
 
     The batch polls: a wait for a lock would end after a moment, and the row would be left out.
     """
@@ -184,17 +189,22 @@ def rotation_held_at(db, caller, id, conversion=ROTATE, **arguments):
     db.execute("CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
                " WHILE NOT pg_try_advisory_xact_lock_shared(1) LOOP PERFORM pg_sleep(0.005); END LOOP;"
                " RETURN NEW; END $$")
-    db.execute(f"CREATE TRIGGER hold BEFORE UPDATE ON secrets FOR EACH ROW WHEN (OLD.id = {id}) EXECUTE FUNCTION hold()")
-    held = "SELECT wait_event IS NOT DISTINCT FROM 'PgSleep' FROM pg_stat_activity WHERE pid = %s"
+    db.execute(f"CREATE TRIGGER hold BEFORE UPDATE ON secrets FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION hold()")
     try:
         with in_background(conversion.call, caller, **arguments) as call:
             try:
-                wait_until(lambda: value(db, held, caller.info.backend_pid) or not call.is_alive())
+                wait_until(lambda: is_held() or not call.is_alive())
                 yield call, go_on
             finally:
                 go_on()
     finally:
         db.execute("DROP FUNCTION hold CASCADE")
+
+
+def rotation_held_at(db, caller, id, conversion=ROTATE, **arguments):
+    """Does so in the batch of a row."""
+    held = "SELECT wait_event IS NOT DISTINCT FROM 'PgSleep' FROM pg_stat_activity WHERE pid = %s"
+    return call_held_at(db, f"OLD.id = {id}", lambda: value(db, held, caller.info.backend_pid), conversion, caller, **arguments)
 
 
 @contextmanager
@@ -212,7 +222,9 @@ def waits_for_lock(db, pid):
 
 
 def wait_until(condition, seconds=60):
+    """Waits for a condition to hold, and returns what it then is."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (result := condition()):
         assert time.monotonic() < deadline, "it does not happen"
         time.sleep(0.005)
+    return result

@@ -19,8 +19,7 @@ use super::{Error, citus, warning};
 use crate::fernet::Keyring;
 use crate::keys::{fingerprint, keyring};
 use crate::pg::memory::with_room_for_errors;
-use crate::pg::name::Name;
-use crate::pg::relation;
+use crate::pg::name::{Name, literal, schema_of};
 use crate::pg::server::{self, Record, Shape};
 use crate::pg::spi::Connection;
 use crate::pg::value::Value;
@@ -48,9 +47,8 @@ fn fernet_rotate_column_with_workers(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
     let strict = strict.ok_or(Error::Null("strict"))?;
-    let conversion = Conversion::Rotate { strict };
     convert_column(
-        conversion,
+        Conversion::Rotate { strict },
         relation,
         column_name,
         batch_size,
@@ -67,9 +65,8 @@ fn fernet_encrypt_column(
     workers: Option<i32>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
-    let conversion = Conversion::Encrypt;
     convert_column(
-        conversion,
+        Conversion::Encrypt,
         relation,
         column_name,
         batch_size,
@@ -86,9 +83,8 @@ fn fernet_decrypt_column(
     workers: Option<i32>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
-    let conversion = Conversion::Decrypt;
     convert_column(
-        conversion,
+        Conversion::Decrypt,
         relation,
         column_name,
         batch_size,
@@ -107,9 +103,8 @@ fn fernet_rotate_shard(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<Record, ErrorReport> {
     let strict = strict.ok_or(Error::Null("strict"))?;
-    let conversion = Conversion::Rotate { strict };
     convert_shard(
-        conversion,
+        Conversion::Rotate { strict },
         relation,
         column_name,
         batch_size,
@@ -173,7 +168,7 @@ fn convert_column(
         }
         let report = if call.checked.is_sharded {
             // All at once, each in a process of its own.
-            call.convert_shards(&relation::schema_of(fcinfo))
+            call.convert_shards(&schema_of(fcinfo))
         } else {
             call.convert(workers)
         }?;
@@ -270,7 +265,7 @@ impl Call {
         let before = [b"CALL ", schema, procedure.as_bytes()].concat();
         let after = [
             b", ",
-            &relation::literal(self.column_name.as_cstr())[..],
+            &literal(self.column_name.as_cstr())[..],
             format!(
                 "::pg_catalog.name, {}, {strict}'{}'::pg_catalog.text, NULL::pg_catalog.text)",
                 self.batch_size,

@@ -4,9 +4,8 @@
 use pgrx::prelude::*;
 
 use super::Error;
-use crate::pg::Report;
-use crate::pg::relation;
 use crate::pg::spi::{Argument, Connection};
+use crate::pg::{Report, catalogs, relation};
 
 /// Where the rows of a table are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,7 +20,7 @@ pub(crate) enum Spread {
 
 impl Spread {
     pub(crate) fn of(connection: &Connection, relation: pg_sys::Oid) -> Self {
-        if !relation::has_extension(c"citus") {
+        if catalogs::extension(c"citus").is_none() {
             return Self::Here;
         }
         // Citus copies what it replicates itself, instead of leaving that to the server.

@@ -10,9 +10,10 @@ use crate::fernet;
 use crate::keys::keyring;
 use crate::pg::domain::Domain;
 use crate::pg::encoding;
+use crate::pg::error_context::without_line_of_copy;
 use crate::pg::memory::with_room_for_errors;
 use crate::pg::relation::{self, Relation};
-use crate::pg::trigger::{Changes, Row, Trigger, Written, without_line_of_copy};
+use crate::pg::trigger::{Changes, Row, Trigger, Written};
 use crate::pg::value::{Buffer, Value};
 use crate::pg::value_type::Plaintext;
 

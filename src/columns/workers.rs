@@ -21,7 +21,8 @@ use super::progress::{Progress, counted};
 use super::table;
 use crate::keys::{self, fingerprint, keyring};
 use crate::pg::memory::with_room_for_errors;
-use crate::pg::relation::{self, Lock, Relation};
+use crate::pg::name::literal;
+use crate::pg::relation::{Lock, Relation};
 use crate::pg::report::notice;
 use crate::pg::server;
 use crate::pg::transaction::Transaction;
@@ -232,9 +233,9 @@ fn statement(transaction: &Transaction, pass: &Pass<'_>) -> Result<CString, Erro
     let statement = [
         b"CALL ",
         procedure.strip_suffix(b")").unwrap_or(procedure),
-        &relation::literal(&name),
+        &literal(&name),
         b", ",
-        &relation::literal(pass.column_name),
+        &literal(pass.column_name),
         b")",
     ];
     Ok(CString::new(statement.concat()).expect("no part of it holds a zero byte"))

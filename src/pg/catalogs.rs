@@ -1,9 +1,16 @@
-//! The catalogs: whether another session has changed them.
+//! The catalogs: which extensions there are, and whether another session has changed anything.
 
 use std::cell::Cell;
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int};
 
 use pgrx::prelude::*;
+
+/// Returns the oid of an extension that the database has.
+pub(crate) fn extension(name: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: a C string; the result is no oid where there is no such extension.
+    let oid = unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
 
 thread_local! {
     /// `None` until the server has been asked to report changes.

@@ -58,7 +58,7 @@ impl FromDatum for Document<'_> {
 // SAFETY: as for FromDatum.
 unsafe impl<'fcx> ArgAbi<'fcx> for Document<'fcx> {
     unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
-        // SAFETY: every function is STRICT, so the argument is not null.
+        // SAFETY: the argument is a document, and not null, since every function that takes one is STRICT.
         let document = unsafe { arg.unbox_arg_using_from_datum() };
         document.expect("the function is STRICT")
     }

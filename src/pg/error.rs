@@ -1,5 +1,4 @@
 use std::collections::TryReserveError;
-use std::ffi::{c_int, c_void};
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -113,40 +112,6 @@ impl From<Error> for ErrorReport {
 impl From<TryReserveError> for Error {
     fn from(_: TryReserveError) -> Self {
         Self::OutOfMemory
-    }
-}
-
-/// Returns the class of a SQLSTATE as the server has it: its first two characters.
-pub(super) fn class(sqlstate: c_int) -> c_int {
-    sqlstate & 0xfff
-}
-
-/// Calls `f`. For each message that the server makes meanwhile, whether it is sent or not, calls
-/// `callback` with `arg`.
-pub(super) fn with_error_context<R>(
-    callback: Option<unsafe extern "C-unwind" fn(*mut c_void)>,
-    arg: *mut c_void,
-    f: impl FnOnce() -> R,
-) -> R {
-    /// Removes the callback again, even if `f` raises an error.
-    struct Reset(*mut pg_sys::ErrorContextCallback);
-    impl Drop for Reset {
-        fn drop(&mut self) {
-            // SAFETY: a global of this process, and what it was before.
-            unsafe { pg_sys::error_context_stack = self.0 };
-        }
-    }
-
-    // SAFETY: a global of this process. The context lasts as long as it is in place.
-    unsafe {
-        let reset = Reset(pg_sys::error_context_stack);
-        let mut context = pg_sys::ErrorContextCallback {
-            previous: reset.0,
-            callback,
-            arg,
-        };
-        pg_sys::error_context_stack = &raw mut context;
-        f()
     }
 }
 

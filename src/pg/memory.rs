@@ -19,7 +19,8 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::Error;
-use super::error::{class, with_error_context};
+use super::error_context::with_error_context;
+use super::report::class;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator::new();

@@ -8,10 +8,10 @@
 //! | `jsonb`          | the strings of jsonb documents, and documents with others in their places |
 //! | `array`          | arrays: the elements of one, and another one of the same shape |
 //! | `domain`         | domains: whether they take a value |
-//! | `name`           | names, in and out |
+//! | `name`           | names, in and out; names and literals as SQL has them |
 //! | `encoding`       | from the encoding of the database to UTF-8, and back |
 //! | `relation`       | relations: open, inspect, name |
-//! | `catalogs`       | whether somebody has changed the catalogs |
+//! | `catalogs`       | which extensions there are, and whether somebody has changed the catalogs |
 //! | `row`, `slot`    | versions of rows; one, read or locked by its place |
 //! | `spi`            | queries |
 //! | `new_values`     | new values for rows, as a table that queries can read |
@@ -26,9 +26,11 @@
 //! | `process`        | programs that the server runs, with all their descendants |
 //! | `random`         | initialisation vectors |
 //! | `memory`         | what Rust allocates, with a reserve for where the system has no more |
+//! | `memory_context` | memory of the server's that is freed all at once |
 //! | `log`            | the server log: messages before they are written |
 //! | `literal`        | string literals in SQL, and in messages about it |
 //! | `report`         | errors, warnings and notices as the server has them |
+//! | `error_context`  | what is called with each message, to add to it |
 //! | `unguarded`      | what raises no error |
 //! | `error`          | what the server, or the operating system, does not give |
 
@@ -38,11 +40,13 @@ pub(crate) mod document;
 pub(crate) mod domain;
 pub(crate) mod encoding;
 mod error;
+pub(crate) mod error_context;
 mod guc;
 mod jsonb;
 pub(crate) mod literal;
 pub(crate) mod log;
 pub(crate) mod memory;
+mod memory_context;
 pub(crate) mod name;
 pub(crate) mod new_values;
 pub(crate) mod process;

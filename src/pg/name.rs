@@ -1,6 +1,6 @@
-//! Values of the SQL type `name`, in and out.
+//! Names: values of the SQL type `name`, in and out; and names and literals as SQL has them.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char};
 
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::nullable::Nullable;
@@ -65,4 +65,31 @@ unsafe impl BoxRet for Name {
         // SAFETY: see above.
         unsafe { fcinfo.return_raw_datum(datum) }
     }
+}
+
+/// A name as SQL has it, quoted if necessary.
+pub(crate) type Identifier = Vec<u8>;
+
+/// Returns the name of a function's schema.
+pub(crate) fn schema_of(function: pg_sys::FunctionCallInfo) -> Identifier {
+    // SAFETY: the called function exists, and so has a schema; the names are C strings.
+    unsafe {
+        let schema = pg_sys::get_func_namespace((*(*function).flinfo).fn_oid);
+        bytes(pg_sys::quote_identifier(pg_sys::get_namespace_name(schema)))
+    }
+}
+
+/// Returns a string as a SQL literal.
+pub(crate) fn literal(string: &CStr) -> Vec<u8> {
+    // SAFETY: a C string, and so is the result.
+    unsafe { bytes(pg_sys::quote_literal_cstr(string.as_ptr())) }
+}
+
+/// Copies a C string.
+///
+/// # Safety
+/// `string` must be one.
+pub(super) unsafe fn bytes(string: *const c_char) -> Vec<u8> {
+    // SAFETY: the caller says so.
+    unsafe { CStr::from_ptr(string) }.to_bytes().to_vec()
 }

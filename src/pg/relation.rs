@@ -1,6 +1,6 @@
 //! What the server knows about a relation and its columns.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::CStr;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::{slice, thread};
@@ -9,11 +9,9 @@ use pgrx::prelude::*;
 
 use super::Error;
 use super::encoding::printable;
+use super::name::{Identifier, bytes};
 use super::spi::Connection;
 use super::value_type::ValueType;
-
-/// A name as SQL has it, quoted if necessary.
-pub(crate) type Identifier = Vec<u8>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -356,21 +354,6 @@ fn ancestors(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     }
 }
 
-/// Returns the name of a function's schema, quoted if necessary.
-pub(crate) fn schema_of(function: pg_sys::FunctionCallInfo) -> Identifier {
-    // SAFETY: the called function exists, and so has a schema; the names are C strings.
-    unsafe {
-        let schema = pg_sys::get_func_namespace((*(*function).flinfo).fn_oid);
-        bytes(pg_sys::quote_identifier(pg_sys::get_namespace_name(schema)))
-    }
-}
-
-/// Tells whether the database has an extension.
-pub(crate) fn has_extension(name: &CStr) -> bool {
-    // SAFETY: a C string; the result is no oid where there is no such extension.
-    unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
-}
-
 /// Tells whether a relation is in the schema `public`.
 pub(crate) fn is_in_public(relation: pg_sys::Oid) -> bool {
     // SAFETY: a C string, or null where there is nothing of that oid.
@@ -378,19 +361,4 @@ pub(crate) fn is_in_public(relation: pg_sys::Oid) -> bool {
         let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
         !schema.is_null() && CStr::from_ptr(schema) == c"public"
     }
-}
-
-/// Returns a string as a SQL literal.
-pub(crate) fn literal(string: &CStr) -> Vec<u8> {
-    // SAFETY: a C string, and so is the result.
-    unsafe { bytes(pg_sys::quote_literal_cstr(string.as_ptr())) }
-}
-
-/// Copies a C string.
-///
-/// # Safety
-/// `string` must be one.
-unsafe fn bytes(string: *const c_char) -> Vec<u8> {
-    // SAFETY: the caller says so.
-    unsafe { CStr::from_ptr(string) }.to_bytes().to_vec()
 }

@@ -1,6 +1,7 @@
 //! Errors, warnings and notices, as the server sends them.
 
 use std::borrow::Cow;
+use std::ffi::c_int;
 use std::io;
 
 use pgrx::pg_sys::panic::ErrorReport;
@@ -103,6 +104,11 @@ pub(crate) fn reason(error: &io::Error) -> String {
         .map_or(&*text, |(reason, _)| reason);
     // The message is in the language of lc_messages.
     printable(reason.as_bytes())
+}
+
+/// Returns the class of a SQLSTATE as the server has it: its first two characters.
+pub(super) fn class(sqlstate: c_int) -> c_int {
+    sqlstate & 0xfff
 }
 
 /// Checks that docs/troubleshooting.md has a row for each of these: an error with its SQLSTATE, a

@@ -21,7 +21,7 @@ impl Tid {
     /// Returns the next place that a row of the same block may have.
     pub(crate) fn next(self) -> Self {
         Self {
-            line: self.line + 1, // at most 291, or 2,000 with blocks of 32 kB
+            line: self.line + 1, // a block has at most 291 rows, or 1,169 if it has 32 kB
             ..self
         }
     }

@@ -8,7 +8,7 @@ use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use pgrx::prelude::*;
 
 use super::encoding::printable;
-use super::error::class;
+use super::report::class;
 
 /// Calls `f` in a subtransaction. It is undone, including its locks, unless `keep` says to keep it.
 ///

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pgrx::prelude::*;
 
-use super::error::with_error_context;
+use super::error_context::with_error_context;
 use super::guc::{Until, set_config, with_settings};
 use super::spi::Connection;
 use super::subtransaction::in_subtransaction;

@@ -1,7 +1,7 @@
 //! Rows that are about to be written, as a trigger gets them.
 
 use std::any::Any;
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, c_int};
 use std::marker::PhantomData;
 use std::slice;
 
@@ -189,33 +189,5 @@ unsafe impl BoxRet for Row {
     unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
         // SAFETY: see above; a trigger returns a pointer.
         unsafe { fcinfo.return_raw_datum(self.0.into()) }
-    }
-}
-
-/// Calls `f`. If it raises an error, leaves out what COPY would add to the error: the line that it
-/// has read, which has the plaintext in it. The error must not be delayed.
-pub(crate) fn without_line_of_copy<R, E>(f: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
-    unsafe extern "C-unwind" {
-        // The function has another address in pgrx's bindings.
-        fn CopyFromErrorCallback(arg: *mut c_void);
-    }
-    let line = CopyFromErrorCallback as *const () as usize;
-    // SAFETY: the list is the server's, from the innermost caller to the outermost. All of them exist
-    // for as long as the function runs. After an error, whoever catches it resets the list; if that is
-    // one of them, its later errors lack the line, too.
-    unsafe {
-        let mut link = &raw mut pg_sys::error_context_stack;
-        while let Some(entry) = (*link).as_mut()
-            && entry.callback.map(|callback| callback as usize) != Some(line)
-        {
-            link = &raw mut entry.previous;
-        }
-        let entry = *link;
-        if let Some(copy) = entry.as_ref() {
-            *link = copy.previous;
-        }
-        let result = f()?;
-        *link = entry;
-        Ok(result)
     }
 }

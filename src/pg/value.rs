@@ -76,13 +76,14 @@ impl FromDatum for Value<'_> {
 // SAFETY: as for FromDatum.
 unsafe impl<'fcx> ArgAbi<'fcx> for Value<'fcx> {
     unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
-        // SAFETY: the argument is a text or bytea; every function is STRICT, so it is not null.
+        // SAFETY: the argument is a text or bytea.
         let value = unsafe { arg.unbox_arg_using_from_datum() };
-        value.expect("the function is STRICT")
+        // A function that is not STRICT takes an `Option`.
+        value.expect("the argument is not null")
     }
 }
 
-// SAFETY: the datum is a varlena of the function call's memory context.
+// SAFETY: the datum is an argument, or a varlena in the function call's memory context.
 unsafe impl BoxRet for Value<'_> {
     unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
         // SAFETY: see above.

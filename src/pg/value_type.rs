@@ -4,12 +4,12 @@ use std::ffi::CStr;
 
 use pgrx::prelude::*;
 
-use super::Error;
 use super::array::Array;
-use super::encoding;
 use super::jsonb::Jsonb;
+use super::memory_context::with_memory_of_its_own;
 use super::row::with_bytes_of;
 use super::value::{Buffer, Value, Values};
+use super::{Error, catalogs, encoding};
 use crate::fernet::{Haystack, may_hold_tokens};
 
 /// A type whose values can hold tokens.
@@ -337,27 +337,6 @@ impl<'v> Stored<'v> {
     }
 }
 
-/// Calls `f` in a memory context of its own, which is deleted afterwards.
-fn with_memory_of_its_own<R>(f: impl FnOnce() -> R) -> R {
-    // SAFETY: whoever catches an error of the server sets the context back; what `f` returns does not
-    // refer to the memory.
-    unsafe {
-        let caller = pg_sys::CurrentMemoryContext;
-        let own = pg_sys::AllocSetContextCreateInternal(
-            caller,
-            c"pg_fernet value".as_ptr(),
-            pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
-            pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
-            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
-        );
-        pg_sys::MemoryContextSwitchTo(own);
-        let result = f();
-        pg_sys::MemoryContextSwitchTo(caller);
-        pg_sys::MemoryContextDelete(own);
-        result
-    }
-}
-
 /// Tells whether a type is that of the extension citext. The extension's owner can add other types
 /// to it, but only a superuser can declare that a type is stored as text is.
 fn is_citext(oid: pg_sys::Oid) -> bool {
@@ -382,10 +361,7 @@ fn is_hstore(oid: pg_sys::Oid) -> bool {
 }
 
 fn is_of_extension(name: &CStr, oid: pg_sys::Oid) -> bool {
-    // SAFETY: a C string, and lookups of oids; without such an extension, both are no oid.
-    unsafe {
-        let extension = pg_sys::get_extension_oid(name.as_ptr(), true);
-        extension != pg_sys::InvalidOid
-            && pg_sys::getExtensionOfObject(pg_sys::TypeRelationId, oid) == extension
-    }
+    // SAFETY: looks oids up.
+    let owner = |oid| unsafe { pg_sys::getExtensionOfObject(pg_sys::TypeRelationId, oid) };
+    catalogs::extension(name).is_some_and(|extension| owner(oid) == extension)
 }

@@ -16,9 +16,10 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::memory::ensure_room;
+use super::memory_context::memory_context;
 use super::segment::{Part, QUEUE_SIZE, Segment};
 use super::subtransaction::in_subtransaction;
-use super::{Error, guc};
+use super::{Error, guc, server};
 
 // Functions that the bindings lack, or have only with a guard that is of no use in a signal
 // handler.
@@ -74,6 +75,7 @@ impl<T: Sync> Workers<T> {
         task: &CStr,
         is_private: impl Fn(&CStr) -> bool,
     ) -> Result<Self, String> {
+        const NAME: &CStr = c"pg_fernet workers";
         let settings = guc::of_session(is_private);
         let texts = [statement, task].map(CStr::to_bytes_with_nul);
         let texts = [texts.concat(), settings].concat();
@@ -87,12 +89,12 @@ impl<T: Sync> Workers<T> {
             QUEUE_SIZE * count,
         ];
         // SAFETY: the parent is a memory context.
-        let memory = unsafe { memory_context(pg_sys::TopMemoryContext) };
+        let memory = unsafe { memory_context(pg_sys::TopMemoryContext, NAME) };
         // The segment comes last: nobody lets go of it before this is done.
         let made = in_subtransaction(
             |_| true,
             // SAFETY: as above.
-            || (unsafe { memory_context(memory) }, Segment::new(sizes)),
+            || (unsafe { memory_context(memory, NAME) }, Segment::new(sizes)),
         );
         let (memory_of_message, segment) = match made {
             Ok(made) => made,
@@ -116,7 +118,6 @@ impl<T: Sync> Workers<T> {
             shared_part.write(shared);
             pg_sys::SerializeLibraryState(libraries, segment.find(Part::Libraries));
             ptr::copy_nonoverlapping(texts.as_ptr(), segment.find(Part::Texts), texts.len());
-            let queues = segment.find::<c_void>(Part::Queues);
 
             let mut workers = Self {
                 segment,
@@ -130,21 +131,31 @@ impl<T: Sync> Workers<T> {
             // receiver does not wait for one before it ends.
             let handles = &raw mut *workers.handles;
             pg_sys::on_dsm_detach(segment.as_ptr(), Some(end), pg_sys::Datum::from(handles));
+            workers.register_all(function, count);
+            Ok(workers)
+        }
+    }
 
-            let segment_handle = pg_sys::dsm_segment_handle(segment.as_ptr());
-            let context = pg_sys::MemoryContextSwitchTo(memory);
+    /// Registers `count` workers, or as many as the server can have, and makes a queue for each.
+    fn register_all(&mut self, function: &CStr, count: usize) {
+        // SAFETY: the segment has room for that many queues. What the server allocates for them lasts
+        // as long as `self`.
+        unsafe {
+            let queues = self.segment.find::<c_void>(Part::Queues);
+            let segment = self.segment.as_ptr();
+            let context = pg_sys::MemoryContextSwitchTo(self.memory);
             for number in 0..count {
                 let queue = pg_sys::shm_mq_create(queues.byte_add(number * QUEUE_SIZE), QUEUE_SIZE);
                 pg_sys::shm_mq_set_receiver(queue, pg_sys::MyProc);
-                let Some(handle) = register(function, segment_handle, number) else {
+                let handle = register(function, pg_sys::dsm_segment_handle(segment), number);
+                let Some(handle) = handle else {
                     break;
                 };
-                workers.handles.push(handle);
-                let queue = pg_sys::shm_mq_attach(queue, segment.as_ptr(), handle);
-                workers.queues.push(queue);
+                self.handles.push(handle);
+                self.queues
+                    .push(pg_sys::shm_mq_attach(queue, segment, handle));
             }
             pg_sys::MemoryContextSwitchTo(context);
-            Ok(workers)
         }
     }
 
@@ -265,7 +276,7 @@ fn register(
         bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
         bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
         bgw_main_arg: pg_sys::Datum::from(number << 32 | segment as usize),
-        bgw_notify_pid: super::server::process_id(),
+        bgw_notify_pid: server::process_id(),
         ..Default::default()
     };
     let name = format!("pg_fernet worker of process {}", worker.bgw_notify_pid);
@@ -362,6 +373,29 @@ pub(crate) unsafe fn run<T: Sync, E>(
         );
         pg_sys::SetClientEncoding(pg_sys::GetDatabaseEncoding());
 
+        let task = take_over_session(segment);
+        pg_sys::StartTransactionCommand();
+        let given = Given {
+            shared: &*segment.find::<T>(Part::Shared),
+            task,
+            has_ended: &header.has_ended,
+        };
+        if let Err(error) = work(given) {
+            error.into().report(PgLogLevel::ERROR);
+        }
+        pg_sys::CommitTransactionCommand();
+        pg_sys::shm_mq_send(queue, 1, (&raw const DONE).cast(), false, true);
+    }
+}
+
+/// Shows the statement of the session as that of this process, and takes over the session's libraries,
+/// settings and roles. Returns the task.
+///
+/// # Safety
+/// The process must be connected to the database. The segment must stay mapped until it ends.
+unsafe fn take_over_session(segment: Segment) -> &'static CStr {
+    // SAFETY: the starter has written these parts; the caller says that they stay.
+    unsafe {
         let mut texts = segment.find::<c_char>(Part::Texts).cast_const();
         let mut next_text = || {
             let text = CStr::from_ptr(texts);
@@ -377,18 +411,7 @@ pub(crate) unsafe fn run<T: Sync, E>(
         pg_sys::RestoreLibraryState(segment.find(Part::Libraries));
         guc::restore(next_text);
         pg_sys::CommitTransactionCommand();
-
-        pg_sys::StartTransactionCommand();
-        let given = Given {
-            shared: &*segment.find::<T>(Part::Shared),
-            task,
-            has_ended: &header.has_ended,
-        };
-        if let Err(error) = work(given) {
-            error.into().report(PgLogLevel::ERROR);
-        }
-        pg_sys::CommitTransactionCommand();
-        pg_sys::shm_mq_send(queue, 1, (&raw const DONE).cast(), false, true);
+        task
     }
 }
 
@@ -413,20 +436,5 @@ unsafe fn on_sigterm(handler: pg_sys::pqsigfunc) {
         pg_sys::pqsignal(libc::SIGTERM, handler);
         #[cfg(any(feature = "pg18", feature = "pg19"))]
         pg_sys::pqsignal_be(libc::SIGTERM, handler);
-    }
-}
-
-/// # Safety
-/// The parent must be a memory context.
-unsafe fn memory_context(parent: pg_sys::MemoryContext) -> pg_sys::MemoryContext {
-    // SAFETY: the caller says that the parent is one; the name is constant.
-    unsafe {
-        pg_sys::AllocSetContextCreateInternal(
-            parent,
-            c"pg_fernet workers".as_ptr(),
-            pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
-            pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
-            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
-        )
     }
 }
