@@ -204,9 +204,26 @@ fn beginning_with_text(value: &[u8], stretch: Range<usize>) -> Option<Range<usiz
 
 fn tokens_in_a_stretch(keys: &[Key], value: &[u8], stretch: Range<usize>) -> Vec<Found> {
     let joins = |byte: u8| b"/+\\".contains(&byte);
-    let joined = |range: Range<usize>| {
-        let is_joined = value[range.clone()].iter().any(|&byte| joins(byte));
-        is_joined.then(|| opened_at_the_end(keys, value, range))?
+    let without_joints = |mut range: Range<usize>| {
+        while !range.is_empty() && joins(value[range.end - 1]) {
+            range.end -= 1;
+        }
+        range
+    };
+    // The last one first: where another one ends is known only from what follows it.
+    let joined = |mut range: Range<usize>| {
+        let mut found = Vec::new();
+        while value[range.clone()].iter().any(|&byte| joins(byte))
+            && let Some(last) = opened_at_the_end(keys, value, range.clone())
+        {
+            range.end = without_joints(range.start..last.place.start).end;
+            let is_apart = range.end < last.place.start;
+            found.insert(0, last);
+            if !is_apart {
+                break;
+            }
+        }
+        found
     };
     let mut tokens = Vec::new();
     let mut rest = stretch.start;
@@ -216,10 +233,7 @@ fn tokens_in_a_stretch(keys: &[Key], value: &[u8], stretch: Range<usize>) -> Vec
             continue;
         }
         if let Some(found) = opened_at_the_end(keys, value, start..at) {
-            let mut before = rest..found.place.start;
-            while !before.is_empty() && joins(value[before.end - 1]) {
-                before.end -= 1;
-            }
+            let before = without_joints(rest..found.place.start);
             if before.end < found.place.start {
                 tokens.extend(joined(before));
             }

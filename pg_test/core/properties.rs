@@ -697,6 +697,12 @@ fn tokens_in_a_path() {
         (format!("\"{escaped}\\/{token}\""), &[Ok(1); 2]),
         (format!("{token}\\/{escaped}"), &[Ok(1); 2]),
         (format!("x/{standard}"), &[Ok(1)]),
+        (format!("{standard}/{standard}"), &[Ok(1); 2]),
+        (format!("x/{standard}+{standard}/{token}"), &[Ok(1); 3]),
+        (
+            format!("\"{escaped}\\/{escaped}\\/{escaped}\""),
+            &[Ok(1); 3],
+        ),
         // If no key opens it, there must be nothing else in the stretch.
         (format!("{unknown}/{token}"), &[Ok(1)]),
         (format!("{unknown}\\/{escaped}"), &[Ok(1)]),

@@ -229,9 +229,8 @@ impl Keyring {
                 // joined them, both would be one run after the rotation.
                 let before = trimmed(value, rest..opened.place.start);
                 if before.end < opened.place.start
-                    && let Some(other) = search.open_in_joined(before)
+                    && search.take_joined(before, &mut take)?.is_some()
                 {
-                    take(&mut search.output, other)?;
                     // What follows may have moved.
                     match search.open_in(run) {
                         Some(again) => opened = again,
@@ -241,9 +240,8 @@ impl Keyring {
                 rest = opened.place.end;
                 take(&mut search.output, opened)?;
             }
-            if let Some(other) = search.open_in_joined(rest..stretch.end) {
-                rest = other.place.end;
-                take(&mut search.output, other)?;
+            if let Some(end) = search.take_joined(rest..stretch.end, &mut take)? {
+                rest = end;
             }
             if rest > stretch.start {
                 found = true;
@@ -295,7 +293,44 @@ impl Search<'_> {
         places(self.value, run).find_map(|place| self.open(place).ok())
     }
 
-    /// Does the same for several joined runs of which none has such a token at its end.
+    /// Calls `take` with each token in several joined runs of which none has such a token at its end.
+    /// Returns where the last one ends.
+    ///
+    /// Where a token ends is known only from what follows it, so the last one is found first. But they
+    /// are replaced from left to right. Until then, each one's end is kept at its place in the buffer,
+    /// since there may be many.
+    fn take_joined<E>(
+        &mut self,
+        mut range: Range<usize>,
+        mut take: impl FnMut(&mut Output<'_>, Opened) -> Result<(), E>,
+    ) -> Result<Option<usize>, E> {
+        const END: usize = size_of::<usize>();
+        let (last, mut first) = (range.end, None);
+        while let Some(Opened { place, .. }) = self.open_in_joined(range.clone()) {
+            self.output.at(place.start)[..END].copy_from_slice(&place.end.to_ne_bytes());
+            range = trimmed(self.value, range.start..place.start);
+            first = Some(place.start);
+            if range.end == place.start {
+                break;
+            }
+        }
+        let gap = self.output.gap;
+        let mut next = first;
+        while let Some(start) = next {
+            let end = self.output.buf[start - gap..].first_chunk::<END>();
+            let end = usize::from_ne_bytes(*end.expect("a token is longer"));
+            // It may have moved.
+            if let Ok(opened) = self.open(start..end) {
+                take(&mut self.output, opened)?;
+            }
+            let between = self.value[end..last].iter();
+            next = (end < last).then(|| end + between.take_while(|byte| joins_runs(byte)).count());
+        }
+        Ok(first.map(|_| last))
+    }
+
+    /// Does the same as [`open_in`](Self::open_in) for several joined runs of which none has such a token
+    /// at its end.
     fn open_in_joined(&mut self, range: Range<usize>) -> Option<Opened> {
         let text = &self.value[range.clone()];
         if text.iter().any(joins_runs) && may_hold_tokens(text) {
