@@ -332,12 +332,9 @@ impl Search<'_> {
     /// Does the same as [`open_in`](Self::open_in) for several joined runs of which none has such a token
     /// at its end.
     fn open_in_joined(&mut self, range: Range<usize>) -> Option<Opened> {
-        let text = &self.value[range.clone()];
-        if text.iter().any(joins_runs) && may_hold_tokens(text) {
-            self.open_in(range)
-        } else {
-            None
-        }
+        // From the end: this is repeated for each token of many.
+        let is_joined = self.value[range.clone()].iter().rev().any(joins_runs);
+        is_joined.then(|| self.open_in(range))?
     }
 
     /// Returns the reason why no key opens a stretch, if the stretch as a whole has the form of a
