@@ -184,6 +184,12 @@ def test_it_has_no_file_of_the_servers(db, command, folder, key_file):
     assert (folder / "files").read_text().split() == ["0", "1", "2", "3"]
 
 
+def test_it_runs_in_the_data_directory(db, command, folder, key_file):
+    command(f"pwd >{folder}/where; cat {key_file}")
+    fingerprints(db)
+    assert (folder / "where").read_text().strip() == os.environ["PGDATA"]
+
+
 def test_the_client_of_a_session_that_ends_knows_at_once(db, sessions, command, key_file):
     """Nobody else has its connection open."""
     command(f"setsid sleep 15 & cat {key_file}")
