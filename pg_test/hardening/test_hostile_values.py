@@ -40,10 +40,18 @@ def keys(rng):
 
 
 @pytest.fixture(params=[("UTF8", "EXTENDED"), ("UTF8", "EXTERNAL"), ("LATIN1", "MAIN"), ("SQL_ASCII", "EXTENDED")], ids="-".join)
-def table(request, healthy, rng, keys):
+def kind(request):
+    """The encoding of a database, and a storage. Dropping the database ends what still runs in it, and the log says so:
+    it is dropped after `healthy` has looked."""
+    create_database(DATABASE, request.param[0])
+    yield request.param
+    drop_database(DATABASE)
+
+
+@pytest.fixture
+def table(kind, healthy, rng, keys):
     """A session with a table of the values, as bytea and, where they are text, as text; and the values."""
-    encoding, storage = request.param
-    create_database(DATABASE, encoding)
+    encoding, storage = kind
     made = list(hostile.values(rng, keys, pyca.key_of(rng)))
     with connect(DATABASE, client_encoding="UTF8" if encoding == "UTF8" else "LATIN1") as session:
         session.execute("SET log_error_verbosity = verbose")
@@ -59,7 +67,6 @@ def table(request, healthy, rng, keys):
         session.execute("VACUUM ANALYZE hostile")
         set_keys(session, *keys)
         yield session, made, encoding
-    drop_database(DATABASE)
 
 
 def is_text(value, encoding):

@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from psycopg import errors
 from psycopg.types.json import Json, Jsonb
 
 import pyca
@@ -137,6 +138,19 @@ def test_what_json_escapes_and_jsonb_has_not(db, rng, written):
     token = next(token for token in (pyca.encrypt(key, b"x", TIMESTAMP + n).decode() for n in range(1000)) if "-" in token)
     assert value(db, "SELECT fernet_key_index(%s::json)", written(token)) is None
     assert value(db, "SELECT fernet_key_index(%s::jsonb)", written(token)) == 1
+
+
+@pytest.mark.parametrize("padding, is_found", [("=", True), ("&#61;", False), ("&#x3D;", False)])
+def test_what_xml_escapes(db, rng, padding, is_found):
+    key = pyca.key_of(rng)
+    set_keys(db, key)
+    token = pyca.encrypt(key, b"x", TIMESTAMP).decode()
+    assert token.endswith("=")
+    try:
+        db.execute("CREATE TEMP TABLE documents AS SELECT %s::xml AS value", [f"<a>{token.replace('=', padding)}</a>"])
+    except errors.FeatureNotSupported:
+        pytest.skip("no xml here")
+    assert column(db, "SELECT status FROM fernet_census('documents', 'value') WHERE tokens > 0") == ["current" if is_found else "not a token"]
 
 
 @pytest.mark.parametrize("type", ["json", "jsonb"])

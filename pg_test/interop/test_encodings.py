@@ -176,3 +176,23 @@ def test_names_in_messages(session, encoding, key):
         assert told[-1] == f'(0,1) of public."{shown}": value is not a Fernet token.'
     finally:
         session.execute(f'DROP TABLE "{name}"')
+
+
+def test_an_encoding_that_the_server_cannot_convert(rng):
+    try:
+        create_database("pg_fernet_mule", "MULE_INTERNAL")
+    except psycopg.Error as error:
+        pytest.skip(str(error))
+    try:
+        with connect("pg_fernet_mule", client_encoding="SQL_ASCII") as session:
+            install(session)
+            set_keys(session, pyca.key_of(rng))
+            token = value(session, "SELECT fernet_encrypt(convert_to('plain', 'MULE_INTERNAL'))")
+            assert value(session, "SELECT fernet_decrypt_bytea(%s)", token) == b"plain"
+            with pytest.raises(psycopg.errors.UndefinedFunction if SQL else psycopg.errors.CharacterNotInRepertoire):
+                session.execute("SELECT fernet_encrypt('plain'::text)")
+            if not SQL:
+                with pytest.raises(psycopg.errors.CharacterNotInRepertoire):
+                    session.execute("SELECT fernet_decrypt(%s)", [token])
+    finally:
+        drop_database("pg_fernet_mule")

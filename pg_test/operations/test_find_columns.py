@@ -220,6 +220,25 @@ def test_rights_to_partitions(db, told, role):
     assert told == []
 
 
+@pytest.mark.parametrize("rights, locked", [
+    ("SELECT ON ALL TABLES IN SCHEMA found", ["part_3"]),
+    ("SELECT ON parts", ["part_1", "part_2", "part_3", "parts"]),
+], ids=["each partition", "only their table"])
+def test_locks_on_partitions(db, sessions, role, rights, locked):
+    partition(db, 3, 10)
+    role(rights)
+    other = sessions()
+    locks = ("SELECT coalesce(array_agg(relation::regclass::text ORDER BY relation::regclass::text), '{}') FROM pg_locks"
+             " JOIN pg_class AS c ON c.oid = relation WHERE relnamespace = 'found'::regnamespace AND pid = %s")
+    other.execute("SET search_path = found, public; BEGIN; LOCK TABLE part_3")
+    with db.transaction(), in_background(found, db) as call:
+        wait_until(lambda: waits_for_lock(other, db.info.backend_pid))
+        during = value(other, locks, db.info.backend_pid)
+        other.execute("COMMIT")
+        assert call.result() == {"parts.value": (30, 30)}
+        assert (during, value(other, locks, db.info.backend_pid)) == (locked, [])
+
+
 def test_where_it_does_not_look(db, sessions, told):
     """For docs/operations.md to say: what is left out here is left out without a word."""
     fill(db, 1)

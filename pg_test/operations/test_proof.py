@@ -12,7 +12,8 @@ from psycopg import errors
 
 from edition import FEWER
 from postgres import major_version, notices, value
-from tables import DECRYPT, ENCRYPT, OLD, census, contents, fill, filled, in_background, in_line, rotate, under, wait_until, waits_for_lock
+from tables import (DECRYPT, ENCRYPT, OLD, ROTATE, census, contents, fill, filled, in_background, in_line, rotate, under,
+                    wait_until, waits_for_lock)
 
 ROWS = 50_000 // FEWER
 LEFT = re.compile(r"(\d+) tokens? can still be read only with an older key|still (?:in plaintext|encrypted): (\d+) values?")
@@ -454,6 +455,22 @@ def test_what_a_trigger_inserts(db, sessions, function):
     db.execute("CREATE TRIGGER more AFTER UPDATE ON secrets FOR EACH ROW WHEN (OLD.id > 0) EXECUTE FUNCTION code()")
     assert rotate(sessions())["rotated"] == 100
     assert census(db) == {"current": 100}
+
+
+def test_triggers_for_each_statement(db, sessions, function):
+    """They fire where the rows are, for all of them together, and not for a table that has none of its own."""
+    db.execute("CREATE TABLE secrets (id integer, part integer, value text) PARTITION BY LIST (part); CREATE TABLE fired (name text, rows bigint)")
+    for part in range(2):
+        db.execute(f"CREATE TABLE secrets_{part} PARTITION OF secrets FOR VALUES IN ({part})")
+    function("INSERT INTO fired VALUES (TG_TABLE_NAME, (SELECT count(*) FROM new)); RETURN NULL;")
+    for table in "secrets", "secrets_0", "secrets_1":
+        db.execute(f"CREATE TRIGGER fired AFTER UPDATE ON {table} REFERENCING NEW TABLE AS new FOR EACH STATEMENT EXECUTE FUNCTION code()")
+    try:
+        ROTATE.fill(db, 5000, "INSERT INTO secrets SELECT i, i % 2, {value}")
+        assert rotate(sessions())["rotated"] == 5000
+        assert sorted(db.execute("SELECT name, sum(rows) FROM fired GROUP BY name")) == [("secrets_0", 2500), ("secrets_1", 2500)]
+    finally:
+        db.execute("DROP TABLE fired")
 
 
 WRITTEN = {"NULL": "NULL", "plaintext": "'plain'", "an unknown key": "'%s'" % Fernet(Fernet.generate_key()).encrypt(b"x").decode()}

@@ -2,17 +2,19 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
 
-from cluster import is_alive
-from key_files import folder_for, key, write
+from cluster import RUN, Cluster, is_alive
+from key_files import folder_for, key, needs_root, write
 from postgres import connect, force_parallel, notices, plan, server, server_log, value
 from pyca import fingerprint
 from settings import fingerprints, pg_ctl, refusal, reload
@@ -182,6 +184,12 @@ def test_it_has_no_file_of_the_servers(db, command, folder, key_file):
     assert (folder / "files").read_text().split() == ["0", "1", "2", "3"]
 
 
+def test_it_runs_in_the_data_directory(db, command, folder, key_file):
+    command(f"pwd >{folder}/where; cat {key_file}")
+    fingerprints(db)
+    assert (folder / "where").read_text().strip() == os.environ["PGDATA"]
+
+
 def test_the_client_of_a_session_that_ends_knows_at_once(db, sessions, command, key_file):
     """Nobody else has its connection open."""
     command(f"setsid sleep 15 & cat {key_file}")
@@ -296,6 +304,73 @@ def test_it_has_ten_seconds(sessions, command, folder):
     assert [message for message, _ in ends] == [FAILURE + "it took longer than 10 s"] * 2
     assert all(10 <= seconds < 12 for _, seconds in ends)
     assert not survivors(processes(folder / "ids", 4))
+
+
+@pytest.fixture
+def as_another(folder):
+    """A prefix that lets a command run as another user for good, as sudo does."""
+    program = folder / "as_another"
+    shutil.copy(shutil.which("setpriv"), program)
+    os.chown(program, 65534, 65534)
+    program.chmod(0o4755)
+    return f"{program} --reuid=65534"
+
+
+@needs_root
+def test_what_runs_with_other_rights_is_waited_for(sessions, command, folder, key_file, keys, as_another):
+    # For as long as it runs.
+    command(f"{as_another} sleep 2 & cat {key_file}")
+    started = time.monotonic()
+    assert fingerprints(sessions()) == [fingerprint(key) for key in keys]
+    assert 2 <= time.monotonic() - started < 4
+
+    command(f"{as_another} sleep 20 & echo $! >>{folder}/ids; wait")
+
+    def run(session):
+        started = time.monotonic()
+        with pytest.raises(psycopg.Error) as error:
+            fingerprints(session)
+        return error.value.diag.message_primary, time.monotonic() - started
+
+    cancelled = sessions()
+    cancelled.execute("SET statement_timeout = '1s'")
+    with ThreadPoolExecutor() as pool:
+        (late, late_seconds), (early, early_seconds) = pool.map(run, [sessions(), cancelled])
+    assert (late, early) == (FAILURE + "it took longer than 10 s", "canceling statement due to statement timeout")
+    assert 12 <= late_seconds < 15 and 3 <= early_seconds < 6
+    # It was not killed.
+    assert len(survivors(processes(folder / "ids", 2))) == 2
+
+
+class WithoutProc(Cluster):
+    launcher = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /proc && exec "$@"', "sh", *RUN]
+
+
+@needs_root
+def test_without_proc(keys):
+    """What a command leaves behind, or puts into a session of its own, is not found there."""
+    if subprocess.run([*WithoutProc.launcher, "true"], capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    with WithoutProc(keys) as cluster, cluster.connect() as session:
+        session.execute("CREATE EXTENSION pg_fernet")
+        ids = Path(cluster.dir, "ids")
+
+        def use(command):
+            ids.unlink(missing_ok=True)
+            cluster.write("data/postgresql.auto.conf", f"{cluster.settings}\nfernet.keys_file = ''\nfernet.keys_command = '{command}'")
+            reload(session)
+
+        use(f"sleep 2 & cat {cluster.dir}/keys")
+        started = time.monotonic()
+        assert fingerprints(session) == [fingerprint(key) for key in keys]
+        assert time.monotonic() - started >= 2
+
+        session.execute("SET statement_timeout = '500ms'")
+        for command, left in (f"sleep 20 & echo $! >{ids}; wait", 0), (f"setsid sleep 20 & echo $! >{ids}; wait", 1):
+            use(command)
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                fingerprints(session)
+            assert len(survivors(processes(ids, 1))) == left
 
 
 #

@@ -235,7 +235,9 @@ def test_who_sets_keys_is_not_shown_them(roles):
     with roles.setter.transaction(force_rollback=True):
         roles.setter.execute(f"SET fernet.keys = '{own}'")
         for query in ("SHOW fernet.keys", "SELECT current_setting('fernet.keys')", "SHOW fernet.keys_file",
-                      f"SELECT set_config('fernet.keys', '{own}', false)"):  # which would return it
+                      f"SELECT set_config('fernet.keys', '{own}', false)",  # which would return it
+                      "ALTER ROLE CURRENT_USER SET fernet.keys FROM CURRENT",  # which everybody could read
+                      "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql SET fernet.keys FROM CURRENT AS 'SELECT 1'"):
             assert may(roles.setter, query) == "."
 
 

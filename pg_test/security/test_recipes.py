@@ -101,6 +101,27 @@ def test_kubernetes_with_its_default_mode(db, folder):
     assert "0640" in refusal(db, "F0000")
 
 
+@needs_root
+def test_kubernetes_with_a_sub_path(db, folder):
+    """The kubelet mounts the file of that moment."""
+    secret = folder / "secret"
+    secret.mkdir()
+    mount = Mount(secret, mode=0o440, owner=(0, server_user()[1]))
+    old = key()
+    path = mount.publish(old).resolve()
+    mounted = write(folder / "fernet.keys")
+    done = subprocess.run(["mount", "--bind", path, mounted], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("cannot mount a file: " + done.stderr.strip())
+    try:
+        use_file(db, mounted)
+        assert fingerprints(db) == prints(old)
+        mount.publish(key())
+        assert fingerprints(db) == prints(old)
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
 #
 # A file that root replaces keeps its owner and its mode
 #

@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn every_block_is_taken_once() {
         // The second table is empty.
-        let task = task(&[(1, 10), (2, 10), (3, 10_010), (4, 10_011)]);
+        let task = task(&[(1, 10), (2, 10), (3, 70_010), (4, 70_011)]);
         let shared = Shared::default();
         let mut next = (1, 0);
         let mut lens = Vec::new();
@@ -332,7 +332,7 @@ mod tests {
             if oid.to_u32() != next.0 {
                 assert_eq!(
                     (blocks.start, next),
-                    (0, if next.0 == 1 { (1, 10) } else { (3, 10_000) })
+                    (0, if next.0 == 1 { (1, 10) } else { (3, 70_000) })
                 );
             } else {
                 assert_eq!(blocks.start, next.1);
@@ -341,9 +341,9 @@ mod tests {
             lens.push(blocks.len());
         }
         assert_eq!(next, (4, 1));
-        assert_eq!(lens.iter().sum::<usize>(), 10_011);
-        // Ranges shrink.
+        assert_eq!(lens.iter().sum::<usize>(), 70_011);
+        // Ranges shrink, from 16 MB to 256 kB, and end with their table.
         assert!(lens[1..].is_sorted_by(|one, other| one >= other));
-        assert!(lens[1] > 500 && lens[lens.len() - 3] == 32);
+        assert_eq!((lens[0], lens[1], lens[lens.len() - 3]), (10, 2048, 32));
     }
 }
