@@ -322,7 +322,7 @@ def test_what_runs_with_other_rights_is_waited_for(sessions, command, folder, ke
     command(f"{as_another} sleep 2 & cat {key_file}")
     started = time.monotonic()
     assert fingerprints(sessions()) == [fingerprint(key) for key in keys]
-    assert 2 <= time.monotonic() - started < 4
+    assert 2 <= time.monotonic() - started < 10
 
     command(f"{as_another} sleep 20 & echo $! >>{folder}/ids; wait")
 
@@ -333,11 +333,11 @@ def test_what_runs_with_other_rights_is_waited_for(sessions, command, folder, ke
         return error.value.diag.message_primary, time.monotonic() - started
 
     cancelled = sessions()
-    cancelled.execute("SET statement_timeout = '1s'")
+    cancelled.execute("SET statement_timeout = '2s'")
     with ThreadPoolExecutor() as pool:
         (late, late_seconds), (early, early_seconds) = pool.map(run, [sessions(), cancelled])
     assert (late, early) == (FAILURE + "it took longer than 10 s", "canceling statement due to statement timeout")
-    assert 12 <= late_seconds < 15 and 3 <= early_seconds < 6
+    assert 12 <= late_seconds < 18 and 4 <= early_seconds < 10
     # It was not killed.
     assert len(survivors(processes(folder / "ids", 2))) == 2
 
@@ -365,7 +365,7 @@ def test_without_proc(keys):
         assert fingerprints(session) == [fingerprint(key) for key in keys]
         assert time.monotonic() - started >= 2
 
-        session.execute("SET statement_timeout = '500ms'")
+        session.execute("SET statement_timeout = '2s'")
         for command, left in (f"sleep 20 & echo $! >{ids}; wait", 0), (f"setsid sleep 20 & echo $! >{ids}; wait", 1):
             use(command)
             with pytest.raises(psycopg.errors.QueryCanceled):

@@ -19,9 +19,7 @@ use std::convert::Infallible;
 use std::iter;
 use std::ops::{Deref, Range};
 
-use super::runs::{
-    has_form, is_char, joins_runs, may_hold_tokens, places, runs, stretches, trimmed,
-};
+use super::runs::{has_form, is_char, joins_runs, places, runs, stretches, trimmed};
 use super::{Error, IV, Keyring, Token, codec};
 
 /// Where tokens are looked for.
