@@ -155,6 +155,8 @@ def test_logical_replication_workers(host, owner, preload, streaming):
     try:
         with subscription(host, streaming) as publisher:
             wait_until(lambda: column(owner, "SELECT n FROM seen WHERE n = 1"))
+            # Until then, the worker that copies applies changes, too.
+            wait_until(lambda: value(owner, "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel"))
             # The first changes after that may go to the worker that already exists.
             for n in range(2, 100):
                 publisher.execute("INSERT INTO owner.replicated VALUES (%s)", [n])
