@@ -204,24 +204,27 @@ fn beginning_with_text(value: &[u8], stretch: Range<usize>) -> Option<Range<usiz
 
 fn tokens_in_a_stretch(keys: &[Key], value: &[u8], stretch: Range<usize>) -> Vec<Found> {
     let joins = |byte: u8| b"/+\\".contains(&byte);
-    let without_joints = |mut range: Range<usize>| {
-        while !range.is_empty() && joins(value[range.end - 1]) {
-            range.end -= 1;
+    // What is before the byte, or before the escape, that joins it to what follows.
+    let before_joint = |range: Range<usize>| {
+        let mut end = range.end.checked_sub(1).filter(|end| range.contains(end))?;
+        if !b"/+".contains(&value[end]) {
+            return None;
         }
-        range
+        while end > range.start && value[end - 1] == b'\\' {
+            end -= 1;
+        }
+        Some(range.start..end)
     };
     // The last one first: where another one ends is known only from what follows it.
-    let joined = |mut range: Range<usize>| {
+    let joined = |range: Range<usize>| {
         let mut found = Vec::new();
-        while value[range.clone()].iter().any(|&byte| joins(byte))
+        let mut rest = Some(range);
+        while let Some(range) = rest
+            && value[range.clone()].iter().any(|&byte| joins(byte))
             && let Some(last) = opened_at_the_end(keys, value, range.clone())
         {
-            range.end = without_joints(range.start..last.place.start).end;
-            let is_apart = range.end < last.place.start;
+            rest = before_joint(range.start..last.place.start);
             found.insert(0, last);
-            if !is_apart {
-                break;
-            }
         }
         found
     };
@@ -233,8 +236,7 @@ fn tokens_in_a_stretch(keys: &[Key], value: &[u8], stretch: Range<usize>) -> Vec
             continue;
         }
         if let Some(found) = opened_at_the_end(keys, value, start..at) {
-            let before = without_joints(rest..found.place.start);
-            if before.end < found.place.start {
+            if let Some(before) = before_joint(rest..found.place.start) {
                 tokens.extend(joined(before));
             }
             rest = found.place.end;
@@ -263,25 +265,33 @@ fn without_others(value: &[u8], place: Range<usize>) -> Range<usize> {
     place
 }
 
-/// Finds the token at the end of a text of digits, if a key opens one.
+/// Finds the token at the end of a text of digits, if a key opens one. Any `/` and `+` at the end may
+/// belong to it or not.
 fn opened_at_the_end(keys: &[Key], value: &[u8], text: Range<usize>) -> Option<Found> {
+    let joints = |&&byte: &&u8| b"/+\\".contains(&byte);
+    let first_end = text.end - value[text.clone()].iter().rev().take_while(joints).count();
     let mut tried = 0;
     for start in text.clone().rev() {
-        let place = start..text.end;
-        if !value[place.clone()].starts_with(b"gAAA") {
-            continue;
-        }
-        let Some(record) = record_at(value, place.clone()) else {
-            continue;
-        };
-        // Limits the effort, because of hostile values.
-        tried += place.len();
-        if tried >= 4 * text.len() && place != text {
-            continue;
-        }
-        let found = found(keys, record, place);
-        if found.outcome.is_ok() {
-            return Some(found);
+        for end in first_end..=text.end {
+            let place = start..end;
+            if start + 4 > end || !value[place.clone()].starts_with(b"gAAA") {
+                continue;
+            }
+            if end > first_end && value[end - 1] == b'\\' {
+                continue;
+            }
+            let Some(record) = record_at(value, place.clone()) else {
+                continue;
+            };
+            // Limits the effort, because of hostile values.
+            tried += place.len();
+            if tried >= 4 * text.len() && start != text.start {
+                continue;
+            }
+            let found = found(keys, record, place);
+            if found.outcome.is_ok() {
+                return Some(found);
+            }
         }
     }
     None

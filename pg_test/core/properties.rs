@@ -703,6 +703,7 @@ fn tokens_in_a_path() {
             format!("\"{escaped}\\/{escaped}\\/{escaped}\""),
             &[Ok(1); 3],
         ),
+        (format!("\"{escaped}\\/\""), &[Ok(1)]),
         // If no key opens it, there must be nothing else in the stretch.
         (format!("{unknown}/{token}"), &[Ok(1)]),
         (format!("{unknown}\\/{escaped}"), &[Ok(1)]),
@@ -733,6 +734,32 @@ fn tokens_in_a_path() {
             after.replace_range(at..at + token.len(), "?");
         }
         assert_eq!(after, before);
+    }
+}
+
+/// A token in the standard alphabet may have as its last characters what joins it to the next one.
+#[test]
+fn tokens_that_end_in_what_joins_them() {
+    let (new, old) = (encode(&[1; 32]), encode(&[2; 32]));
+    let (ring, old) = (keyring(&[&new, &old]), keyring(&[&old]));
+    for end in ["-", "_", "-_", "__"] {
+        let mut tokens = (0..).map(|time| seal(&old, &[7; 40], time, &[5; 16]));
+        let token = tokens.find(|token| token.ends_with(end)).unwrap();
+        let token = token.replace('-', "+").replace('_', "/");
+        for joint in ["/", "+", "//+"] {
+            for slash in ["/", "\\/", "\\\\/"] {
+                let path = [&token[..]; 3].join(joint).replace('/', slash);
+                for value in [path.clone(), format!("a/{path}/\""), format!("{path}\\/,")] {
+                    assert_eq!(inspect(&ring, value.as_bytes()), [Ok(1); 3], "{value}");
+                    let rotated = rotate_value(&ring, value.as_bytes()).unwrap();
+                    assert_eq!(inspect(&ring, &rotated), [Ok(0); 3], "{value}");
+                    let joint = joint.replace('/', slash);
+                    let rest = value.replace(&path, "");
+                    let made = 3 * token.len() + 2 * joint.len() + rest.len();
+                    assert_eq!(rotated.len(), made, "{value}");
+                }
+            }
+        }
     }
 }
 

@@ -318,8 +318,11 @@ def as_another(folder):
 
 @needs_root
 def test_what_runs_with_other_rights_is_waited_for(sessions, command, folder, key_file, keys, as_another):
-    # For as long as it runs.
-    command(f"{as_another} sleep 2 & cat {key_file}")
+    # For as long as it runs. Until it has the other rights, it is killed at the end of the command.
+    has_them = folder / "has_them"
+    os.mkfifo(has_them)
+    has_them.chmod(0o666)
+    command(f"{as_another} sh -c 'echo >&3; exec sleep 2' 3>{has_them} & read _ <{has_them}; cat {key_file}")
     started = time.monotonic()
     assert fingerprints(sessions()) == [fingerprint(key) for key in keys]
     assert 2 <= time.monotonic() - started < 10

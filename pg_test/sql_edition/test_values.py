@@ -71,8 +71,18 @@ def random_part(rng, keys):
     return token
 
 
+def joined_tokens(rng, keys):
+    """Tokens in the standard alphabet, and what joins them is in it, too."""
+    slash = rng.choice([b"/", b"\\/", b"\\\\/"])
+    tokens = [pyca.encrypt(rng.choice(keys), rng.randbytes(rng.choice([40, rng.randrange(60)])), 1_700_000_000) for _ in range(rng.randint(2, 4))]
+    joint = rng.choice([b"/", b"+", b"//", b"+/"])
+    return joint.join(tokens).replace(b"=", b"").replace(b"-", b"+").replace(b"_", b"/").replace(b"/", slash)
+
+
 def random_value(rng, keys):
     value = rng.choice(SEPARATORS)
+    if rng.random() < 0.1:
+        value += joined_tokens(rng, keys) + rng.choice(SEPARATORS)
     for _ in range(rng.choice([1, 1, 2, 2, 3, 5])):
         value += random_part(rng, keys) + rng.choice(SEPARATORS) + (rng.choice(SEPARATORS) if rng.random() < 0.5 else b"")
     if rng.random() < 0.05:
@@ -154,6 +164,33 @@ def test_values_as_the_native_edition(db, native, rng):
         assert as_text == [code for _, code in attempts(native, "fernet_rotate(convert_from($1, 'UTF8'))", texts)]
     print(seen)
     assert min(seen[None], seen["changed"], seen["39000"]) > MIXED / 10
+
+
+@pytest.mark.parametrize("form", [
+    "S", "x/S", "S/S", "S+S", "S/S/S/S+S", "S/U/S", "U/S/S", "U+S/S/U/S", r'"S\/S\/S"', r'"U\/S\\/S\/U\/x"', "x/S,S/S", "/home/S/S=", '"/S", "S+S"'])
+def test_tokens_that_other_bytes_join(db, native, rng, form):
+    """In the standard alphabet, S, which has the bytes that join it to others; and in the URL-safe one, U. The rules for
+    the random values above know no more of this than that both editions do the same."""
+    new, old = pyca.key_of(rng), pyca.key_of(rng)
+
+    def token(kind):
+        # 40 bytes need no padding.
+        token = pyca.encrypt(old, b"secret" + rng.randbytes(34), 1_700_000_000)
+        assert not token.endswith(b"=")
+        if kind == "U":
+            return token
+        token = token.replace(b"-", b"+").replace(b"_", b"/")
+        return token.replace(b"/", b"\\/") if '"' in form else token
+
+    value_ = b"".join(token(part) if part in ("S", "U") else part.encode() for part in form)
+    count = sum(form.count(part) for part in "SU")
+    for session in (db, native):
+        set_keys(session, new, old)
+        rotated = value(session, "SELECT fernet_rotate(%s::bytea)", value_)
+        made = re.compile(rb"gAAA[A-Za-z0-9_-]{136}")
+        assert made.sub(b"?", rotated).decode() == form.replace("S", "?").replace("U", "?")
+        assert [pyca.opener([new, old], token) for token in made.findall(rotated)] == [0] * count
+        assert value(session, "SELECT fernet_key_index(%s::bytea)", rotated) == 1
 
 
 @pytest.mark.parametrize("type", ["json", "jsonb"])

@@ -572,16 +572,16 @@ DECLARE
         -- Tokens in a value
         --
 
-        -- Finds the token at the end of a run of characters, or of several joined runs, from any `gAAA` on, the shortest
-        -- first, and opens it. `behind` is the text after it. If no key opens a token, but the whole run has the form of
-        -- one, returns the refusal. If it does not, all results are NULL.
+        -- Finds and opens the token at the end of a run of characters, or of several joined runs, from any `gAAA` on, the
+        -- shortest first. Tokens in the standard alphabet may be joined as their runs are: so if a token is found, and
+        -- joined runs come before it, looks at their end, too. Returns the last token first. `behind` is the text after the
+        -- run. If no key opens a token, but the whole run has the form of one, returns only the refusal.
         --
         -- A run of nothing but `gAAA` holds so many places that trying all of them would take quadratic time. So, except
         -- for the whole run, it gives up once it has tried four times the run's length: see src/fernet/runs.rs.
-        CREATE OR REPLACE FUNCTION {self}._fernet_open_run(
-                run text, behind text, keys bytea[],
-                OUT at integer, OUT key_index integer, OUT record bytea, OUT padded bytea, OUT refusal text)
-            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+        CREATE OR REPLACE FUNCTION {self}._fernet_open_run(run text, behind text, keys bytea[])
+            RETURNS TABLE (at integer, size integer, key_index integer, record bytea, padded bytea, refusal text)
+            LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE ROWS 1
             SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
         AS $$
         DECLARE
@@ -591,8 +591,16 @@ DECLARE
             -- Counting characters in text, or finding one, takes time in proportion to its length; bytes do not.
             bytes constant bytea := convert_to(run, getdatabaseencoding());
             run_length constant integer := octet_length(bytes);
-            effort integer := 4 * run_length;
-            count integer := 0;
+            first_join constant integer := length(substring(run, E'^[^/+\\\\]*'));
+            -- Where the text that is searched ends. If its last bytes join runs, those of them that are needed for the length
+            -- of a token may be its last characters: how many there are, and where the token ends with none, one, or more.
+            search_end integer := run_length;
+            join_count integer;
+            ends integer[];
+            own integer;
+            effort integer;
+            chars text;
+            count integer;
             key bytea;
             signed integer;
             len integer;
@@ -600,24 +608,57 @@ DECLARE
         BEGIN
             at := run_length;
             FOR part IN REVERSE cardinality(parts) .. 2 LOOP
-                at := at - length(parts[part]) - 4;
-                count := count + length(replace(parts[part], E'\\', '')) + 4;
-                -- Cut short, or not the length of a token.
-                CONTINUE WHEN -count & 3 > pad_count OR count * 3::bigint / 4 < 73 OR (count * 3::bigint / 4 - 57) % 16 <> 0;
-                effort := greatest(0, effort - (run_length - at));
-                CONTINUE WHEN effort = 0 AND at > 0;
-                record := {self}._fernet_record(replace(encode(substring(bytes, at + 1), 'escape'), E'\\', ''));
-                {open}
-                IF refusal IS NULL THEN
-                    RETURN;
+                chars := parts[part];
+                IF ends IS NULL THEN
+                    chars := rtrim(chars, E'/+\\');
+                    ends := ARRAY[at - length(parts[part]) + length(chars)];
+                    join_count := 0;
+                    FOR place IN ends[1] .. search_end - 1 LOOP
+                        IF get_byte(bytes, place) <> ascii(E'\\') THEN
+                            join_count := join_count + 1;
+                            IF join_count < 64 THEN
+                                ends := array_append(ends, place + 1);
+                            END IF;
+                        END IF;
+                    END LOOP;
+                    effort := 4 * search_end;
+                    count := 0;
                 END IF;
+                at := at - length(parts[part]) - 4;
+                count := count + length(replace(chars, E'\\', '')) + 4;
+                -- A token without padding has 140 characters, or 64 more, and so on.
+                own := (140 - count) & 63;
+                FOREACH own IN ARRAY CASE WHEN own < join_count THEN ARRAY[own, join_count] ELSE ARRAY[join_count] END LOOP
+                    record := NULL;
+                    size := CASE own WHEN join_count THEN search_end ELSE ends[own + 1] END - at;
+                    -- Cut short, or not the length of a token.
+                    CONTINUE WHEN -(count + own) & 3 > CASE at + size WHEN run_length THEN pad_count ELSE 0 END
+                        OR (count + own) * 3::bigint / 4 < 73 OR ((count + own) * 3::bigint / 4 - 57) % 16 <> 0;
+                    effort := greatest(0, effort - size);
+                    CONTINUE WHEN effort = 0 AND at > 0;
+                    record := {self}._fernet_record(replace(encode(substring(bytes, at + 1, size), 'escape'), E'\\', ''));
+                    {open}
+                    EXIT WHEN refusal IS NULL;
+                END LOOP;
+                CONTINUE WHEN key_index IS NULL;
+                RETURN NEXT;
+                key_index := NULL;
+                search_end := at - 1;
+                EXIT WHEN search_end <= first_join OR get_byte(bytes, search_end) NOT IN (ascii('/'), ascii('+'));
+                WHILE search_end > first_join AND get_byte(bytes, search_end - 1) = ascii(E'\\') LOOP
+                    search_end := search_end - 1;
+                END LOOP;
+                EXIT WHEN search_end = first_join;
+                ends := NULL;
             END LOOP;
             -- The whole run came last, if it has the length of a token.
-            IF record IS NULL OR octet_length(record) <> count * 3::bigint / 4 OR left(run, 6) <> 'gAAAAA' THEN
-                refusal := NULL;
+            IF search_end = run_length AND record IS NOT NULL AND left(run, 6) = 'gAAAAA' THEN
+                at := NULL;
+                size := NULL;
+                record := NULL;
+                padded := NULL;
+                RETURN NEXT;
             END IF;
-            record := NULL;
-            at := NULL;
         END $$;
 
         -- Finds the tokens in a stretch: an unbroken sequence of base64 characters, in which a `/` may be escaped, as in
@@ -642,34 +683,38 @@ DECLARE
             joined text;
         BEGIN
             FOREACH run IN ARRAY regexp_split_to_array(stretch, joins) LOOP
+                refused := NULL;
                 IF length(run) >= shortest_token AND strpos(run, 'gAAA') > 0 THEN
-                    token := {self}._fernet_open_run(
-                        run, CASE WHEN run_at + length(run) = stretch_length THEN behind ELSE '' END, keys);
-                    refused := token.refusal;
-                    IF token.key_index IS NOT NULL THEN
+                    FOR token IN SELECT * FROM {self}._fernet_open_run(
+                            run, CASE WHEN run_at + length(run) = stretch_length THEN behind ELSE '' END, keys) LOOP
+                        refused := token.refusal;
+                        CONTINUE WHEN refused IS NOT NULL;
                         -- A token in the other alphabet may end before the byte that joins the runs.
-                        joined := substring(stretch, rest + 1, run_at + token.at - rest);
-                        IF joined ~ (joins || '$') THEN
-                            joined := rtrim(joined, E'/+\\');
-                            IF length(joined) >= shortest_token AND joined ~ joins AND strpos(joined, 'gAAA') > 0 THEN
-                                RETURN QUERY SELECT rest + t.at, length(joined) - t.at, t.key_index, t.record, t.padded, NULL::text
-                                    FROM {self}._fernet_open_run(joined, '', keys) AS t WHERE t.key_index IS NOT NULL;
+                        IF run_at + token.at - rest > shortest_token THEN
+                            joined := substring(stretch, rest + 1, run_at + token.at - rest);
+                            IF right(joined, 1) IN ('/', '+') THEN
+                                joined := rtrim(left(joined, -1), E'\\');
+                                IF length(joined) >= shortest_token AND joined ~ joins AND strpos(joined, 'gAAA') > 0 THEN
+                                    RETURN QUERY SELECT rest + t.at, t.size, t.key_index, t.record, t.padded, NULL::text
+                                        FROM {self}._fernet_open_run(joined, '', keys) AS t
+                                        WHERE t.refusal IS NULL ORDER BY t.at;
+                                END IF;
                             END IF;
                         END IF;
-                        RETURN QUERY SELECT run_at + token.at, length(run) - token.at, token.key_index, token.record, token.padded, NULL::text;
+                        RETURN QUERY SELECT run_at + token.at, token.size, token.key_index, token.record, token.padded, NULL::text;
                         rest := run_at + length(run);
-                    END IF;
+                    END LOOP;
                 END IF;
                 run_at := run_at + length(run) + 1;
             END LOOP;
             joined := substring(stretch, rest + 1);
             IF length(joined) >= shortest_token AND joined ~ joins AND strpos(joined, 'gAAA') > 0 THEN
-                token := {self}._fernet_open_run(joined, behind, keys);
-                refused := token.refusal;
-                IF token.key_index IS NOT NULL THEN
-                    RETURN QUERY SELECT rest + token.at, length(joined) - token.at, token.key_index, token.record, token.padded, NULL::text;
-                    RETURN;
-                END IF;
+                refused := NULL;
+                FOR token IN SELECT * FROM {self}._fernet_open_run(joined, behind, keys) AS t ORDER BY t.at LOOP
+                    refused := token.refusal;
+                    CONTINUE WHEN refused IS NOT NULL;
+                    RETURN QUERY SELECT rest + token.at, token.size, token.key_index, token.record, token.padded, NULL::text;
+                END LOOP;
             END IF;
             -- The last text that was tried is the whole stretch.
             IF rest = 0 AND refused IS NOT NULL THEN

@@ -76,10 +76,13 @@ pub(super) fn joins_runs(byte: &u8) -> bool {
     matches!(byte, b'/' | b'+' | b'\\')
 }
 
-/// Removes from the end of a part the bytes that join it to what follows.
-pub(super) fn trimmed(value: &[u8], part: Range<usize>) -> Range<usize> {
-    let behind = value[part.clone()].iter().rev();
-    part.start..part.end - behind.take_while(|byte| joins_runs(byte)).count()
+/// Returns what is before the byte that joins a part of a stretch to what follows, if one does.
+pub(super) fn before_join(value: &[u8], part: Range<usize>) -> Option<Range<usize>> {
+    let (b'/' | b'+', before) = value[part.clone()].split_last()? else {
+        return None;
+    };
+    let slashes = before.iter().rev().take_while(|&&byte| byte == b'\\');
+    Some(part.start..part.start + before.len() - slashes.count())
 }
 
 /// Counts the `\` at the front: an escape begins with several of them if the JSON is a string in
@@ -95,8 +98,14 @@ pub(super) fn is_char(byte: &&u8) -> bool {
 /// How many times the length of a run may be spent on the tokens that may be at its end.
 const EFFORT: usize = 4;
 
+/// How many characters the shortest token has that needs no padding, and by how many the others have
+/// more.
+const UNPADDED: usize = 140;
+const UNPADDED_STEP: usize = 64;
+
 /// Returns the places at the end of a run, or of several joined runs, at which there may be a token:
-/// from each `gAAA` on, the shortest first.
+/// from each `gAAA` on, the shortest first. If the last bytes join runs, those of them that are needed
+/// for the length of a token may be its last characters, and the others follow it.
 ///
 /// A run of nothing but `gAAA` holds so many places that trying all of them would take quadratic
 /// time. So it gives up, except for the run as a whole, once it has tried several times the length
@@ -107,16 +116,27 @@ const EFFORT: usize = 4;
 /// places that are each nearly as long as the token.
 pub(super) fn places(value: &[u8], run: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let padding = padding(&value[run.end..]);
+    let behind = value[run.clone()].iter().rev();
+    let first_end = run.end - behind.take_while(|byte| joins_runs(byte)).count();
+    let joins = (first_end..run.end).filter(|&at| value[at] != b'\\');
+    let join_count = joins.clone().count();
+    // By how many of them are the token's own.
+    let mut ends = [first_end; UNPADDED_STEP];
+    iter::zip(&mut ends[1..], joins).for_each(|(end, at)| *end = at + 1);
+
     let mut effort = EFFORT * run.len();
-    let (mut counted, mut chars) = (run.end, 0);
-    memmem::rfind_iter(&value[run.clone()], START)
+    let (mut counted, mut chars) = (first_end, 0);
+    memmem::rfind_iter(&value[run.start..first_end], START)
         .map(move |at| run.start + at)
-        .filter(move |&start| {
+        .flat_map(move |start| {
             chars += count_chars(&value[start..counted]);
             counted = start;
-            fits(chars, padding)
+            let own = UNPADDED.wrapping_sub(chars) % UNPADDED_STEP;
+            let unpadded = own < join_count && fits(chars + own, 0);
+            let with_all = fits(chars + join_count, padding);
+            let unpadded = unpadded.then(|| start..ends[own]).into_iter();
+            unpadded.chain(with_all.then_some(start..run.end))
         })
-        .map(move |start| start..run.end)
         .filter(move |place| {
             effort = effort.saturating_sub(place.len());
             effort > 0 || place.start == run.start
@@ -183,6 +203,7 @@ mod tests {
                 ("gAAA,", ""),
                 (r"gAAA\/", ""),
                 (r"gAAAA\\", "/"),
+                ("gAAA/////", ""),
                 ("gAAAgAAA/", ""),
             ] {
                 let value = hostile.repeat(size / hostile.len()) + padding;
@@ -254,7 +275,30 @@ mod tests {
         let found = |value: &str| runs(value.as_bytes(), &(0..value.len())).collect::<Vec<_>>();
         assert_eq!(found("gAAA-_gAAA")[0], 0..10);
         assert_eq!(found(r"a/gAAA/x\/gAAA+gAAAx"), [2..6, 10..14, 15..20]);
-        let trim = |value: &str| trimmed(value.as_bytes(), 0..value.len());
-        assert_eq!((trim(r"a/b\/"), trim("a"), trim("/")), (0..3, 0..1, 0..0));
+        let before = |value: &str| before_join(value.as_bytes(), 0..value.len());
+        assert_eq!(
+            [r"a/b\\/", "a++", "/", "a", ""].map(before),
+            [Some(0..3), Some(0..2), Some(0..0), None, None]
+        );
+    }
+
+    #[test]
+    fn what_joins_runs_may_be_the_end_of_a_token() {
+        let found = |chars: usize, joins: &str| {
+            let value = format!("gAAA{}{joins}==", "x".repeat(chars - 4));
+            let places = places(value.as_bytes(), 0..value.len() - 2);
+            places.map(|place| place.end).collect::<Vec<_>>()
+        };
+        assert_eq!(found(140, ""), [140]);
+        assert_eq!(found(140, "//"), [140]);
+        assert_eq!(found(138, "/+/"), [140]);
+        // Two more, and a `\` each.
+        assert_eq!(found(138, r"\/\/\/"), [142]);
+        assert_eq!(found(138, r"\/"), [] as [usize; 0]);
+        // With padding, only as a whole.
+        assert_eq!(found(118, "/"), [119]);
+        assert_eq!(found(118, "//"), [] as [usize; 0]);
+        assert_eq!(found(204 - 63, &"/".repeat(1000)), [204]);
+        assert_eq!(found(140, &"/".repeat(64)), [140, 204]);
     }
 }

@@ -19,7 +19,7 @@ use std::convert::Infallible;
 use std::iter;
 use std::ops::{Deref, Range};
 
-use super::runs::{has_form, is_char, joins_runs, places, runs, stretches, trimmed};
+use super::runs::{before_join, has_form, is_char, joins_runs, places, runs, stretches};
 use super::{Error, IV, Keyring, Token, codec};
 
 /// Where tokens are looked for.
@@ -225,8 +225,7 @@ impl Keyring {
                 };
                 // A token in the other alphabet may end before the byte that joins the runs. If nothing
                 // joined them, both would be one run after the rotation.
-                let before = trimmed(value, rest..opened.place.start);
-                if before.end < opened.place.start
+                if let Some(before) = before_join(value, rest..opened.place.start)
                     && search.take_joined(before, &mut take)?.is_some()
                 {
                     // What follows may have moved.
@@ -299,18 +298,18 @@ impl Search<'_> {
     /// since there may be many.
     fn take_joined<E>(
         &mut self,
-        mut range: Range<usize>,
+        range: Range<usize>,
         mut take: impl FnMut(&mut Output<'_>, Opened) -> Result<(), E>,
     ) -> Result<Option<usize>, E> {
         const END: usize = size_of::<usize>();
         let (last, mut first) = (range.end, None);
-        while let Some(Opened { place, .. }) = self.open_in_joined(range.clone()) {
+        let mut rest = Some(range);
+        while let Some(range) = rest
+            && let Some(Opened { place, .. }) = self.open_in_joined(range.clone())
+        {
             self.output.at(place.start)[..END].copy_from_slice(&place.end.to_ne_bytes());
-            range = trimmed(self.value, range.start..place.start);
             first = Some(place.start);
-            if range.end == place.start {
-                break;
-            }
+            rest = before_join(self.value, range.start..place.start);
         }
         let gap = self.output.gap;
         let mut next = first;
@@ -322,7 +321,8 @@ impl Search<'_> {
                 take(&mut self.output, opened)?;
             }
             let between = self.value[end..last].iter();
-            next = (end < last).then(|| end + between.take_while(|byte| joins_runs(byte)).count());
+            let start = end + between.take_while(|byte| joins_runs(byte)).count();
+            next = (start < last).then_some(start);
         }
         Ok(first.map(|_| last))
     }
