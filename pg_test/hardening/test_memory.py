@@ -34,14 +34,15 @@ def tokens(db, rng):
 
 
 def growth(db, run, calls):
-    """By how much memory grows over two halves of that many calls, after the first thousand. `run` makes some, and
-    returns their number."""
+    """By how much memory grows over two halves of that many calls, after the first thousand: the lesser, and the greater.
+    `run` makes some, and returns their number. What leaks does so in both halves. But once autovacuum has analyzed the
+    catalogs, statements are planned again, with statistics of 1.5 MB."""
     assert run(1000) == 1000
     sizes = [private_memory(db)]
     for _ in range(2):
         assert run(calls // 2) == calls // 2
         sizes.append(private_memory(db))
-    return sizes[1] - sizes[0], sizes[2] - sizes[1]
+    return sorted([sizes[1] - sizes[0], sizes[2] - sizes[1]])
 
 
 @pytest.mark.parametrize("call", [
@@ -63,9 +64,9 @@ def test_every_function(db, tokens, call):
     def run(calls):
         return value(db, f"SELECT count({call}) FROM tokens, generate_series(1, 1000) AS a, generate_series(1, {calls // 1000}) AS b")
 
-    first, second = growth(db, run, CALLS)
-    assert first < MEGABYTE
-    assert second < MEGABYTE // 4
+    lesser, greater = growth(db, run, CALLS)
+    assert lesser < MEGABYTE // 4
+    assert greater < 2 * MEGABYTE
 
 
 @pytest.mark.parametrize(("code", "call"), [
@@ -99,9 +100,9 @@ def test_every_error_caught(db, tokens, code, call):
             END LOOP;
             RETURN caught;
         END $$""")
-    first, second = growth(db, lambda times: value(db, "SELECT pg_temp.catch(%s, %s)", code, times), count(20_000, CALLS))
-    assert first < MEGABYTE
-    assert second < MEGABYTE // 4
+    lesser, greater = growth(db, lambda times: value(db, "SELECT pg_temp.catch(%s, %s)", code, times), count(20_000, CALLS))
+    assert lesser < MEGABYTE // 4
+    assert greater < 2 * MEGABYTE
     # The session is as it was.
     if code not in ("55000", "F0000"):
         assert value(db, "SELECT fernet_key_index(fernet_encrypt('x'))") == 1
@@ -123,12 +124,12 @@ def test_the_trigger(db, tokens, statement):
         return times
 
     try:
-        first, second = growth(db, run, count(40_000, CALLS))
+        lesser, greater = growth(db, run, count(40_000, CALLS))
         assert value(db, "SELECT count(*) FROM written") == (0 if "EXCEPTION" in statement else 1000 + count(40_000, CALLS))
     finally:
         db.execute("DROP TABLE written")
-    assert first < MEGABYTE
-    assert second < MEGABYTE // 4
+    assert lesser < MEGABYTE // 4
+    assert greater < 2 * MEGABYTE
 
 
 @pytest.mark.parametrize("type", ["text", "char(200)", "bytea"])
@@ -142,9 +143,9 @@ def test_columns_there_and_back(db, tokens, type):
                 assert db.execute(f"CALL fernet_{procedure}_column('there', 'value', 40)").fetchone()[0] == 100
         return values
 
-    first, second = growth(db, run, 100 * WHOLE_COLUMNS)
-    assert first < MEGABYTE
-    assert second < MEGABYTE // 4
+    lesser, greater = growth(db, run, 100 * WHOLE_COLUMNS)
+    assert lesser < MEGABYTE // 4
+    assert greater < 2 * MEGABYTE
 
 
 @pytest.mark.parametrize("type", ["text", "jsonb", "text[]"])
@@ -166,9 +167,9 @@ def test_whole_columns(db, tokens, call, type):
             assert sum(cursor.fetchone()) == 100
         return values
 
-    first, second = growth(db, run, 100 * WHOLE_COLUMNS)
-    assert first < MEGABYTE
-    assert second < MEGABYTE // 4
+    lesser, greater = growth(db, run, 100 * WHOLE_COLUMNS)
+    assert lesser < MEGABYTE // 4
+    assert greater < 2 * MEGABYTE
 
 
 def test_large_values(db, rng):
@@ -204,5 +205,5 @@ def test_changes_of_the_setting(db, rng):
         return value(db, "SELECT count(fernet_encrypt(set_config('fernet.keys', (%s::text[])[1 + n %% 2], false)::bytea))"
                          " FROM generate_series(1, %s) AS n", lists, times)
 
-    first, second = growth(db, run, count(2000, 200_000))
-    assert first + second < 2 * MEGABYTE
+    lesser, greater = growth(db, run, count(2000, 200_000))
+    assert lesser < MEGABYTE and greater < 3 * MEGABYTE

@@ -291,7 +291,7 @@ impl Search<'_> {
     }
 
     /// Calls `take` with each token in several joined runs of which none has such a token at its end.
-    /// Returns where the last one ends.
+    /// Returns where the last of the runs ends.
     ///
     /// Where a token ends is known only from what follows it, so the last one is found first. But they
     /// are replaced from left to right. Until then, each one's end is kept at its place in the buffer,
