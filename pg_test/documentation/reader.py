@@ -9,6 +9,7 @@ import time
 
 from key_files import folder_for
 from pages import ROOT
+from postgres import is_progress
 
 RUN = shlex.split(os.environ.get("PG_FERNET_RUN", ""))
 END = "-- end of the block --"
@@ -142,4 +143,4 @@ class Reader:
 def relevant_lines(text):
     """Without blank lines, and without what depends on progress and speed."""
     lines = (re.sub(r"( rows) in .* rows/s$", r"\1", line.rstrip()) for line in text.splitlines())
-    return [line for line in lines if line and not re.match("NOTICE:  (rotating|encrypting|decrypting|checking what)", line)]
+    return [line for line in lines if line and not is_progress(line.removeprefix("NOTICE:  "))]

@@ -14,7 +14,7 @@ from psycopg import errors
 
 from cluster import RUN, Cluster, is_alive
 from key_files import folder_for, write
-from postgres import connect, major_version, notices, value
+from postgres import connect, is_progress, major_version, notices, value
 from tables import ENCRYPT, LOST, NEW, OLD, ROTATE, call_held_at, census, contents, fill, filled, in_background, rotate, under, wait_until, waits_for_lock
 
 ROWS = 20_000
@@ -606,9 +606,10 @@ def test_an_error_of_a_deferred_trigger(db, sessions, deferred):
 def test_progress_is_that_of_all(db, sessions, held):
     fill(db, ROWS)
     caller = sessions()
-    told = notices(caller, "NOTICE")
+    told = []
+    caller.add_notice_handler(lambda diag: is_progress(diag.message_primary) and told.append(diag.message_primary))
     with held(caller) as calling:
-        wait_until(lambda: any(message.startswith("rotating: ") for message in told))
+        wait_until(lambda: told)
         calling.go_on()
         assert calling.call.result() == ROTATE.counts(ROWS)
     print(*told, sep="\n")

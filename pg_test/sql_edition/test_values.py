@@ -10,7 +10,7 @@ import pytest
 
 import pyca
 import test_mutations
-from postgres import ROOT, attempts, column, set_keys, value
+from postgres import ROOT, attempts, column, is_progress, set_keys, value
 
 VECTORS = ROOT / "pg_test" / "vectors"
 MIXED = 4_000
@@ -258,7 +258,7 @@ def tables(db, native, rng):
         for session, table in (db, "ours"), (native, "theirs"):
             set_keys(session, *keys)
             said[table] = []
-            session.add_notice_handler(lambda diag, said=said[table], table=table: said.append(
+            session.add_notice_handler(lambda diag, said=said[table], table=table: is_progress(diag.message_primary) or said.append(
                 (diag.severity, diag.message_primary.split(" in ")[0], (diag.message_detail or "").replace(table, "it"), diag.message_hint)))
 
         def call(procedure):

@@ -55,12 +55,18 @@ def column(session, query, *parameters):
     return [row[0] for row in session.execute(query, parameters or None)]
 
 
+def is_progress(message):
+    """Whether it is one of those that a CALL sends every second, and a fast one not at all."""
+    return re.match("(rotating|encrypting|decrypting|checking what was written meanwhile|counting what is left): ", message)
+
+
 def notices(session, severity=None):
     """Collects into a list the notices and warnings, or those of one severity, that the session sends from now
-    on."""
+    on, but not its progress."""
     collected = []
     session.add_notice_handler(
-        lambda diag: collected.append(diag.message_primary) if severity in (None, diag.severity) else None)
+        lambda diag: collected.append(diag.message_primary)
+        if severity in (None, diag.severity) and not is_progress(diag.message_primary) else None)
     return collected
 
 
