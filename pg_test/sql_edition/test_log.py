@@ -1,10 +1,12 @@
 """What the server logs about the queries in our functions has no key in it, and no plaintext."""
 
 import base64
+import re
 
 import psycopg
 import pytest
 
+from edition import SCRIPT
 from postgres import connect, server_log
 from tables import NEW, OLD
 
@@ -91,6 +93,14 @@ def test_no_plan_has_a_key_or_a_plaintext_in_it(watched, sessions, nested, writt
             assert not shown(half, log)
         assert key[:20] not in log and key[20:] not in log
     assert not shown(SECRET.encode(), log)
+
+
+def test_no_loop_over_a_query_has_the_keys():
+    """Its variables become parameters, which auto_explain logs from PostgreSQL 16 on."""
+    loops = re.findall(r"FOR \w+ IN\s+(?:SELECT|EXECUTE)\b.*?\bLOOP\b", SCRIPT.read_text(), re.DOTALL)
+    assert loops
+    for loop in loops:
+        assert not re.search(r"\bkeys\b", loop), loop
 
 
 def test_what_is_logged_of_the_trigger(watched, db, sessions):

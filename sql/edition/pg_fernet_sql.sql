@@ -685,8 +685,8 @@ DECLARE
             FOREACH run IN ARRAY regexp_split_to_array(stretch, joins) LOOP
                 refused := NULL;
                 IF length(run) >= shortest_token AND strpos(run, 'gAAA') > 0 THEN
-                    FOR token IN SELECT * FROM {self}._fernet_open_run(
-                            run, CASE WHEN run_at + length(run) = stretch_length THEN behind ELSE '' END, keys) LOOP
+                    FOREACH token IN ARRAY ARRAY(SELECT t FROM {self}._fernet_open_run(
+                            run, CASE WHEN run_at + length(run) = stretch_length THEN behind ELSE '' END, keys) AS t) LOOP
                         refused := token.refusal;
                         CONTINUE WHEN refused IS NOT NULL;
                         -- A token in the other alphabet may end before the byte that joins the runs.
@@ -710,7 +710,7 @@ DECLARE
             joined := substring(stretch, rest + 1);
             IF length(joined) >= shortest_token AND joined ~ joins AND strpos(joined, 'gAAA') > 0 THEN
                 refused := NULL;
-                FOR token IN SELECT * FROM {self}._fernet_open_run(joined, behind, keys) AS t ORDER BY t.at LOOP
+                FOREACH token IN ARRAY ARRAY(SELECT t FROM {self}._fernet_open_run(joined, behind, keys) AS t ORDER BY t.at) LOOP
                     refused := token.refusal;
                     CONTINUE WHEN refused IS NOT NULL;
                     RETURN QUERY SELECT rest + token.at, token.size, token.key_index, token.record, token.padded, NULL::text;
