@@ -95,12 +95,14 @@ def test_no_plan_has_a_key_or_a_plaintext_in_it(watched, sessions, nested, writt
     assert not shown(SECRET.encode(), log)
 
 
-def test_no_loop_over_a_query_has_the_keys():
-    """Its variables become parameters, which auto_explain logs from PostgreSQL 16 on."""
-    loops = re.findall(r"FOR \w+ IN\s+(?:SELECT|EXECUTE)\b.*?\bLOOP\b", SCRIPT.read_text(), re.DOTALL)
-    assert loops
-    for loop in loops:
-        assert not re.search(r"\bkeys\b", loop), loop
+@pytest.mark.parametrize("start_to_end", [r"FOR [\w, ]+ IN\s+(?:SELECT|WITH|EXECUTE)\b.*?\bLOOP\b", r"OPEN \w+.*?;"], ids=["loop", "cursor"])
+def test_no_cursor_has_the_keys(start_to_end):
+    """The variables in its query become parameters, which auto_explain logs from PostgreSQL 16 on. A FOR loop over a query
+    has one, too."""
+    queries = re.findall(start_to_end, SCRIPT.read_text(), re.DOTALL)
+    assert queries
+    for query in queries:
+        assert not re.search(r"\bkeys\b", query), query
 
 
 def test_what_is_logged_of_the_trigger(watched, db, sessions):
